@@ -262,7 +262,8 @@ fn inspect_shows_interface_ports_and_imports() {
     let found: Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(found["interface"], "trunkline:transform/plugin@1.1.0");
     assert_eq!((&found["ports"], &found["keeps_schema"]), (&serde_json::json!(["default"]), &Value::Bool(true)));
-    assert_eq!(found["imports"], serde_json::json!(["trunkline:transform/host@1.1.0"]));
+    let imports = ["trunkline:transform/host@1.1.0", "trunkline:transform/inputs@1.1.0"];
+    assert_eq!(found["imports"], serde_json::json!(imports));
     assert_eq!(found["uses_state"], Value::Bool(false));
     assert!(found["bytes"].as_u64().unwrap() > 10_000, "{stdout}");
     // without a configuration, the ports are unknown

@@ -11,6 +11,7 @@ mod client;
 mod debezium;
 mod encode;
 mod latency;
+mod loads;
 mod logfile;
 mod measure;
 mod mysql;
@@ -25,6 +26,7 @@ mod scaling;
 mod search;
 mod table;
 mod tls;
+mod warehouse;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,7 +39,7 @@ use crate::records::LINE_BYTES;
 use crate::table::Table;
 
 /// The rows of log pipelines, in the table's order. The first six are `pipeline`. The rows of MySQL
-/// follow them.
+/// and of warehouses follow them.
 const ROWS: [&str; 19] = [
     "none",
     "combined",
@@ -84,8 +86,8 @@ fn main() -> ExitCode {
     };
     ran.unwrap_or_else(|| {
         eprintln!(
-            "{USAGE}\nROW: pipeline (the first six), mysql (all from mysql-snapshot), or {}\nROW with --baseline: {}\nGROUP: {}",
-            [ROWS.as_slice(), &mysql::ROWS].concat().join(", "),
+            "{USAGE}\nROW: pipeline (the first six), mysql (all from mysql-snapshot), warehouse (its five), or {}\nROW with --baseline: {}\nGROUP: {}",
+            all_rows().collect::<Vec<_>>().join(", "),
             baseline::ROWS.join(", "),
             scaling::GROUPS.join(", ")
         );
@@ -121,11 +123,15 @@ impl<'a> Selection<'a> {
                     rest
                 }
                 ["all", rest @ ..] => {
-                    this.rows.extend(ROWS.iter().chain(&mysql::ROWS));
+                    this.rows.extend(all_rows());
                     rest
                 }
                 ["mysql", rest @ ..] => {
                     this.rows.extend(mysql::ROWS);
+                    rest
+                }
+                ["warehouse", rest @ ..] => {
+                    this.rows.extend(warehouse::ROWS);
                     rest
                 }
                 ["pipeline", rest @ ..] => {
@@ -133,7 +139,7 @@ impl<'a> Selection<'a> {
                     rest
                 }
                 [row, rest @ ..] => {
-                    this.rows.push(ROWS.iter().chain(&mysql::ROWS).find(|known| *known == row)?);
+                    this.rows.push(all_rows().find(|known| known == row)?);
                     rest
                 }
             };
@@ -141,8 +147,13 @@ impl<'a> Selection<'a> {
     }
 
     fn rows_or_all(&self) -> Vec<&'a str> {
-        if self.rows.is_empty() { ROWS.into_iter().chain(mysql::ROWS).collect() } else { self.rows.clone() }
+        if self.rows.is_empty() { all_rows().collect() } else { self.rows.clone() }
     }
+}
+
+/// All rows, in the table's order.
+fn all_rows<'a>() -> impl Iterator<Item = &'a str> {
+    ROWS.into_iter().chain(mysql::ROWS).chain(warehouse::ROWS)
 }
 
 /// Prints the figures of a row that measures this process, one per round: for `--baseline`.
@@ -202,6 +213,9 @@ fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
         }
         if mysql::ROWS.into_iter().any(is_selected) {
             mysql::add(&mut table, &kafka, sampling, is_selected);
+        }
+        if warehouse::ROWS.into_iter().any(is_selected) {
+            warehouse::add(&mut table, &kafka, sampling, is_selected);
         }
     }
     // After that broker has stopped: this row has its own, and the others measure one core.

@@ -125,6 +125,12 @@ pub(crate) fn add(table: &mut Table, kafka: &Kafka, sampling: Sampling, is_selec
     }
 }
 
+/// A pipeline file with a source of this table.
+pub(crate) fn source(server: &Mysql, table: &str) -> String {
+    let url = server.url();
+    format!("name = \"$NAME\"\n[sources.shop]\nconnector = \"mysql\"\nurl = \"{url}\"\ntables = [\"{table}\"]\n")
+}
+
 pub(crate) struct Bench<'a> {
     pub(crate) kafka: &'a Kafka,
     pub(crate) mysql: &'a Mysql,
@@ -178,13 +184,7 @@ impl<'a> Bench<'a> {
     pub(crate) fn case(&self, test: &str, table: &str, more: &str) -> Case {
         let mut case = Case::new(test, self.kafka);
         case.set(Mysql::PASSWORD.0, Mysql::PASSWORD.1);
-        let url = self.mysql.url();
-        case.pipeline(
-            "bench",
-            &format!(
-                "name = \"$NAME\"\n[sources.shop]\nconnector = \"mysql\"\nurl = \"{url}\"\ntables = [\"bench.{table}\"]\n{more}\n"
-            ),
-        );
+        case.pipeline("bench", &format!("{}{more}\n", source(self.mysql, &format!("bench.{table}"))));
         case
     }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use trunkline_tests::{KafkaClient, Reader};
+use trunkline_tests::{KafkaClient, LogWriter, Reader};
 
 use crate::logs::Logs;
 use crate::tables::Tables;
@@ -55,6 +55,14 @@ impl Feed<'_> {
         match self {
             Self::Logs(logs) => logs.poison(),
             Self::Tables(tables) => tables.poison(),
+        }
+    }
+
+    /// The sum of the column `bytes` of all written lines; 0 for tables.
+    pub(crate) fn bytes(&self) -> i64 {
+        match self {
+            Self::Logs(logs) => logs.all.iter().map(LogWriter::bytes).sum(),
+            Self::Tables(_) => 0,
         }
     }
 

@@ -10,10 +10,11 @@ use trunkline_tests::{
 
 use crate::broker::ChaosBroker;
 use crate::faults::Mounted;
-use crate::feed::Feed;
+use crate::feed::{Feed, published};
 use crate::logs::{Logs, PREVIOUS, check_order, check_previous};
 use crate::plan::{Path, Plan};
 use crate::tables::Tables;
+use crate::warehouse::{Server, Warehouse};
 
 /// More than any single step needs, even on a busy machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
@@ -48,6 +49,8 @@ pub(crate) struct Destinations<'a> {
     pub s3: &'a S3,
     /// For the path `search`.
     pub search: Option<&'a mut OpenSearch>,
+    /// For the paths `snowflake` and `redshift`.
+    pub warehouse: Option<Server<'a>>,
 }
 
 /// The counts of a run.
@@ -93,14 +96,16 @@ pub(crate) struct Fixture<'a> {
     pub case: Case,
     /// The server of the path `search`.
     pub search: Option<&'a mut OpenSearch>,
-    /// The proxy for the object store or the search server. The paths `topics` and `state` have
-    /// none.
+    /// The warehouse of the paths `snowflake` and `redshift`.
+    pub warehouse: Option<Warehouse<'a>>,
+    /// The proxy for the object store or the search server; with a warehouse, for its stage. The
+    /// paths `topics` and `state` have none.
     pub store: Option<S3Faults>,
     /// The certificate of that proxy, if workers reach it over TLS.
     tls: Option<TlsFiles>,
     /// The folder of published files.
     pub lake: PathBuf,
-    /// The whole bucket, including hidden files.
+    /// The whole bucket, including hidden files; with a warehouse, its stage.
     pub bucket: PathBuf,
     /// The input of the pipeline.
     pub feed: Feed<'a>,
@@ -130,7 +135,8 @@ impl<'a> Fixture<'a> {
             case.set("TRUNKLINE_KAFKA_SESSION_TIMEOUT_MS", "6000");
         }
         let (mut store, mut lake, mut bucket) = (None, case.path("lake"), case.path("lake"));
-        let Destinations { s3, search } = destinations;
+        let Destinations { s3, search, warehouse } = destinations;
+        let warehouse = warehouse.map(|server| Warehouse::new(server, case.name()));
         let tls = broker.tls_files();
         let start_proxy = |server: &str| match &tls {
             Some(tls) => S3Faults::start_tls(server, tls),
@@ -138,6 +144,10 @@ impl<'a> Fixture<'a> {
         };
         if let Some(search) = &search {
             store = Some(start_proxy(&search.address()));
+        }
+        if warehouse.is_some() {
+            bucket = s3.bucket(case.name());
+            store = Some(S3Faults::start(&s3.address()));
         }
         if plan.path.ends_in_bucket() {
             bucket = s3.bucket(case.name());
@@ -162,6 +172,7 @@ impl<'a> Fixture<'a> {
             mounted,
             case,
             search,
+            warehouse,
             store,
             tls,
             lake,
@@ -184,6 +195,7 @@ impl<'a> Fixture<'a> {
         let authority =
             self.tls.as_ref().map_or_else(String::new, |tls| format!("tls_ca = \"{}\"\n", tls.ca.display()));
         let (materialised, destination) = match &self.store {
+            Some(_) if self.warehouse.is_some() => (String::new(), String::new()),
             None => ("topic = \"$NAME.clean\"\n".to_owned(), "url = \"file://$DIR/lake\"\n".to_owned()),
             Some(store) if self.search.is_some() => (String::new(), format!("url = \"{}\"\n{authority}", store.url())),
             Some(store) => (
@@ -197,8 +209,12 @@ impl<'a> Fixture<'a> {
         };
         let (name, source) = self.feed.source();
         let transform = format!("[transforms.clean]\ninputs = [\"{name}\"]\n");
-        let sink = if self.search.is_some() { SEARCH_SINK } else { SINK };
-        let parts = ["name = \"$NAME\"\n", &source, &transform, plugin, &materialised, sink, self.feed.sink_options()];
+        let sink = match (&self.warehouse, &self.store) {
+            (Some(warehouse), Some(store)) => warehouse.sink(self.case.name(), store.address()),
+            _ if self.search.is_some() => SEARCH_SINK.to_owned(),
+            _ => SINK.to_owned(),
+        };
+        let parts = ["name = \"$NAME\"\n", &source, &transform, plugin, &materialised, &sink, self.feed.sink_options()];
         self.case.pipeline("chaos", &(parts.concat() + &destination));
     }
 
@@ -296,9 +312,10 @@ impl<'a> Fixture<'a> {
 
     /// The number of records at the destination.
     fn arrived(&mut self) -> u64 {
-        match &self.search {
-            Some(search) => search.documents(&format!("{}*", self.case.name())),
-            None => self.feed.arrived(&self.lake),
+        match (&self.search, &mut self.warehouse) {
+            (Some(search), _) => search.documents(&format!("{}*", self.case.name())),
+            (None, Some(warehouse)) => warehouse.arrived(),
+            (None, None) => self.feed.arrived(&self.lake),
         }
     }
 
@@ -354,13 +371,17 @@ impl<'a> Fixture<'a> {
         if self.plan.path == Path::State {
             check_previous(client, &format!("{name}.clean"));
         }
-        match &self.search {
+        match (&self.search, &self.warehouse) {
             // Every line once: the ids of documents are their offsets.
-            Some(search) => {
+            (Some(search), _) => {
                 let found = search.count(&format!("{name}*"), "path.keyword");
                 assert_eq!(found, (records - dead, records - dead), "documents and distinct lines");
             }
-            None => self.feed.check_lake(&self.reader, &self.lake, records - dead),
+            (None, Some(warehouse)) => {
+                let bytes = self.feed.bytes();
+                warehouse.check(records - dead, (dead == 0).then_some(bytes));
+            }
+            (None, None) => self.feed.check_lake(&self.reader, &self.lake, records - dead),
         }
         // A killed worker leaves files in its scratch folder. The next start of the worker removes
         // them.
@@ -389,7 +410,12 @@ impl<'a> Fixture<'a> {
     /// files.
     fn leftovers(&self) -> Vec<PathBuf> {
         let workers = fs::read_dir(self.case.path("")).unwrap().flatten().map(|entry| entry.path().join("scratch"));
-        files_left(workers.chain([self.bucket.clone()]).collect())
+        let mut left = files_left(workers.chain([self.bucket.clone()]).collect());
+        if self.warehouse.is_some() {
+            // A stage publishes nothing.
+            left.extend(published(&self.bucket));
+        }
+        left
     }
 }
 

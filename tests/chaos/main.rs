@@ -4,6 +4,7 @@
 //! * `faults` lists the faults, with one file per kind.
 //! * `fixture` is one pipeline with its servers, and the checks at the end of a run.
 //! * `feed` is the input of the pipeline: `logs`, or `tables` that `writer`s change.
+//! * `warehouse` is the destination of the paths `snowflake` and `redshift`.
 //! * `plan` parses the command line and selects the runs. `table` prints the results.
 
 // The harness reports every failure by a panic with its reason.
@@ -17,6 +18,7 @@ mod logs;
 mod plan;
 mod table;
 mod tables;
+mod warehouse;
 mod writer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,7 +30,10 @@ use broker::{Apache, ChaosBroker, Embedded, Secured};
 use fixture::{Destinations, Fixture, Tally};
 use plan::{Arguments, Path, Plan, Queue};
 use table::Table;
-use trunkline_tests::{BrokerKind, Case, KafkaClient, Mysql, OpenSearch, S3, Skip};
+use trunkline_tests::{
+    BrokerKind, Case, KafkaClient, Mysql, OpenSearch, Redshift, RedshiftFaults, S3, Skip, Snowflake,
+};
+use warehouse::Server;
 
 const USAGE: &str = "usage: tests/chaos/run [--seed N] [--minutes M | --short] [--only FAULT[/PATH[/BROKER]]] [--hostile] \
                      [--secured] [--list]";
@@ -42,7 +47,7 @@ fn main() -> ExitCode {
         }
     };
     if arguments.list {
-        arguments.round(0).iter().for_each(|plan| println!("{:<36}{}", plan.label(), plan.fault.about));
+        arguments.round(0).iter().for_each(|plan| println!("{:<44}{}", plan.label(), plan.fault.about));
         return ExitCode::SUCCESS;
     }
     if arguments.round(0).is_empty() {
@@ -81,6 +86,8 @@ struct Servers {
     mysql: Option<Mysql>,
     mariadb: Option<Mysql>,
     search: Option<OpenSearch>,
+    snowflake: Option<Snowflake>,
+    redshift: Option<Redshift>,
 }
 
 fn run(plan: &Plan, servers: &mut Servers, table: &Mutex<Table>) {
@@ -93,7 +100,7 @@ fn run(plan: &Plan, servers: &mut Servers, table: &Mutex<Table>) {
     match outcome {
         Ok(Ok(())) => {
             println!(
-                "{label:<36} seed {:<6} ok, {seconds:.0} s, {} kills, {} records",
+                "{label:<44} seed {:<6} ok, {seconds:.0} s, {} kills, {} records",
                 plan.seed, tally.kills, tally.records
             );
             table.add(plan, &tally, true);
@@ -104,18 +111,20 @@ fn run(plan: &Plan, servers: &mut Servers, table: &Mutex<Table>) {
             table.skip(plan, skip.to_string());
         }
         Err(_) => {
-            println!("{label:<36} seed {:<6} FAILED after {seconds:.0} s\n  repeat: {}", plan.seed, plan.command());
+            println!("{label:<44} seed {:<6} FAILED after {seconds:.0} s\n  repeat: {}", plan.seed, plan.command());
             table.add(plan, &tally, false);
             // Their state is unknown: the next run starts new servers.
             servers.apache = None;
             servers.mysql = None;
             servers.mariadb = None;
             servers.search = None;
+            servers.snowflake = None;
+            servers.redshift = None;
         }
     }
 }
 
-fn get_or_start<T>(server: &mut Option<T>, start: fn() -> Result<T, Skip>) -> Result<&mut T, Skip> {
+fn get_or_start<T>(server: &mut Option<T>, start: impl FnOnce() -> Result<T, Skip>) -> Result<&mut T, Skip> {
     match server {
         Some(server) => Ok(server),
         none => Ok(none.insert(start()?)),
@@ -123,14 +132,26 @@ fn get_or_start<T>(server: &mut Option<T>, start: fn() -> Result<T, Skip>) -> Re
 }
 
 fn execute(plan: &Plan, servers: &mut Servers, tally: &mut Tally) -> Result<(), Skip> {
-    let s3 = get_or_start(&mut servers.s3, S3::start)?;
+    let s3 = &*get_or_start(&mut servers.s3, S3::start)?;
     let mysql = match plan.path {
-        Path::Bucket | Path::Topics | Path::State | Path::Search => None,
+        Path::Bucket | Path::Topics | Path::State | Path::Search | Path::Snowflake | Path::Redshift => None,
         Path::Tables => Some(get_or_start(&mut servers.mysql, Mysql::start)?),
         Path::MariaDb => Some(get_or_start(&mut servers.mariadb, Mysql::start_mariadb)?),
     };
     let search = match plan.path {
         Path::Search => Some(get_or_start(&mut servers.search, OpenSearch::start)?),
+        _ => None,
+    };
+    let warehouse = match plan.path {
+        Path::Snowflake => {
+            let snowflake = get_or_start(&mut servers.snowflake, || Snowflake::start(s3))?;
+            Some(Server::Snowflake(snowflake))
+        }
+        Path::Redshift => {
+            let redshift = get_or_start(&mut servers.redshift, || Redshift::start(s3))?;
+            let proxy = RedshiftFaults::start(redshift.port());
+            Some(Server::Redshift(redshift, proxy))
+        }
         _ => None,
     };
     let mut own;
@@ -144,9 +165,9 @@ fn execute(plan: &Plan, servers: &mut Servers, tally: &mut Tally) -> Result<(), 
         }
         BrokerKind::Apache => {
             // All runs of a process are of one of the two kinds.
-            let start = match plan.secured {
-                true => || Ok(ChaosBroker::Secured(Box::new(Secured::start()?))),
-                false => || Ok(ChaosBroker::Apache(Box::new(Apache::start()?))),
+            let start = || match plan.secured {
+                true => Ok(ChaosBroker::Secured(Box::new(Secured::start()?))),
+                false => Ok(ChaosBroker::Apache(Box::new(Apache::start()?))),
             };
             let apache = get_or_start(&mut servers.apache, start)?;
             let mut case = Case::new("chaos", apache.for_workers());
@@ -155,7 +176,7 @@ fn execute(plan: &Plan, servers: &mut Servers, tally: &mut Tally) -> Result<(), 
             (case, apache)
         }
     };
-    let mut fixture = Fixture::new(*plan, case, broker, Destinations { s3, search }, mysql, tally)?;
+    let mut fixture = Fixture::new(*plan, case, broker, Destinations { s3, search, warehouse }, mysql, tally)?;
     (plan.fault.run)(&mut fixture)?;
     fixture.finish();
     Ok(())

@@ -24,12 +24,33 @@ pub(crate) enum Path {
     MariaDb,
     /// Log files → topic → plugin in the sink → OpenSearch.
     Search,
+    /// Log files → topic → plugin in the sink → a table in Snowflake.
+    Snowflake,
+    /// The same with Redshift.
+    Redshift,
 }
 
 impl Path {
+    /// All of them.
+    const ALL: [Self; 8] = [
+        Self::Bucket,
+        Self::Topics,
+        Self::State,
+        Self::Tables,
+        Self::MariaDb,
+        Self::Search,
+        Self::Snowflake,
+        Self::Redshift,
+    ];
+
     /// Whether its destination is S3.
     pub(crate) fn ends_in_bucket(self) -> bool {
-        !matches!(self, Self::Topics | Self::State | Self::Search)
+        matches!(self, Self::Bucket | Self::Tables | Self::MariaDb)
+    }
+
+    /// Whether its destination is a warehouse.
+    pub(crate) fn ends_in_warehouse(self) -> bool {
+        matches!(self, Self::Snowflake | Self::Redshift)
     }
 
     /// Whether its source is a database.
@@ -47,6 +68,8 @@ impl fmt::Display for Path {
             Self::Tables => "tables",
             Self::MariaDb => "mariadb",
             Self::Search => "search",
+            Self::Snowflake => "snowflake",
+            Self::Redshift => "redshift",
         })
     }
 }
@@ -136,7 +159,7 @@ impl Arguments {
         let mut plans = Vec::new();
         let brokers = [BrokerKind::Embedded, BrokerKind::Apache];
         for broker in brokers.into_iter().filter(|broker| !self.secured || *broker == BrokerKind::Apache) {
-            for path in [Path::Bucket, Path::Topics, Path::State, Path::Tables, Path::MariaDb, Path::Search] {
+            for path in Path::ALL {
                 for fault in FAULTS {
                     let (seed, short) = (self.seed + round, self.short);
                     let (hostile, secured) = (self.hostile, self.secured);

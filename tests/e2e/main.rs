@@ -48,7 +48,9 @@ mod pipeline;
 mod redshift;
 mod reload;
 mod replay;
+mod replay_warehouse;
 mod rotation;
+mod sample_warehouses;
 mod search;
 mod secured;
 mod secured_broker;
@@ -60,6 +62,9 @@ mod state;
 mod status;
 mod transforms;
 mod worker_log;
+
+#[path = "../live/mod.rs"]
+mod live;
 
 use std::path::Path;
 use std::time::Duration;

@@ -40,6 +40,16 @@ fn each_table_has_a_topic_with_its_rows_and_changes() {
     let exit = case.start("a", &["--until-idle"]).wait(LONG);
     assert!(!exit.stderr.contains(Mysql::PASSWORD.1), "{}", exit.stderr);
 
+    // A source whose template gives the topic of another component stops before its first record.
+    let topic = format!("topic = \"$NAME.{}.{{@table}}\"", shop.database);
+    let copy = shop.source_of(&["orders"], &topic).replace("\"$NAME\"", "\"$NAME-2\"");
+    case.pipeline("copy", &copy.replace("sources.shop", "sources.copy"));
+    let exit = case.start("a", &["--until-idle"]).wait(LONG);
+    assert!(exit.code == Some(1) && exit.stderr.contains("stage.topic_taken"), "{}", exit.describe());
+    assert!(exit.stderr.contains("`copy` of the pipeline") && exit.stderr.contains("`shop` of the pipeline"));
+    case.remove_pipeline("copy");
+    assert_eq!(shop.assert_topics_match(&case, kafka), 2_015);
+
     // Names with characters that Kafka does not accept have topics of their own.
     shop.run("CREATE TABLE `a$b c` (id INT PRIMARY KEY); INSERT INTO `a$b c` VALUES (1); CREATE TABLE `a.b` (id INT PRIMARY KEY); INSERT INTO `a.b` VALUES (1)");
     case.until_idle("a", LONG);

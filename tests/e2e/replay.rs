@@ -179,7 +179,28 @@ fn a_range_in_the_middle_is_replayed_and_its_destination_is_protected(kind: Brok
     assert!(again.stderr.contains("[replay.output_exists]"), "{}", again.describe());
     let empty = replay(&case, &["--from", "latest", "--into", &into]);
     assert!(empty.stderr.contains("[replay.empty]"), "{}", empty.describe());
+    a_shadow_is_compared_with_the_live_files(&case, log.lines());
     assert_every_line_once(&reader, &case.path("lake"), &log);
+}
+
+fn a_shadow_is_compared_with_the_live_files(case: &Case, lines: u64) {
+    let into = shadow(case).replace("shadow", "compared");
+    let filled = replay(case, &["--from", "earliest", "--into", &into, "--json"]);
+    assert_eq!(filled.code, Some(0), "{}", filled.describe());
+    let last: Value = serde_json::from_str(filled.stdout.lines().last().unwrap()).unwrap();
+    let id = last["run"].as_str().unwrap();
+    let diff = |more: &[&str]| case.run_command("replay", &["diff"], &[&[id, "--key", "path"], more].concat(), LONG);
+    let same = diff(&[]);
+    assert_eq!(same.code, Some(0), "{}", same.describe());
+    assert!(same.stdout.contains(&format!("{lines} rows are equal, 0 changed")), "{}", same.describe());
+    let files = parquet_files(&case.path("compared"));
+    fs::remove_file(&files[0]).unwrap();
+    let different = diff(&["--json", "--samples", "2"]);
+    assert!(different.code == Some(1) && different.stderr.contains("[replay.different]"), "{}", different.describe());
+    let found: Value = serde_json::from_str(&different.stdout).unwrap();
+    let missing = found["only_live"].as_u64().unwrap();
+    assert_eq!((found["equal"].as_u64().unwrap() + missing, &found["changed"]), (lines, &0.into()));
+    assert!(missing > 0 && found["samples"][1]["live"]["path"].is_string(), "{found}");
 }
 
 fn a_position_is_moved_only_while_nothing_runs(kind: BrokerKind) {

@@ -6,7 +6,7 @@ use std::fs;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use trunkline_tests::{Case, Kafka, LogWriter, Mysql, OpenSearch, Random, need, repository};
+use trunkline_tests::{Case, Kafka, LogWriter, Mysql, OpenSearch, Random, need, repository, wait};
 
 use crate::mysql::kill_repeatedly;
 use crate::shop::{SMALL_CHUNKS, Shop, case, writes};
@@ -128,6 +128,31 @@ fn indices_equal_the_tables_after_kills() {
         let counters = summary.of(case.name(), sink);
         assert_eq!((counters.input, counters.output, counters.dead_lettered), (written, written, 0), "{sink}");
     }
+    a_killed_replay_replaces_documents(&search, &case);
+}
+
+/// Documents with other contents and the versions of the sink are replaced by a replay that is
+/// killed; the others, of which later records deleted some, end as they were.
+fn a_killed_replay_replaces_documents(search: &OpenSearch, case: &Case) {
+    fs::create_dir_all(case.path("data-replay/plugins")).unwrap();
+    let before = index_rows(search, "offsets-orders");
+    for id in before.keys().step_by(7) {
+        let version = &search.call("GET", &format!("/offsets-orders/_doc/{id}"), "")["_version"];
+        let target = format!("/offsets-orders/_doc/{id}?version={version}&version_type=external_gte");
+        search.call("PUT", &target, r#"{"id":1,"v":-1,"note":"wrong"}"#);
+    }
+    assert_ne!(index_rows(search, "offsets-orders"), before);
+    let arguments = [case.name(), "--sink", "offsets", "--from", "earliest", "--supersede"];
+    let killed = case.start_command("replay", &[], &[&arguments[..], &["--rate", "600"]].concat());
+    wait::until("a run with documents", LONG, || {
+        let listed = case.ask_worker("runs", "replay", &["--json"], LONG);
+        let runs: Vec<serde_json::Value> = serde_json::from_str(&listed.stdout).unwrap_or_default();
+        runs.first()?["counters"]["out"].as_u64().filter(|out| *out > 0)
+    });
+    killed.kill9();
+    let last = case.run_command("replay", &[], &arguments, LONG);
+    assert_eq!(last.code, Some(0), "{}", last.describe());
+    assert_eq!(index_rows(search, "offsets-orders"), before);
 }
 
 #[test]

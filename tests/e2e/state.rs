@@ -2,6 +2,7 @@
 //! removes duplicates and aggregates. The output is compared with a truth that the test computes.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::time::{Duration, SystemTime};
 
 use trunkline_tests::{Case, Kafka, LogWriter, Random, need, wait};
@@ -210,4 +211,65 @@ fn a_rejected_record_stops_a_stage_with_the_state_before_it() {
     let summary = case.until_idle("a", LONG);
     assert_eq!(sums(), expected(40));
     assert_eq!(summary.of(case.name(), "sums").dropped, 1);
+}
+
+/// A replay has a state of its range, which it keeps through kills; the live transform is not
+/// disturbed, and no topic of the live pipelines gets the records again.
+#[test]
+fn a_killed_replay_of_a_transform_fills_a_shadow_topic_once() {
+    let kafka = need!(Kafka::any());
+    let mut case = Case::new("state-replay", kafka);
+    case.set("TRUNKLINE_COMMIT_INTERVAL", "100ms");
+    fs::create_dir_all(case.path("data-replay/plugins")).unwrap();
+    case.pipeline("sums", STOPS);
+    let count = 3_000;
+    let lines: String = (1..=count).map(|n| format!("{{\"n\":{n},\"at\":1700000000000}}\n")).collect();
+    let mut log = LogWriter::new(case.path("logs/numbers.log"), 1802);
+    log.append_raw(lines.as_bytes());
+    case.until_idle("a", LONG);
+    let shadow = format!("{}.sums-v2", case.name());
+    let sums = |topic: &str| {
+        let records = kafka.read(topic);
+        let values = records.iter().map(|record| record.json());
+        values.map(|it| (it["n"].as_u64().unwrap(), it["sum"].as_u64().unwrap())).collect::<Vec<_>>()
+    };
+    let live = sums(&format!("{}.sums", case.name()));
+    let arguments = [case.name(), "--transform", "sums", "--from", "earliest"];
+    let replay = |more: &[&str]| case.run_command("replay", &[], &[&arguments[..], more].concat(), LONG);
+    let runs = || -> Vec<serde_json::Value> {
+        let listed = case.ask_worker("runs", "replay", &["--json"], LONG);
+        serde_json::from_str(&listed.stdout).unwrap_or_default()
+    };
+    let refused = replay(&[]);
+    assert!(refused.stderr.contains("[replay.live_destination]"), "{}", refused.describe());
+    let appended = replay(&["--append", "--dry-run"]);
+    assert!(appended.stdout.contains("all of its readers get them"), "{}", appended.describe());
+    let into = format!("topic=\"{shadow}\"");
+    let planned = replay(&["--into", &into, "--dry-run"]);
+    assert!(planned.stdout.contains("builds it from the range"), "{}", planned.describe());
+    assert!(!kafka.has_topic(&shadow) && runs().is_empty());
+
+    for done in [0, 800] {
+        let slow = [&arguments[..], &["--into", &into, "--rate", "700"]].concat();
+        let killed = case.start_command("replay", &[], &slow);
+        wait::until("a run with records", LONG, || {
+            runs().first()?["counters"]["out"].as_u64().filter(|out| *out > done)
+        });
+        killed.kill9();
+    }
+    let last = replay(&["--into", &into]);
+
+    assert_eq!(last.code, Some(0), "{}", last.describe());
+    let run = runs().remove(0);
+    assert_eq!(
+        (&run["state"], &run["transform"], &run["counters"]["out"]),
+        (&"finished".into(), &true.into(), &count.into())
+    );
+    assert_eq!(sums(&shadow), (1..=count).map(|n| (n, n * (n + 1) / 2)).collect::<Vec<_>>());
+    assert_eq!(sums(&format!("{}.sums", case.name())), live);
+    let id = run["id"].as_str().unwrap();
+    let state = format!("_trunkline.state.{0}.-replay.{id}.{0}.sums", case.name());
+    wait::until("the state of the run to be removed", LONG, || (!kafka.has_topic(&state)).then_some(()));
+    let again = replay(&["--into", &into]);
+    assert!(again.stderr.contains("[replay.output_exists]"), "{}", again.describe());
 }

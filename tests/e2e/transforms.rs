@@ -5,11 +5,15 @@ use trunkline_tests::{Case, Kafka, LogWriter, Reader, need, test_plugin};
 use crate::{LONG, SOURCE};
 
 const TRANSFORMS: &str = r#"
-apply = ["early"]
+apply = ["early", "typed"]
 
 [transforms.early]
 plugin = "mask.wasm"
 config = { fields = ["remote_addr"] }
+
+[transforms.typed]
+plugin = "project.wasm"
+config = { compute = { large = "row.bytes != null && row.bytes > 1000", status = "'HTTP ' + string(row.status)" } }
 
 [transforms.split]
 inputs = ["web"]
@@ -54,6 +58,12 @@ fn every_verdict_is_counted_once_in_every_position() {
     // The duplicated record goes to both sinks, the record of the port only to `side`.
     let lake = reader.read(&case.path("lake"), &["path"]);
     assert_eq!((lake.rows, lake.distinct), (997, Some(997)));
+    // `typed` changes the type of one column and adds another: the others keep the parser's types.
+    for (column, expected) in [("status", "string"), ("large", "bool"), ("bytes", "int64"), ("method", "string")] {
+        assert_eq!(lake.types[column], [expected], "{column}");
+    }
+    assert!(lake.types["timestamp"].iter().all(|kind| kind.starts_with("timestamp[ms")), "{:?}", lake.types);
+    assert!(topic.iter().all(|record| record.json()["status"].is_string() && record.json()["large"].is_boolean()));
     let mut side = reader.read_with_values(&case.path("side"), "path").values;
     side.sort();
     assert_eq!(side, ["/item/13", "/item/17"]);

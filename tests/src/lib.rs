@@ -6,11 +6,12 @@
 //!   the test process, however it ends. Tests share them where isolation allows (`shared`): each
 //!   test has its own topics, buckets and databases.
 //! * [`S3Faults`] is a proxy for an S3 server that breaks selected requests. [`KafkaFaults`] is a
-//!   proxy for a broker that loses or delays replies.
+//!   proxy for a broker that loses or delays replies, and [`RedshiftFaults`] one for a warehouse.
 //! * [`TokenServer`] is an OAuth server for [`SecuredKafka`].
 //! * [`Case`] is the folder, the unique pipeline name and the worker [`Process`]es of one test.
 //! * [`LogWriter`] writes and rotates access logs. [`Reader`] reads a lake, [`KafkaClient::read`] a
 //!   topic.
+//! * [`History`] is a random history of a table, whose changes a test delivers late and again.
 //! * [`Tool`] is an external program.
 //! * [`Summary`] has the counters of a worker, and checks conservation (I3).
 //!
@@ -22,6 +23,7 @@
 
 mod busy;
 mod case;
+mod history;
 mod kafka;
 mod kafka_faults;
 mod log_writer;
@@ -33,6 +35,7 @@ mod proxy;
 mod random;
 mod reader;
 mod redshift;
+mod redshift_faults;
 mod s3;
 mod s3_faults;
 mod search;
@@ -47,6 +50,7 @@ pub mod wait;
 
 pub use busy::BusyWriter;
 pub use case::Case;
+pub use history::{History, Memory, RowChange};
 pub use kafka::{BrokerKind, EndOffsets, Kafka, KafkaClient, KafkaCluster, Record, Replicas};
 pub use kafka_faults::{KafkaFault, KafkaFaults};
 pub use log_writer::LogWriter;
@@ -57,13 +61,14 @@ pub use process::{Exit, Process, memory_of};
 pub use proxy::TlsFiles;
 pub use random::Random;
 pub use reader::{LakeContents, Reader};
-pub use redshift::Redshift;
+pub use redshift::{Redshift, query_redshift};
+pub use redshift_faults::{RedshiftFault, RedshiftFaults};
 pub use s3::S3;
 pub use s3_faults::{Fault, FaultWindow, Request, S3Faults};
 pub use search::OpenSearch;
 pub use secured_kafka::{Right, SecuredKafka};
 pub use skip::Skip;
-pub use snowflake::Snowflake;
+pub use snowflake::{Snowflake, SnowflakeReader};
 pub use summary::{Counters, Summary};
 pub use token_server::TokenServer;
 pub use tool::Tool;

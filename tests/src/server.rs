@@ -25,18 +25,9 @@ pub(crate) struct Server {
 impl Server {
     /// Starts `tests/services/{name}` with new data, on the first port of `pairs` free pairs.
     pub(crate) fn start(name: &str, settings: &[(&str, &str)], pairs: u16) -> Result<Self, Skip> {
-        let script = paths::repository().join("tests/services").join(name);
-        // A failed fetch is a skip: the machine lacks something. A failed start after it is a
-        // failure.
-        let fetched = Command::new(&script)
-            .arg("fetch")
-            .envs(settings.iter().copied())
-            .output()
-            .unwrap_or_else(|error| panic!("{}: {error}", script.display()));
-        if !fetched.status.success() {
-            let reason = String::from_utf8_lossy(&fetched.stderr);
-            return Err(Skip::new(format!("{name} is not available here: {reason}")));
-        }
+        let script = script(name);
+        // A failed start after it is a failure.
+        fetch(name, settings)?;
         let settings = settings.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect::<Vec<_>>();
         let port = free_ports(pairs);
         // The leash removes the folder after this process has ended.
@@ -100,6 +91,26 @@ impl Drop for Server {
         // this.
         self.end(libc::SIGKILL);
     }
+}
+
+fn script(name: &str) -> PathBuf {
+    paths::repository().join("tests/services").join(name)
+}
+
+/// Downloads `tests/services/{name}`; returns the script's output. A failed download is a skip: the
+/// machine lacks something.
+pub(crate) fn fetch(name: &str, settings: &[(&str, &str)]) -> Result<String, Skip> {
+    let script = script(name);
+    let fetched = Command::new(&script)
+        .arg("fetch")
+        .envs(settings.iter().copied())
+        .output()
+        .unwrap_or_else(|error| panic!("{}: {error}", script.display()));
+    if !fetched.status.success() {
+        let reason = String::from_utf8_lossy(&fetched.stderr);
+        return Err(Skip::new(format!("{name} is not available here: {reason}")));
+    }
+    Ok(String::from_utf8_lossy(&fetched.stdout).trim().to_owned())
 }
 
 /// Runs a start script to its end. Returns the pids, or the script's output.

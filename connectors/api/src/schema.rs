@@ -20,6 +20,12 @@ pub mod headers {
     pub const PATH: &str = "trunkline.path";
     /// Byte offset in that file.
     pub const OFFSET: &str = "trunkline.offset";
+    /// The history of the source that a change event belongs to, a number that grows: positions
+    /// (`source.file`, `pos`, `row`) are comparable within one history. See `docs/adr/024`.
+    pub const EPOCH: &str = "trunkline.epoch";
+    /// Epoch, file number, position and row of a change whose value has no `source`, separated by
+    /// dots: of two changes, the later one has the greater numbers.
+    pub const ORDER: &str = "trunkline.order";
 }
 
 /// Hash of a schema's canonical form; written as 16 hexadecimal digits.

@@ -59,6 +59,12 @@ pub trait SourceSpec: Send + Sync {
         None
     }
 
+    /// The data sets (tables) that the configuration names exactly, each as the headers that all of
+    /// its records have. Two components whose named data sets have the same topic are refused.
+    fn named_data_sets(&self) -> Vec<Vec<(&'static str, String)>> {
+        Vec::new()
+    }
+
     /// Which workers run the source.
     fn placement(&self) -> Placement;
 

@@ -152,6 +152,16 @@ impl Template {
         }
     }
 
+    /// Its value for the records of a topic, if it depends on nothing but the topic.
+    pub fn for_topic(&self, topic: &str) -> Option<String> {
+        let part = |part: &Part| match part {
+            Part::Literal(literal) => Some(literal.clone()),
+            Part::Placeholder { name: Name::Topic, .. } => Some(topic.to_owned()),
+            Part::Placeholder { .. } => None,
+        };
+        self.parts.iter().map(part).collect()
+    }
+
     /// Whether records with equal headers have equal values.
     pub fn depends_on_headers_only(&self) -> bool {
         self.parts.iter().all(|part| match part {

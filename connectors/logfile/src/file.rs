@@ -46,7 +46,7 @@ pub(crate) struct TrackedFile {
     pub(crate) has_rest: bool,
     /// These bytes are complete lines of an event.
     pub(crate) has_only_event: bool,
-    /// A newer file of its rotation group has lines: no line follows the event.
+    /// A newer file of its rotation group is not empty: no line follows the event.
     pub(crate) is_superseded: bool,
     /// A complete compressed stream was read, so its last line is complete.
     pub(crate) complete: bool,

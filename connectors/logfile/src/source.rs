@@ -284,29 +284,29 @@ impl LogfileSource {
         Ok(())
     }
 
-    /// Finds the rotated files whose log has newer lines in another file: their last event is over.
-    /// A file that was rotated before its position was stored is known by its name alone; it is
-    /// older than the file with the plain name.
+    /// Finds the rotated files whose log continues in a newer file: their last event is over, and
+    /// precedes the lines of that file. A file that was rotated before its position was stored is
+    /// known by its name alone: it was rotated if its log has a file with the plain name.
     fn mark_superseded(&mut self) {
         if self.options.multiline.is_none() {
             return;
         }
-        let is_plain = |file: &TrackedFile| {
-            let path = file.path.to_string_lossy();
-            rotation_group(&path) == path
-        };
-        // By rotation group: whether one of its files with unread lines has the plain name.
-        let mut groups: HashMap<String, bool> = HashMap::new();
-        let files = self.tracker.files.values();
-        for file in files.filter(|file| !file.is_rotated() && file.at_end != Some(file.stat)) {
-            *groups.entry(rotation_group(&file.name).to_owned()).or_default() |= is_plain(file);
+        let mut groups: BTreeMap<&str, Vec<&TrackedFile>> = BTreeMap::new();
+        for file in self.tracker.files.values() {
+            groups.entry(rotation_group(&file.name)).or_default().push(file);
         }
-        for file in self.tracker.files.values_mut() {
-            file.is_superseded |= match groups.get(rotation_group(&file.name)) {
-                Some(_) if file.is_rotated() => true,
-                Some(has_plain) => *has_plain && !is_plain(file),
-                None => false,
-            };
+        let mut superseded = Vec::new();
+        for files in groups.values_mut().filter(|files| files.len() > 1) {
+            files.sort_by_cached_key(|file| Age::of(file));
+            let has_plain = files.last().is_some_and(|newest| Age::of(newest).is_current);
+            let Some(newest) = files.iter().rposition(|file| file.stat.size > 0) else { continue };
+            let older = files[..newest].iter().filter(|file| file.is_rotated() || has_plain);
+            superseded.extend(older.map(|file| file.id));
+        }
+        for id in superseded {
+            if let Some(file) = self.tracker.files.get_mut(&id) {
+                file.is_superseded = true;
+            }
         }
     }
 
@@ -323,12 +323,7 @@ impl LogfileSource {
         }
         let mut queue: Vec<(u64, i64, VecDeque<FileId>)> = Vec::new();
         for (name, mut files) in groups {
-            // The file with the log's plain name is the newest, whatever the times say: copying and
-            // compressing may change them.
-            files.sort_by_cached_key(|file| {
-                let path = file.path.to_string_lossy().into_owned();
-                (rotation_group(&path) == path, file.stat.modified, rotation_age(&path))
-            });
+            files.sort_by_cached_key(|file| Age::of(file));
             let last_turn = self.last_turns.get(name).copied().unwrap_or(0);
             queue.push((last_turn, files[0].stat.modified, files.iter().map(|file| file.id).collect()));
         }
@@ -344,6 +339,25 @@ impl LogfileSource {
             push_change(out, change?);
         }
         Ok(())
+    }
+}
+
+/// Orders the files of a rotation group, oldest first.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Age {
+    /// The file with the log's plain name is the newest, whatever the times say: copying and
+    /// compressing may change them.
+    is_current: bool,
+    modified: i64,
+    suffix: (u8, u32, String),
+}
+
+impl Age {
+    fn of(file: &TrackedFile) -> Self {
+        let path = file.path.to_string_lossy();
+        // A file that is followed by its descriptor keeps the path at which the new file is.
+        let is_current = rotation_group(&path) == path && !file.is_rotated();
+        Self { is_current, modified: file.stat.modified, suffix: rotation_age(&path) }
     }
 }
 

@@ -104,8 +104,8 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "on_malformed",
         "`stop`, `dead_letter`",
         "\"stop\"",
-        "A row of the binlog that cannot be decoded: stop, or reject it with its bytes and its place in the binlog (`on_error` \
-         applies), and continue. The bytes after it in its event are rejected with it if its end is unknown.",
+        "A row that cannot be decoded: stop, or reject it with its bytes and its origin (`on_error` applies), and continue: see \
+         [Malformed rows](#malformed-rows).",
     ),
     OptionSpec::with_default(
         "envelope",
@@ -234,7 +234,7 @@ pub(crate) enum OnPurged {
     Resnapshot,
 }
 
-/// What happens to rows of the binlog that cannot be decoded.
+/// What happens to rows that cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnMalformed {
     Stop,
@@ -256,6 +256,11 @@ impl MysqlOptions {
             Op::Truncate => self.skipped.truncate,
             Op::Read => false,
         }
+    }
+
+    /// Whether rows that cannot be decoded are rejected, and do not stop the source.
+    pub(crate) fn rejects_malformed(&self) -> bool {
+        self.on_malformed == OnMalformed::DeadLetter
     }
 
     /// The output ports besides the default one; the first has the number 1.

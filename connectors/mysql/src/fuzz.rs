@@ -20,7 +20,7 @@ use crate::config::MysqlOptions;
 use crate::connection::dialect::ServerFlavor;
 use crate::connection::server_info::ServerInfo;
 use crate::gtid::{Domains, GtidSet, UuidSet};
-use crate::position::{BinlogPosition, StreamPosition};
+use crate::position::StreamPosition;
 use crate::replication::ReplicationError;
 use crate::replication::event_frame::Header;
 use crate::replication::event_stream::tests::{connection, events_of, packet_of};
@@ -153,7 +153,7 @@ impl Fixture {
             ServerFlavor::MySql => Some(GtidSet::MySql(UuidSet::default())),
             ServerFlavor::MariaDb => Some(GtidSet::MariaDb(Domains::default())),
         };
-        let position = StreamPosition { processed, end: BinlogPosition::default(), partial: None, anchor: None };
+        let position = StreamPosition { processed, ..StreamPosition::default() };
         let mut follower = Follower::new(Arc::clone(&self.options), server, position).unwrap();
         let mut tracker = SnapshotTracker::new(BTreeMap::new(), []);
         let mut reading = Reading::default();

@@ -87,6 +87,10 @@ impl SourceSpec for MysqlSpec {
         self.options.ports()
     }
 
+    fn named_data_sets(&self) -> Vec<Vec<(&'static str, String)>> {
+        self.options.tables.named().into_iter().map(format::deletes::headers).collect()
+    }
+
     fn placement(&self) -> Placement {
         Placement::Anywhere
     }

@@ -32,6 +32,26 @@ pub(crate) struct StreamPosition {
     pub(crate) partial: Option<PartialTransaction>,
     /// Identifies the binlog that `end` refers to.
     pub(crate) anchor: Option<BinlogAnchor>,
+    /// The history that positions belong to; `None` if an earlier version stored the position.
+    pub(crate) epoch: Option<Epoch>,
+}
+
+/// Numbers the histories that a source has followed. Positions of another server, or of a binlog
+/// after its reset, may be lower than earlier ones; a higher epoch shows that they are later.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Epoch {
+    pub(crate) number: u64,
+    /// The server's identity.
+    pub(crate) server: String,
+}
+
+impl Epoch {
+    /// The epoch of a history that begins at this time (seconds since the Unix epoch). The time
+    /// makes it grow even if the stored one was deleted.
+    pub(crate) fn begin(previous: Option<&Self>, server: &str, now: i64) -> Self {
+        let next = previous.map_or(1, |previous| previous.number + 1);
+        Self { number: next.max(u64::try_from(now).unwrap_or(0)), server: server.to_owned() }
+    }
 }
 
 /// Facts that identify a server's binlog. A server whose binlog was reset, or whose data was
@@ -86,10 +106,14 @@ pub(crate) struct BinlogPosition {
 }
 
 impl BinlogPosition {
-    /// The number of the file: `binlog.1000000` follows `binlog.999999`.
     pub(crate) fn file_number(&self) -> u64 {
-        self.file.rsplit('.').next().and_then(|number| number.parse().ok()).unwrap_or(0)
+        file_number(&self.file)
     }
+}
+
+/// The number of a binlog file: `binlog.1000000` follows `binlog.999999`.
+pub(crate) fn file_number(file: &str) -> u64 {
+    file.rsplit('.').next().and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 impl PartialOrd for BinlogPosition {
@@ -255,6 +279,8 @@ struct StoredStream {
     partial: Option<PartialTransaction>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     anchor: Option<BinlogAnchor>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    epoch: Option<Epoch>,
 }
 
 impl StreamPosition {
@@ -270,6 +296,7 @@ impl StreamPosition {
             end: self.end.clone(),
             partial: self.partial.clone(),
             anchor: self.anchor.clone(),
+            epoch: self.epoch.clone(),
         })
     }
 
@@ -281,7 +308,8 @@ impl StreamPosition {
             (None, Some(text)) => Some(GtidSet::MariaDb(Domains::parse(&text).ok_or_else(|| invalid(&text))?)),
             (None, None) => None,
         };
-        Ok(Self { processed, end: stored.end, partial: stored.partial, anchor: stored.anchor })
+        let StoredStream { end, partial, anchor, epoch, .. } = stored;
+        Ok(Self { processed, end, partial, anchor, epoch })
     }
 }
 
@@ -358,6 +386,7 @@ mod tests {
                 created: 1_764_300_000,
                 transaction: Some(AnchorTransaction { pos: 100, gtid: None, written_at: 1_764_300_001_000_002 }),
             }),
+            epoch: Some(Epoch::begin(None, "3e11fa47-71ca-11e1-9e33-c80aa9429562", 1_764_300_000)),
         };
         assert_eq!(StreamPosition::from_bytes(&position.to_bytes().unwrap()).unwrap(), position);
         let mariadb = Domains::parse("0-1-5+1:7-9").map(GtidSet::MariaDb);
@@ -424,6 +453,18 @@ mod tests {
         // An earlier version stored no columns.
         let old = KeyPosition { literals: literals(), columns: None };
         assert!(old.is_valid_for(&[b, a.clone()]) && !old.is_valid_for(&[a]));
+    }
+
+    #[test]
+    fn every_epoch_is_higher_than_the_ones_before() {
+        let first = Epoch::begin(None, "a", 1_764_300_000);
+        assert_eq!(first.number, 1_764_300_000);
+        // A second history in the same second, and a clock that was set back.
+        let second = Epoch::begin(Some(&first), "b", 1_764_300_000);
+        assert_eq!((second.number, second.server.as_str()), (1_764_300_001, "b"));
+        assert_eq!(Epoch::begin(Some(&second), "a", 5).number, 1_764_300_002);
+        // Without a stored one, the time decides.
+        assert!(Epoch::begin(None, "a", 1_764_400_000).number > second.number);
     }
 
     #[test]

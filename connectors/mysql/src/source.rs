@@ -24,7 +24,7 @@ use crate::connection::logging::unlogged_changes;
 use crate::connection::query::QueryConnection;
 use crate::connection::server_info::ServerInfo;
 use crate::format::deletes;
-use crate::position::{BinlogPosition, STREAM, StoredPosition, StreamPosition, TablePosition, table_key};
+use crate::position::{BinlogPosition, Epoch, STREAM, StoredPosition, StreamPosition, TablePosition, table_key};
 use crate::replication::BinlogEvents;
 use crate::replication::event_frame::Event;
 use crate::retention::BinlogRetention;
@@ -127,6 +127,7 @@ impl StartingPoint {
         history: &History<'_>,
     ) -> Result<Self> {
         let StoredPosition { stream, mut tables, mut obsolete_keys } = stored;
+        let previous_epoch = stream.as_ref().and_then(|position| position.epoch.clone());
         // The position comes before the tables: everything committed after it is in the stream.
         let mut first = match stream {
             Some(_) => None,
@@ -167,10 +168,21 @@ impl StartingPoint {
             }
         }
         // The first position is stored at once, so that a source that stops early misses nothing.
-        let (position, stored) = match (first, stream) {
+        let (mut position, stored) = match (first, stream) {
             (None, Some(position)) => (position.clone(), position),
             (first, _) => (first.unwrap_or_default(), StreamPosition::default()),
         };
+        let is_other = |known: Option<&String>| known.is_some_and(|known| *known != server.identity);
+        let epoch_server = position.epoch.as_ref().map(|epoch| &epoch.server);
+        if epoch_server.is_none() || is_other(epoch_server) {
+            let anchor_server = position.anchor.as_ref().map(|anchor| &anchor.server);
+            if position.processed.is_some() && (is_other(epoch_server) || is_other(anchor_server)) {
+                // Rows of a snapshot would get the position of another server.
+                position.end = BinlogPosition::default();
+            }
+            let now = jiff::Timestamp::now().as_second();
+            position.epoch = Some(Epoch::begin(previous_epoch.as_ref(), &server.identity, now));
+        }
         if options.snapshot != SnapshotPolicy::Never {
             check_columns(options, queries, &known).await?;
         }
@@ -206,6 +218,7 @@ impl MysqlSource {
             charsets: Arc::clone(&server.charsets),
             budget: context.budget,
             server_id: server.server_id,
+            epoch: position.epoch.as_ref().map_or(0, |epoch| epoch.number),
             flavor: server.flavor,
             visible_from: Mutex::default(),
         };

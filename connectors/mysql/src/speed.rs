@@ -92,7 +92,7 @@ fn speed() {
             query: None,
         };
         let source_block = SourceBlock::new(&parts, &table);
-        let mut emitter = Emitter::new(true);
+        let mut emitter = Emitter::new(true, 1_764_300_000);
         let mut out = SourceBatch::with_limits(4 << 20, 10_000);
         let begun = Instant::now();
         let (mut rows, mut written) = (0, 0);

@@ -393,3 +393,81 @@ fn an_index_that_is_dropped_during_the_snapshot_restarts_it() {
         assert_eq!((without_key.len(), rows.len()), (400, 400));
     }
 }
+
+/// Replaces a number in the data file of a MyISAM table by infinity, which no server stores.
+fn damage(server: &Server, database: &str, table: &str, number: f64) {
+    server.run(&format!("FLUSH TABLES {database}.{table}"));
+    let path = server.files(database).join(format!("{table}.MYD"));
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at: Vec<usize> = (0..bytes.len() - 7).filter(|at| bytes[*at..at + 8] == number.to_le_bytes()).collect();
+    let [at] = at.as_slice() else { panic!("{at:?}") };
+    bytes[*at..at + 8].copy_from_slice(&f64::INFINITY.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+}
+
+#[test]
+fn a_row_that_cannot_be_decoded_is_rejected_by_snapshot_and_stream() {
+    for server in Server::shared_each() {
+        let database = server.database();
+        // Read in chunks, and in a consistent read.
+        for (table, key) in [("t", "PRIMARY KEY"), ("k", "")] {
+            let rows = (1..=5).map(|id| format!("({id}, {id}.7182818, 'secret', 0)")).collect::<Vec<_>>().join(", ");
+            server.run(&format!(
+                "USE {database}; CREATE TABLE {table} (id INT {key}, d DOUBLE, s CHAR(10), v INT) ENGINE = MyISAM CHARACTER SET latin1;
+                 INSERT INTO {table} VALUES {rows}"
+            ));
+            damage(server, &database, table, 3.718_281_8);
+        }
+        let stops = format!("{}chunk_rows = 2\n", server.options(&format!("\"{database}.*\"")));
+        let error = Bench::new(&stops).try_read().unwrap_err();
+        assert_eq!(error.code, "mysql.malformed", "{error}");
+
+        let rejects = format!("{stops}on_malformed = \"dead_letter\"\n");
+        let mut bench = Bench::new(&rejects);
+        let mut masked = Bench::new(&format!("{rejects}masks = [{{ columns = [\"*.*.s\"], fixed = \"x\" }}]\n"));
+        // The columns as the server sends them, each after its length.
+        let packed = format!("{}{}{}{}", "0403000000", "08000000000000f07f", "06736563726574", "0400000000");
+        for (op, count) in [("r", 4), ("u", 4)] {
+            for (bench, has_bytes) in [(&mut bench, true), (&mut masked, false)] {
+                bench.read();
+                for table in ["t", "k"] {
+                    let name = format!("{database}.{table}");
+                    let ids: Vec<String> = bench
+                        .seen
+                        .iter()
+                        .filter(|record| record.table == name && record.op() == op)
+                        .map(|record| record.after()["id"].to_string())
+                        .collect();
+                    assert_eq!(ids, ["1", "2", "4", "5"], "{op} {table}");
+                    let found: Vec<&(Seen, String)> =
+                        bench.rejected.iter().filter(|(record, _)| record.table == name).collect();
+                    let [(record, code)] = found.as_slice() else { panic!("{op} {table}: {found:?}") };
+                    assert_eq!(code, "mysql.malformed");
+                    let is_snapshot = op == "r";
+                    let key = (is_snapshot && table == "t").then(|| "{\"id\":3}".to_owned());
+                    assert_eq!(record.key, key, "{op} {table}");
+                    assert_eq!(record.value.is_some(), has_bytes, "{op} {table}");
+                    if is_snapshot && has_bytes {
+                        assert_eq!(record.value, Some(packed.clone().into()), "{table}");
+                    }
+                    assert_eq!(
+                        record.headers.get("trunkline.snapshot").map(String::as_str),
+                        is_snapshot.then_some("true")
+                    );
+                    assert_eq!(record.headers.contains_key("trunkline.gtid"), !is_snapshot);
+                    for header in ["trunkline.binlog_file", "trunkline.binlog_pos", "trunkline.row"] {
+                        assert!(!record.headers[header].is_empty(), "{header}");
+                    }
+                }
+                assert_eq!(bench.seen.len(), 2 * count);
+                // The positions include the rejected rows.
+                bench.stop();
+                bench.read();
+                assert_eq!((bench.seen.len(), bench.rejected.len()), (2 * count, 2));
+                bench.seen.clear();
+                bench.rejected.clear();
+            }
+            server.run(&format!("USE {database}; UPDATE t SET v = v + 1; UPDATE k SET v = v + 1"));
+        }
+    }
+}

@@ -95,6 +95,12 @@ impl Config {
         (section.report.len() == before).then_some(())?;
         Some(Self { server: server?, schema, dist_key, sort_key, stage: stage?, iam_role, options: options? })
     }
+
+    /// The schema that the sink loads, without secrets.
+    pub(crate) fn place(&self) -> String {
+        let Server { host, port, database, .. } = &self.server;
+        format!("redshift://{host}:{port}/{database}/{}", self.schema.to_lowercase())
+    }
 }
 
 /// The codes of errors about the files of TLS.

@@ -3,7 +3,7 @@
 use arrow::datatypes::{DataType, TimeUnit};
 use tokio::runtime::Handle;
 use trunkline_connector::{Error, Result};
-use trunkline_warehouse::{AccessKey, Column, ColumnType, Dialect, Session, StagedFile, StagingColumn};
+use trunkline_warehouse::{AccessKey, Column, ColumnType, Dialect, Right, Session, StagedFile, StagingColumn};
 
 use crate::config::{Config, Server};
 use crate::session::RedshiftSession;
@@ -20,9 +20,12 @@ const LEAST_TEXT: u32 = 256;
 /// See the module's header. No `Debug`: it holds secrets (I8).
 pub(crate) struct RedshiftDialect {
     server: Server,
+    /// See [`Dialect::destination`].
+    place: String,
     schema: String,
     dist_key: Option<String>,
     sort_key: Vec<String>,
+    iam_role: Option<String>,
     /// The part of COPY that names the credentials.
     authorization: String,
     /// The secrets in it, as they are written there.
@@ -48,9 +51,11 @@ impl RedshiftDialect {
         };
         Self {
             server: config.server.clone(),
+            place: config.place(),
             schema: config.schema.to_lowercase(),
             dist_key: config.dist_key.as_ref().map(|key| key.to_lowercase()),
             sort_key: config.sort_key.iter().map(|key| key.to_lowercase()).collect(),
+            iam_role: config.iam_role.clone(),
             authorization,
             secrets,
             application: format!("trunkline {name}"),
@@ -91,25 +96,38 @@ impl Dialect for RedshiftDialect {
     }
 
     fn destination(&self) -> String {
-        let Server { host, port, database, .. } = &self.server;
-        format!("redshift://{host}:{port}/{database}/{}", self.schema)
+        self.place.clone()
     }
 
     fn connect(&self) -> Result<Box<dyn Session>> {
         let (schema, secrets) = (self.quoted(&self.schema), self.secrets.clone());
         let mut session = RedshiftSession::connect(&self.server, &schema, &self.application, secrets, &self.runtime)?;
-        // A search path may name a schema that does not exist.
-        let condition = format!("nspname = {}", self.literal(&self.schema));
-        if session.query(&format!("SELECT nspname FROM pg_catalog.pg_namespace WHERE {condition}"))?.is_empty() {
-            return Err(Error::config(
-                "redshift.no_schema",
-                format!(
-                    "the database {} has no schema `{}`: run `CREATE SCHEMA {}`, or correct `schema`",
-                    self.server.database,
-                    self.schema,
-                    self.quoted(&self.schema)
-                ),
-            ));
+        // A search path may name a schema that does not exist, or that the user may not use.
+        let found = session.query(&format!(
+            "SELECT has_schema_privilege(nspname, 'USAGE') FROM pg_catalog.pg_namespace WHERE nspname = {}",
+            self.literal(&self.schema)
+        ))?;
+        let (database, schema) = (&self.server.database, &self.schema);
+        match found.first().and_then(|row| row.first()) {
+            None => {
+                return Err(Error::config(
+                    "redshift.no_schema",
+                    format!(
+                        "the database {database} has no schema `{schema}`; run `CREATE SCHEMA {}`, or correct `schema`",
+                        self.quoted(schema)
+                    ),
+                ));
+            }
+            Some(Some(may_use)) if may_use.starts_with('f') => {
+                return Err(Error::external(
+                    "redshift.permission_denied",
+                    format!(
+                        "the user {} may not use the schema `{schema}`; grant USAGE and CREATE on the schema to the user",
+                        self.server.user
+                    ),
+                ));
+            }
+            Some(_) => {}
         }
         Ok(Box::new(session))
     }
@@ -130,6 +148,10 @@ impl Dialect for RedshiftDialect {
 
     fn quoted(&self, name: &str) -> String {
         format!("\"{}\"", name.replace('"', "\"\""))
+    }
+
+    fn qualified(&self, table: &str) -> String {
+        format!("{}.{}", self.quoted(&self.schema), self.quoted(table))
     }
 
     fn literal(&self, text: &str) -> String {
@@ -324,6 +346,30 @@ impl Dialect for RedshiftDialect {
                 same.join(" AND ")
             ),
         ]
+    }
+
+    fn may_alter(&self, session: &mut dyn Session, table: &str) -> Result<Option<bool>> {
+        let owned = session.query(&format!(
+            "SELECT t.tableowner = current_user OR u.usesuper FROM pg_catalog.pg_tables t, pg_catalog.pg_user u \
+             WHERE u.usename = current_user AND t.schemaname = {} AND t.tablename = {}",
+            self.literal(&self.schema),
+            self.literal(table)
+        ))?;
+        let answer = owned.first().and_then(|row| row.first().cloned().flatten());
+        Ok(answer.map(|answer| answer.starts_with('t')))
+    }
+
+    fn grant(&self, right: Right<'_>) -> Option<String> {
+        let (schema, user) = (self.quoted(&self.schema), self.quoted(&self.server.user));
+        match right {
+            Right::CreateTables => Some(format!("GRANT USAGE, CREATE ON SCHEMA {schema} TO {user}")),
+            Right::UseWarehouse => None,
+            Right::ReadStage => {
+                let role = self.iam_role.as_ref()?;
+                Some(format!("GRANT ASSUMEROLE ON {} TO {user} FOR COPY", quoted_literal(role)))
+            }
+            Right::AlterTable(table) => Some(format!("ALTER TABLE {} OWNER TO {user}", self.qualified(table))),
+        }
     }
 }
 

@@ -9,11 +9,13 @@ mod session;
 
 use std::sync::{Arc, LazyLock};
 
+use tokio::runtime::Handle;
 use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{
-    CommitPolicy, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Supersede, Template,
+    CommitPolicy, OffsetRanges, PreflightIssue, RecordSample, Result, RowCounts, Sink, SinkConnector, SinkContext,
+    SinkSpec, Supersede, Template,
 };
-use trunkline_warehouse::{S3Stage, Stage, check, open_sink};
+use trunkline_warehouse::{S3Stage, Stage, check, check_records, count_rows, open_sink, rows_in_the_way};
 
 use config::Config;
 use dialect::RedshiftDialect;
@@ -54,18 +56,37 @@ impl SinkSpec for RedshiftSpec {
         open_sink(Arc::new(dialect), Box::new(stage), self.config.options.clone(), context)
     }
 
-    fn preflight(&self, name: &str, runtime: &tokio::runtime::Handle) -> Vec<PreflightIssue> {
+    fn preflight(&self, name: &str, runtime: &Handle) -> Vec<PreflightIssue> {
         let dialect = RedshiftDialect::new(&self.config, name, runtime.clone());
         let stage = S3Stage::open(self.config.stage.clone(), runtime.clone());
         check(&dialect, stage.map(|stage| Box::new(stage) as Box<dyn Stage>), name)
+    }
+
+    fn preflight_records(&self, context: SinkContext, records: &mut RecordSample<'_>) -> Vec<PreflightIssue> {
+        let dialect = RedshiftDialect::new(&self.config, &context.name, context.runtime.clone());
+        let stage = S3Stage::open(self.config.stage.clone(), context.runtime.clone());
+        let stage = stage.map(|stage| Box::new(stage) as Box<dyn Stage>);
+        check_records(Arc::new(dialect), stage, &self.config.options, context, records)
     }
 
     fn commit_policy(&self) -> CommitPolicy {
         self.config.options.commit_policy()
     }
 
+    fn destination(&self) -> Option<String> {
+        Some(self.config.options.destination(&self.config.place(), str::to_lowercase))
+    }
+
     fn supersede(&self) -> Supersede {
-        Supersede::Refused(trunkline_warehouse::NOT_SUPERSEDED)
+        self.config.options.supersede()
+    }
+
+    fn count_rows(&self, ranges: &OffsetRanges, gaps: usize, runtime: &Handle) -> Result<Option<RowCounts>> {
+        count_rows(&RedshiftDialect::new(&self.config, "replay", runtime.clone()), &self.config.options, ranges, gaps)
+    }
+
+    fn rows_in_the_way(&self, ranges: &OffsetRanges, runtime: &Handle) -> Result<Option<String>> {
+        rows_in_the_way(&RedshiftDialect::new(&self.config, "replay", runtime.clone()), &self.config.options, ranges)
     }
 
     fn templates(&self) -> Vec<(&'static str, &Template)> {

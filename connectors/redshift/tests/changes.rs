@@ -6,7 +6,7 @@ mod common;
 
 use arrow::datatypes::{DataType, Field, TimeUnit};
 use common::{Bench, Records, load};
-use trunkline_tests::need;
+use trunkline_tests::{History, Memory, Random, need, repetitions};
 
 fn order_fields() -> Vec<Field> {
     vec![Field::new("id", DataType::Int32, false), Field::new("note", DataType::Utf8, true)]
@@ -170,4 +170,83 @@ fn a_change_of_type_follows_the_option() {
     let mut widened = bench.open("table = \"text\"\non_type_change = \"text\"");
     load(widened.as_mut(), &value(r#"{"a":17}"#));
     assert_eq!(bench.rows("SELECT a FROM $S.text ORDER BY 1"), ["17", "2015-05-17"]);
+}
+
+/// The rows of a history, as a query prints them.
+fn expected_rows(history: &History) -> Vec<String> {
+    history.rows().iter().map(|(id, note)| format!("{id}\t{note}")).collect()
+}
+
+#[test]
+fn late_and_repeated_changes_lose_also_after_a_failover() {
+    let bench = need!(Bench::new("lateness"));
+    let schema = bench.publish(order_fields(), "id");
+    let mut random = Random::new(1701);
+    for (number, (memory, options, is_current)) in [
+        (Memory::Rows, "mode = \"upsert\"", "TRUE"),
+        (Memory::Deletes, "mode = \"upsert\"\ndeletes = \"soft\"", "deleted_at IS NULL"),
+        (Memory::Versions, "mode = \"history\"", "is_current"),
+    ]
+    .into_iter()
+    .cycle()
+    .take(repetitions(3, 60) as usize)
+    .enumerate()
+    {
+        let history = History::random(&mut random, 12, 120);
+        let mut sink = bench.open(&format!("table = \"t{number}\"\n{options}"));
+        let mut offset = 0;
+        for part in history.deliveries(&mut random, 15, memory) {
+            let mut records = Records::from_offset(offset);
+            for change in &part {
+                records.change(&schema, change);
+            }
+            offset += part.len() as i64;
+            assert!(load(sink.as_mut(), &records.batch).is_empty());
+        }
+        let rows = bench.rows(&format!("SELECT id, note FROM $S.t{number} WHERE {is_current} ORDER BY id"));
+        assert_eq!(rows, expected_rows(&history), "{memory:?}, table t{number}");
+        if memory == Memory::Versions {
+            let twice = format!("SELECT note FROM $S.t{number} GROUP BY note HAVING COUNT(*) > 1");
+            assert!(bench.rows(&twice).is_empty(), "a version is there twice");
+        }
+    }
+}
+
+#[test]
+fn a_table_without_the_order_gets_its_column() {
+    let bench = need!(Bench::new("ordercolumn"));
+    let schema = bench.publish(order_fields(), "id");
+    let options = |order: &str| format!("table = \"t\"\nmode = \"upsert\"\norder = \"{order}\"");
+    let rows = || bench.rows("SELECT id, note, _source_order FROM $S.t ORDER BY id");
+    // Records without an order, as those of earlier versions: no column.
+    let mut sink = bench.open(&options("source"));
+    let mut records = Records::default();
+    records.event(&schema, "c", "null", &row(1, "a")).event(&schema, "c", "null", &row(2, "b"));
+    load(sink.as_mut(), &records.batch);
+    assert_eq!(bench.rows("SELECT * FROM $S.t LIMIT 0").len(), 0);
+    assert!(bench.redshift.try_run("SELECT _source_order FROM ordercolumn.t").is_err());
+    // A known order is newer than none, and a row with an order is not replaced by one without.
+    let changes = |at: &[(u64, u64, &str)]| {
+        let mut records = Records::from_offset(at[0].1 as i64 * 100);
+        for (epoch, pos, note) in at {
+            let source = format!(r#"{{"ts_ms":{pos}000,"file":"b.000001","pos":{pos},"row":0}}"#);
+            let value = format!(r#"{{"before":null,"after":{},"source":{source},"op":"u"}}"#, row(1, note));
+            records.push_with(&schema, &value, *epoch);
+        }
+        records
+    };
+    load(sink.as_mut(), &changes(&[(7, 5, "c")]).batch);
+    let known = "0000000007.0000000001.0000000000000005.0000000000";
+    assert_eq!(rows(), [format!("1\tc\t{known}"), "2\tb\t\\N".to_owned()]);
+    let mut unordered = Records::from_offset(1_000);
+    unordered.event(&schema, "u", "null", &row(1, "unordered")).event(&schema, "u", "null", &row(2, "d"));
+    load(sink.as_mut(), &unordered.batch);
+    assert_eq!(rows(), [format!("1\tc\t{known}"), "2\td\t\\N".to_owned()]);
+    // Of two changes in one load, the later one in the source wins.
+    load(sink.as_mut(), &changes(&[(7, 9, "f"), (7, 8, "e")]).batch);
+    assert!(rows()[0].starts_with("1\tf\t"), "{:?}", rows());
+    // By request, the order of arrival decides.
+    let mut by_arrival = bench.open(&options("arrival"));
+    load(by_arrival.as_mut(), &changes(&[(7, 6, "arrived")]).batch);
+    assert_eq!(rows()[0], "1\tarrived\t\\N");
 }

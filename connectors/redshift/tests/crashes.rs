@@ -5,9 +5,9 @@
 
 mod common;
 
-use common::{Bench, Break, Fault, Proxy, Records, load, partition, prepare};
+use common::{Bench, Records, load, partition, prepare};
 use trunkline_connector::Domain;
-use trunkline_tests::need;
+use trunkline_tests::{RedshiftFault, RedshiftFaults, need};
 
 const STATEMENTS: [&str; 9] = [
     "SELECT \"topic\"",
@@ -32,16 +32,16 @@ fn rows_from(first: i64) -> Records {
 #[test]
 fn a_connection_that_breaks_at_any_statement_loses_and_doubles_nothing() {
     let bench = need!(Bench::new("crashes"));
-    let proxy = Proxy::start(bench.redshift.port());
+    let proxy = RedshiftFaults::start(bench.redshift.port());
     let options = "table = \"t\"\nmode = \"upsert\"";
     let count = || bench.rows("SELECT COUNT(*), COUNT(DISTINCT id) FROM $S.t")[0].clone();
     load(bench.open(options).as_mut(), &rows_from(0).batch);
     let mut first = 50;
     for statement in STATEMENTS {
-        for fault in [Fault::Unsent, Fault::ReplyLost] {
-            let mut sink = bench.open_at(proxy.port, options).unwrap();
+        for fault in [RedshiftFault::Unsent, RedshiftFault::ReplyLost] {
+            let mut sink = bench.open_at(proxy.port(), options).unwrap();
             let (committables, _) = prepare(sink.as_mut(), &rows_from(first).batch).unwrap();
-            proxy.break_at(Break { statement, fault });
+            proxy.break_at(statement, fault);
             let outcome = sink.commit(&committables);
             assert!(proxy.is_done(), "{statement} was not sent");
             let found: i64 = count().split('\t').next().unwrap().parse().unwrap();
@@ -50,9 +50,9 @@ fn a_connection_that_breaks_at_any_statement_loses_and_doubles_nothing() {
                 assert_eq!(error.domain, Domain::External, "{statement}: {error}");
             }
             // The stage repeats the commit, or the task dies and the next owner does.
-            if fault == Fault::ReplyLost {
+            if fault == RedshiftFault::ReplyLost {
                 drop(sink);
-                sink = bench.open_at(proxy.port, options).unwrap();
+                sink = bench.open_at(proxy.port(), options).unwrap();
                 sink.recover(&partition(), &committables).unwrap();
             }
             sink.commit(&committables).unwrap();
@@ -113,13 +113,13 @@ fn wrong_logins_are_reported_without_the_password() {
 #[test]
 fn copy_passes_a_session_token_that_no_error_shows() {
     let bench = need!(Bench::new("tokens"));
-    let proxy = Proxy::start(bench.redshift.port());
+    let proxy = RedshiftFaults::start(bench.redshift.port());
     let (keys, token) = ("secret_access_key = \"SKTESTSK\"", "FwoGZXIvYXdz//temporary+token==");
     let temporary = format!("{keys}, session_token = \"{token}\"");
     // The S3 server of the tests knows no tokens: another sink uploads the files.
     let (committables, _) = prepare(bench.open("").as_mut(), &rows_from(0).batch).unwrap();
-    let mut sink = bench.open_changed_at(proxy.port, keys, &temporary).unwrap();
-    proxy.break_at(Break { statement: "COPY", fault: Fault::Repeated });
+    let mut sink = bench.open_changed_at(proxy.port(), keys, &temporary).unwrap();
+    proxy.break_at("COPY", RedshiftFault::Repeated);
     let error = sink.commit(&committables).unwrap_err();
     let statement = proxy.repeated().pop().unwrap();
     let expected = format!(
@@ -135,30 +135,14 @@ fn copy_passes_a_session_token_that_no_error_shows() {
 }
 
 #[test]
-fn a_check_reports_unmet_prerequisites_and_leaves_nothing() {
-    let bench = need!(Bench::new("checks"));
-    let codes =
-        |from: &str, to: &str| -> Vec<&str> { bench.preflight(from, to).iter().map(|issue| issue.code).collect() };
-    assert_eq!(codes("dev", "dev"), Vec::<&str>::new());
-    assert_eq!(codes("rspass1", "wrong"), ["redshift.login"]);
-    assert_eq!(codes("schema = \"checks\"", "schema = \"absent\""), ["redshift.no_schema"]);
-    assert_eq!(codes("s3://checks/", "s3://absent/"), ["s3.no_such_bucket"]);
-    assert_eq!(
-        bench.rows("SELECT table_name FROM information_schema.tables WHERE table_schema = '$S'"),
-        Vec::<String>::new()
-    );
-    assert_eq!(bench.staged_files(), 0);
-}
-
-#[test]
 fn conflicts_repeat_the_whole_transaction() {
     let bench = need!(Bench::new("conflicts"));
-    let proxy = Proxy::start(bench.redshift.port());
-    let mut sink = bench.open_at(proxy.port, "table = \"t\"").unwrap();
+    let proxy = RedshiftFaults::start(bench.redshift.port());
+    let mut sink = bench.open_at(proxy.port(), "table = \"t\"").unwrap();
     let mut first = 0;
     for statement in ["UPDATE \"trunkline_offsets", "INSERT INTO \"t\"", "COMMIT"] {
         let (committables, _) = prepare(sink.as_mut(), &rows_from(first).batch).unwrap();
-        proxy.break_at(Break { statement, fault: Fault::Conflict(3) });
+        proxy.break_at(statement, RedshiftFault::Conflict(3));
         sink.commit(&committables).unwrap();
         assert!(proxy.is_done(), "{statement} was not sent three times");
         first += 50;
@@ -166,7 +150,7 @@ fn conflicts_repeat_the_whole_transaction() {
     }
     // A storm ends the call, and the stage repeats it later.
     let (committables, _) = prepare(sink.as_mut(), &rows_from(first).batch).unwrap();
-    proxy.break_at(Break { statement: "COMMIT", fault: Fault::Conflict(7) });
+    proxy.break_at("COMMIT", RedshiftFault::Conflict(7));
     assert_eq!(sink.commit(&committables).unwrap_err().code, "warehouse.conflict");
     sink.commit(&committables).unwrap();
     assert_eq!(bench.rows("SELECT COUNT(*) FROM $S.t"), ["200"]);

@@ -29,15 +29,15 @@ mod store;
 
 use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{
-    CommitPolicy, Error, OutputFile, OutputListing, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec,
-    Supersede, Template,
+    CommitPolicy, EachRow, Error, OutputFile, OutputListing, PreflightIssue, Result, Sink, SinkConnector, SinkContext,
+    SinkSpec, Supersede, Template,
 };
 
 use config::{Config, Destination};
 use store::Store;
 use store::bucket::BucketStore;
 use store::directory::{self, DirectoryStore};
-use store::{listing, removal};
+use store::{listing, removal, rows};
 use trunkline_objects::Encoders;
 
 /// The connector `s3`.
@@ -118,6 +118,28 @@ impl SinkSpec for S3Spec {
             Destination::Bucket(options) => listing::list_bucket(options, runtime),
         }
         .map(Some)
+    }
+
+    fn read_rows(
+        &self,
+        file: &OutputFile,
+        scratch: &std::path::Path,
+        runtime: &tokio::runtime::Handle,
+        each: EachRow<'_>,
+    ) -> Result<()> {
+        match &self.config.destination {
+            Destination::Directory(_) => rows::of_file(&file.name, each),
+            Destination::Bucket(options) => rows::of_object(options, &file.name, scratch, runtime, each),
+        }
+    }
+
+    fn folder_of(&self, file: &OutputFile) -> String {
+        let root = match &self.config.destination {
+            Destination::Directory(root) => root.display().to_string(),
+            Destination::Bucket(options) => format!("s3://{}/{}", options.bucket, options.prefix),
+        };
+        let below = file.name.strip_prefix(root.trim_end_matches('/')).unwrap_or(&file.name).trim_start_matches('/');
+        below.rsplit_once('/').map_or_else(String::new, |(folder, _)| folder.to_owned())
     }
 
     fn supersede(&self) -> Supersede {

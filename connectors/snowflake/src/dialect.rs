@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::datatypes::DataType;
 use tokio::runtime::Handle;
 use trunkline_connector::Result;
-use trunkline_warehouse::{AccessKey, Column, ColumnType, Dialect, Session, StagedFile, StagingColumn};
+use trunkline_warehouse::{AccessKey, Column, ColumnType, Dialect, Right, Session, StagedFile, StagingColumn};
 
 use crate::client;
 use crate::client::{Answer, ClientOptions, SqlError};
@@ -30,6 +30,16 @@ pub(crate) enum NameCase {
     Upper,
     /// Names stay as they are; SQL must quote them.
     Preserve,
+}
+
+impl NameCase {
+    /// The name in the catalog.
+    pub(crate) fn folded(self, name: &str) -> String {
+        match self {
+            Self::Upper => name.to_uppercase(),
+            Self::Preserve => name.to_owned(),
+        }
+    }
 }
 
 /// See the module's header.
@@ -81,8 +91,7 @@ impl Dialect for SnowflakeDialect {
     }
 
     fn destination(&self) -> String {
-        let ClientOptions { account, database, schema, .. } = self.client.as_ref();
-        format!("snowflake://{account}/{database}/{schema}")
+        self.client.place()
     }
 
     fn connect(&self) -> Result<Box<dyn Session>> {
@@ -102,10 +111,7 @@ impl Dialect for SnowflakeDialect {
     }
 
     fn folded(&self, name: &str) -> String {
-        match self.case {
-            NameCase::Upper => name.to_uppercase(),
-            NameCase::Preserve => name.to_owned(),
-        }
+        self.case.folded(name)
     }
 
     fn check_name(&self, name: &str) -> Option<String> {
@@ -118,6 +124,10 @@ impl Dialect for SnowflakeDialect {
 
     fn quoted(&self, name: &str) -> String {
         format!("\"{}\"", name.replace('"', "\"\""))
+    }
+
+    fn qualified(&self, table: &str) -> String {
+        format!("{}.{}.{}", self.named(&self.client.database), self.named(&self.client.schema), self.quoted(table))
     }
 
     fn literal(&self, text: &str) -> String {
@@ -239,6 +249,51 @@ impl Dialect for SnowflakeDialect {
             columns.join(", "),
             inserted.join(", ")
         )]
+    }
+
+    fn may_alter(&self, session: &mut dyn Session, table: &str) -> Result<Option<bool>> {
+        // ALTER needs the role that owns the table, or one that inherits it.
+        let owned = session.query(&format!(
+            "SELECT IS_ROLE_IN_SESSION(TABLE_OWNER) FROM INFORMATION_SCHEMA.TABLES WHERE TABLE_SCHEMA = CURRENT_SCHEMA() \
+             AND TABLE_NAME = {}",
+            self.literal(table)
+        ));
+        // The check needs a right that loads do not need.
+        let answer = owned.ok().and_then(|rows| rows.first()?.first().cloned().flatten());
+        Ok(answer.map(|answer| answer == "1" || answer.eq_ignore_ascii_case("true")))
+    }
+
+    fn grant(&self, right: Right<'_>) -> Option<String> {
+        let ClientOptions { role, warehouse, database, schema, .. } = self.client.as_ref();
+        let role = role.as_ref().map_or_else(|| "..".to_owned(), |role| self.named(role));
+        let (database, schema) = (self.named(database), self.named(schema));
+        match right {
+            Right::CreateTables => Some(format!(
+                "GRANT USAGE ON DATABASE {database} TO ROLE {role}; GRANT USAGE, CREATE TABLE ON SCHEMA {database}.{schema} TO \
+                 ROLE {role}"
+            )),
+            Right::UseWarehouse => {
+                let warehouse = self.named(warehouse.as_ref()?);
+                Some(format!("GRANT USAGE ON WAREHOUSE {warehouse} TO ROLE {role}"))
+            }
+            Right::ReadStage => match &self.access {
+                StageAccess::Integration(name) => {
+                    Some(format!("GRANT USAGE ON INTEGRATION {} TO ROLE {role}", self.quoted(name)))
+                }
+                StageAccess::Keys(_) => None,
+            },
+            Right::AlterTable(table) => {
+                Some(format!("GRANT OWNERSHIP ON TABLE {} TO ROLE {role} COPY CURRENT GRANTS", self.qualified(table)))
+            }
+        }
+    }
+}
+
+impl SnowflakeDialect {
+    /// A name of the options as the login takes it: without quotes in upper case.
+    fn named(&self, name: &str) -> String {
+        let is_plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        if is_plain { name.to_uppercase() } else { self.quoted(name) }
     }
 }
 

@@ -20,9 +20,10 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{
-    CommitPolicy, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Supersede, Template,
+    CommitPolicy, OffsetRanges, PreflightIssue, RecordSample, Result, RowCounts, Sink, SinkConnector, SinkContext,
+    SinkSpec, Supersede, Template,
 };
-use trunkline_warehouse::{S3Stage, Stage, check, open_sink};
+use trunkline_warehouse::{S3Stage, Stage, check, check_records, count_rows, open_sink, rows_in_the_way};
 
 use config::Config;
 use dialect::SnowflakeDialect;
@@ -77,12 +78,32 @@ impl SinkSpec for SnowflakeSpec {
         check(&dialect, stage.map(|stage| Box::new(stage) as Box<dyn Stage>), name)
     }
 
+    fn preflight_records(&self, context: SinkContext, records: &mut RecordSample<'_>) -> Vec<PreflightIssue> {
+        let dialect = self.dialect(&context.name, &context.runtime);
+        let stage = S3Stage::open(self.config.stage.clone(), context.runtime.clone());
+        let stage = stage.map(|stage| Box::new(stage) as Box<dyn Stage>);
+        check_records(Arc::new(dialect), stage, &self.config.loads, context, records)
+    }
+
     fn commit_policy(&self) -> CommitPolicy {
         self.config.loads.commit_policy()
     }
 
+    fn destination(&self) -> Option<String> {
+        let case = self.config.case;
+        Some(self.config.loads.destination(&self.config.client.place(), |name| case.folded(name)))
+    }
+
     fn supersede(&self) -> Supersede {
-        Supersede::Refused(trunkline_warehouse::NOT_SUPERSEDED)
+        self.config.loads.supersede()
+    }
+
+    fn count_rows(&self, ranges: &OffsetRanges, gaps: usize, runtime: &Handle) -> Result<Option<RowCounts>> {
+        count_rows(&self.dialect("replay", runtime), &self.config.loads, ranges, gaps)
+    }
+
+    fn rows_in_the_way(&self, ranges: &OffsetRanges, runtime: &Handle) -> Result<Option<String>> {
+        rows_in_the_way(&self.dialect("replay", runtime), &self.config.loads, ranges)
     }
 
     fn templates(&self) -> Vec<(&'static str, &Template)> {

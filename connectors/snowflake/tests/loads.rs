@@ -19,6 +19,7 @@ use trunkline_connector::{
     SinkConnector, SinkContext, SinkSpec, TopicPartition, headers,
 };
 use trunkline_snowflake::SnowflakeConnector;
+use trunkline_tests::{History, Memory, Random, RowChange};
 
 /// The schema that the records name, if any.
 struct OneSchema(Option<Arc<Schema>>);
@@ -52,20 +53,22 @@ impl Setup {
     }
 
     fn open_with(&self, options: &str, schema: Option<Arc<Schema>>) -> Result<Box<dyn ErasedTwoPhaseSink>> {
-        let spec = spec(options);
+        match spec(options).open(self.context(schema))? {
+            Sink::TwoPhase(sink) => Ok(sink),
+            Sink::Idempotent(_) => panic!("the sink is not a two-phase sink"),
+        }
+    }
+
+    fn context(&self, schema: Option<Arc<Schema>>) -> SinkContext {
         let scratch = self.scratch.join(self.opened.fetch_add(1, Ordering::Relaxed).to_string());
         std::fs::create_dir_all(&scratch).unwrap();
-        let sink = spec.open(SinkContext {
+        SinkContext {
             name: "loads.test".to_owned(),
             replay: None,
             budget: MemoryBudget::new(1 << 30),
             runtime: self.runtime.handle().clone(),
             scratch,
             schemas: Arc::new(OneSchema(schema)),
-        })?;
-        match sink {
-            Sink::TwoPhase(sink) => Ok(sink),
-            Sink::Idempotent(_) => panic!("the sink is not a two-phase sink"),
         }
     }
 
@@ -250,9 +253,42 @@ fn the_preflight_check_reports_what_is_missing() {
     );
     let denied = issues(&options);
     assert_eq!(denied.iter().map(|issue| issue.code).collect::<Vec<_>>(), ["snowflake.access_denied"]);
-    assert!(denied[0].fix.as_deref().is_some_and(|fix| fix.contains("grant the privilege")), "{denied:?}");
+    let grant = "GRANT USAGE, CREATE TABLE ON SCHEMA DB.CHECKED TO ROLE ..";
+    assert!(denied[0].fix.as_deref().is_some_and(|fix| fix.contains(grant)), "{denied:?}");
+    setup.account.server.control(
+        "{\"refuse\":\"select count\",\"code\":\"000606\",\"message\":\"No active warehouse selected in the current session\"}",
+    );
+    let without_warehouse = issues(&options.replace("warehouse =", "role = \"loader\"\nwarehouse ="));
+    assert_eq!(without_warehouse.iter().map(|issue| issue.code).collect::<Vec<_>>(), ["snowflake.no_warehouse"]);
+    let grant = "GRANT USAGE ON WAREHOUSE LOADING TO ROLE LOADER";
+    let fix = without_warehouse[0].fix.as_deref();
+    assert!(fix.is_some_and(|fix| fix.contains(grant)), "{without_warehouse:?}");
+    setup
+        .account
+        .server
+        .control("{\"refuse\":\"copy into\",\"code\":\"003167\",\"message\":\"Failure using stage area\"}");
+    let unreadable = issues(&options);
+    let message = unreadable.first().map(|issue| issue.message.as_str());
+    assert!(message.is_some_and(|message| message.contains("cannot read the stage")), "{unreadable:?}");
+    assert_eq!(setup.account.staged_files("CHECKED"), [""; 0]);
     let refused = issues(&options.replace("\"snow\"", "\"wrong\""));
     assert!(refused.iter().any(|issue| issue.code == "snowflake.login_refused"), "{refused:?}");
+}
+
+#[test]
+fn a_table_that_does_not_fit_is_reported_with_the_statement_that_fixes_it() {
+    let Some(setup) = Setup::find() else { return };
+    let spec = spec(&setup.account.options("FITS", "upsert"));
+    let issues = || spec.preflight_records(setup.context(None), &mut || Ok(batch(0, &ROWS, None)));
+    assert!(issues().is_empty(), "the sink creates the table");
+    setup.query("FITS", "CREATE TABLE \"ROWS\" (\"ID\" NUMBER(38, 0) NOT NULL, \"NAME\" BOOLEAN)");
+    let found = issues();
+    assert_eq!(found.iter().map(|issue| issue.code).collect::<Vec<_>>(), ["warehouse.type_change"], "{found:?}");
+    let statement = found[0].fix.as_deref().and_then(|fix| fix.split('`').nth(1)).unwrap();
+    setup.query("FITS", statement);
+    assert!(issues().is_empty(), "{:?}", issues());
+    load(setup.open("FITS", "upsert").as_mut(), &batch(0, &ROWS, None));
+    assert_eq!(setup.query("FITS", "SELECT \"ID\", \"NAME\" FROM \"ROWS\" ORDER BY \"ID\""), ["1|c", "2|b"]);
 }
 
 #[test]
@@ -372,4 +408,47 @@ fn tables_follow_the_schema() {
     let found =
         setup.query("EVOLVED", "SELECT \"ID\", \"NAME\", \"EXTRA\"::VARCHAR FROM \"ROWS\" ORDER BY \"_OFFSET\"");
     assert_eq!(found, ["1|a|null", "2|b|null", "1|c|null", "3|null|{\"a\":[1]}"]);
+}
+
+/// Changes of a source whose epoch is known.
+fn ordered(first: i64, changes: &[RowChange]) -> Batch {
+    let mut batch = Batch::default();
+    let topic = batch.topic_index("orders");
+    for (offset, change) in (first..).zip(changes) {
+        let mut record = batch.record();
+        record.timestamp(1_700_000_000_000).read_from(topic, 0, offset);
+        if let Some(key) = change.key() {
+            record.key(key.as_bytes());
+        }
+        record.value(change.value().as_bytes());
+        record.header(headers::EPOCH, Some(change.epoch.to_string().as_bytes()));
+        record.finish();
+    }
+    batch
+}
+
+#[test]
+fn late_and_repeated_changes_lose_also_after_a_failover() {
+    let Some(setup) = Setup::find() else { return };
+    let mut random = Random::new(1702);
+    for (memory, schema, mode, is_current) in [
+        (Memory::Rows, "LATE_HARD", "upsert", "TRUE"),
+        (Memory::Deletes, "LATE_SOFT", "upsert\"\ndeletes = \"soft", "\"DELETED_AT\" IS NULL"),
+        (Memory::Versions, "LATE_HISTORY", "history", "\"IS_CURRENT\""),
+    ] {
+        let history = History::random(&mut random, 8, 40);
+        let mut sink = setup.open(schema, mode);
+        let mut offset = 0;
+        for part in history.deliveries(&mut random, 20, memory) {
+            load(sink.as_mut(), &ordered(offset, &part));
+            offset += part.len() as i64;
+        }
+        let sql = format!("SELECT \"ID\", \"NOTE\" FROM \"ROWS\" WHERE {is_current} ORDER BY \"ID\"");
+        let expected: Vec<String> = history.rows().iter().map(|(id, note)| format!("{id}|{note}")).collect();
+        assert_eq!(setup.query(schema, &sql), expected, "{memory:?}");
+        if memory == Memory::Versions {
+            let twice = "SELECT \"NOTE\" FROM \"ROWS\" GROUP BY \"NOTE\" HAVING COUNT(*) > 1";
+            assert_eq!(setup.query(schema, twice), [""; 0], "a version is there twice");
+        }
+    }
 }

@@ -29,6 +29,9 @@ pub(crate) mod filled {
     pub(crate) const VALID_TO: &str = "valid_to";
     /// The version is the newest one of its key.
     pub(crate) const IS_CURRENT: &str = "is_current";
+    /// The order of the row's newest change in the source, as far as it is known. That of a version
+    /// that a delete ended is the delete's.
+    pub(crate) const SOURCE_ORDER: &str = "_source_order";
 }
 
 /// Number of staging tables that a mode uses.
@@ -70,6 +73,19 @@ impl Sql<'_> {
         self.dialect.quoted(&self.dialect.folded(name))
     }
 
+    /// The column with the order of changes, if the rows have it.
+    fn order(&self) -> Option<String> {
+        let name = self.dialect.folded(filled::SOURCE_ORDER);
+        self.loaded().any(|column| column.name == name).then(|| self.name(&name))
+    }
+
+    /// The condition that a row of the table is newer than the row of a staging table: then the
+    /// staged one arrived late. A row without an order is older than all others.
+    fn is_newer(&self, staging: &str, order: &str, or_equal: bool) -> String {
+        let (table, than) = (self.name(&self.file.table), if or_equal { ">=" } else { ">" });
+        format!("{} AND {table}.{order} {than} COALESCE({staging}.{order}, '')", self.same_key(staging))
+    }
+
     fn all_columns(&self) -> String {
         list(self.file.columns.iter().map(|column| self.name(&column.name)))
     }
@@ -78,11 +94,13 @@ impl Sql<'_> {
         self.file.columns.iter().filter(|column| column.is_loaded)
     }
 
-    /// `INSERT INTO target (..) SELECT .. FROM staging`, with more columns that the load fills.
+    /// `INSERT INTO target (..) SELECT .. FROM staging`, with columns that the load fills.
     fn insert(&self, from: &str, more: &[(&str, String)], condition: &str) -> String {
-        let names = self.loaded().map(|column| self.name(&column.name));
+        let is_staged = |column: &&FileColumn| more.iter().all(|(name, _)| self.dialect.folded(name) != column.name);
+        let staged: Vec<&FileColumn> = self.loaded().filter(is_staged).collect();
+        let names = staged.iter().map(|column| self.name(&column.name));
         let values =
-            self.loaded().map(|column| self.dialect.load_expression(&column.column_type, &self.name(&column.name)));
+            staged.iter().map(|column| self.dialect.load_expression(&column.column_type, &self.name(&column.name)));
         let lineage = self.file.fills_loaded_at.then(|| (filled::LOADED_AT, self.now.to_owned()));
         let more: Vec<_> = lineage.into_iter().chain(more.iter().map(|(name, value)| (*name, value.clone()))).collect();
         let names = list(names.chain(more.iter().map(|(name, _)| self.own(name))));
@@ -113,20 +131,34 @@ fn list(items: impl Iterator<Item = String>) -> String {
     items.collect::<Vec<_>>().join(", ")
 }
 
-/// Empties the target: the source did.
+/// Empties the target: the source did. Rows with newer changes stay.
 pub(crate) fn truncate(dialect: &dyn Dialect, file: &PlannedFile, now: &str) -> Vec<String> {
     let sql = Sql { dialect, file, now };
-    let table = sql.name(&file.table);
+    let (table, order) = (sql.name(&file.table), sql.own(filled::SOURCE_ORDER));
+    let until = file.truncates_until.as_ref().map(|until| dialect.literal(until));
+    let is_older = until.as_ref().map(|until| format!("({order} IS NULL OR {order} < {until})"));
+    // The rows that stay know of the change, so that older ones lose.
+    let set_order = until.map(|until| format!(", {order} = {until}")).unwrap_or_default();
+    let and_older = is_older.as_ref().map(|is_older| format!(" AND {is_older}")).unwrap_or_default();
     // Not TRUNCATE, which commits.
     vec![match file.mode {
         LoadMode::Append => return Vec::new(),
-        LoadMode::Upsert => format!("DELETE FROM {table}"),
+        LoadMode::Upsert => match is_older {
+            Some(is_older) => format!("DELETE FROM {table} WHERE {is_older}"),
+            None => format!("DELETE FROM {table}"),
+        },
         LoadMode::UpsertSoft => {
             let deleted = sql.own(filled::DELETED_AT);
-            format!("UPDATE {table} SET {deleted} = {now} WHERE {deleted} IS NULL")
+            match is_older {
+                // Deleted rows learn of it, too.
+                Some(is_older) => {
+                    format!("UPDATE {table} SET {deleted} = COALESCE({deleted}, {now}){set_order} WHERE {is_older}")
+                }
+                None => format!("UPDATE {table} SET {deleted} = {now} WHERE {deleted} IS NULL"),
+            }
         }
         LoadMode::History => format!(
-            "UPDATE {table} SET {} = {now}, {current} = FALSE WHERE {current}",
+            "UPDATE {table} SET {} = {now}, {current} = FALSE{set_order} WHERE {current}{and_older}",
             sql.own(filled::VALID_TO),
             current = sql.own(filled::IS_CURRENT)
         ),
@@ -145,19 +177,29 @@ pub(crate) fn apply(dialect: &dyn Dialect, file: &PlannedFile, stagings: &[Strin
     }
 }
 
+/// The newest change of each key replaces the row, unless the row is newer.
 fn upsert(sql: &Sql<'_>, staging: &str, newest: &str, soft: bool) -> Vec<String> {
     let (table, columns) = (sql.name(&sql.file.table), sql.all_columns());
     let (rank, sequence, deleted) = (sql.own(control::RANK), sql.own(control::SEQUENCE), sql.own(control::DELETED));
     let key = sql.partition_by_key();
     let same_key = sql.same_key(newest);
+    let order = sql.order();
+    let newest_first = match &order {
+        Some(order) => format!("COALESCE({order}, '') DESC, {sequence} DESC"),
+        None => format!("{sequence} DESC"),
+    };
     let mut statements = vec![format!(
         "INSERT INTO {newest} ({columns}) SELECT {columns} FROM (SELECT {columns}, ROW_NUMBER() OVER (PARTITION BY {key} ORDER BY \
-         {sequence} DESC) AS {rank} FROM {staging}) AS ranked WHERE {rank} = 1"
+         {newest_first}) AS {rank} FROM {staging}) AS ranked WHERE {rank} = 1"
     )];
+    if let Some(order) = &order {
+        statements.push(format!("DELETE FROM {newest} USING {table} WHERE {}", sql.is_newer(newest, order, false)));
+    }
     if soft {
         let deleted_at = sql.own(filled::DELETED_AT);
+        let set_order = order.as_ref().map(|order| format!(", {order} = {newest}.{order}")).unwrap_or_default();
         statements.push(format!(
-            "UPDATE {table} SET {deleted_at} = {} FROM {newest} WHERE {same_key} AND {newest}.{deleted}",
+            "UPDATE {table} SET {deleted_at} = {}{set_order} FROM {newest} WHERE {same_key} AND {newest}.{deleted}",
             sql.now
         ));
         statements.push(format!("DELETE FROM {table} USING {newest} WHERE {same_key} AND NOT {newest}.{deleted}"));
@@ -165,11 +207,18 @@ fn upsert(sql: &Sql<'_>, staging: &str, newest: &str, soft: bool) -> Vec<String>
         statements.push(format!("DELETE FROM {table} USING {newest} WHERE {same_key}"));
     }
     statements.push(sql.insert(newest, &[], &format!(" WHERE NOT {deleted}")));
+    if let Some(order) = order.filter(|_| soft) {
+        // A delete is kept also if the table never had the row: older changes may still arrive.
+        let is_unknown =
+            format!(" WHERE {deleted} AND {order} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {table} WHERE {same_key})");
+        statements.push(sql.insert(newest, &[(filled::DELETED_AT, sql.now.to_owned())], &is_unknown));
+    }
     statements
 }
 
 /// Every staged row is a version that is valid until the next one of its key. A delete ends a
-/// version and adds none.
+/// version and adds none. A change that is not newer than what the table holds of its key adds
+/// nothing: it is repeated, or it is late.
 fn history(sql: &Sql<'_>, staging: &str, versions: &str) -> Vec<String> {
     let (table, columns) = (sql.name(&sql.file.table), sql.all_columns());
     let (sequence, deleted, rank) = (sql.own(control::SEQUENCE), sql.own(control::DELETED), sql.own(control::RANK));
@@ -177,24 +226,243 @@ fn history(sql: &Sql<'_>, staging: &str, versions: &str) -> Vec<String> {
     let (valid_to, is_current) = (sql.own(filled::VALID_TO), sql.own(filled::IS_CURRENT));
     let key = sql.partition_by_key();
     let same_key = sql.same_key(versions);
-    let over = format!("OVER (PARTITION BY {key} ORDER BY {sequence})");
     let next = sql.own("trunkline_next_at");
-    let from = format!("(SELECT {columns}, LEAD({changed_at}) {over} AS {next} FROM {staging}) AS versions");
-    let more = [
+    let mut more = vec![
         (filled::VALID_FROM, changed_at.clone()),
         (filled::VALID_TO, next.clone()),
         (filled::IS_CURRENT, format!("{next} IS NULL")),
     ];
-    vec![
-        // The first change of each key ends the version that the table holds.
-        format!(
-            "INSERT INTO {versions} ({columns}) SELECT {columns} FROM (SELECT {columns}, ROW_NUMBER() {over} AS {rank} FROM {staging}) AS \
-             ranked WHERE {rank} = 1"
-        ),
-        format!(
-            "UPDATE {table} SET {valid_to} = {versions}.{changed_at}, {is_current} = FALSE FROM {versions} WHERE {same_key} AND \
-             {table}.{is_current}"
-        ),
-        sql.insert(&from, &more, &format!(" WHERE NOT {deleted}")),
-    ]
+    let mut statements = Vec::new();
+    let (changes, over, next_order, set_order) = match sql.order() {
+        None => {
+            (staging.to_owned(), format!("OVER (PARTITION BY {key} ORDER BY {sequence})"), String::new(), String::new())
+        }
+        Some(order) => {
+            statements
+                .push(format!("DELETE FROM {staging} USING {table} WHERE {}", sql.is_newer(staging, &order, true)));
+            let over = format!("OVER (PARTITION BY {key} ORDER BY COALESCE({order}, ''), {sequence})");
+            let ended = sql.own("trunkline_ended_order");
+            more.push((filled::SOURCE_ORDER, format!("COALESCE({ended}, {order})")));
+            (
+                // Each change once.
+                format!(
+                    "(SELECT {columns} FROM (SELECT {columns}, ROW_NUMBER() OVER (PARTITION BY {key}, {order} ORDER BY {sequence}) AS {rank} \
+                     FROM {staging}) AS numbered WHERE {rank} = 1 OR {order} IS NULL) AS changes"
+                ),
+                over.clone(),
+                format!(", LEAD(CASE WHEN {deleted} THEN {order} END) {over} AS {ended}"),
+                format!(", {order} = CASE WHEN {versions}.{deleted} THEN {versions}.{order} ELSE {table}.{order} END"),
+            )
+        }
+    };
+    // The first change of each key ends the version that the table holds.
+    statements.push(format!(
+        "INSERT INTO {versions} ({columns}) SELECT {columns} FROM (SELECT {columns}, ROW_NUMBER() {over} AS {rank} FROM {changes}) AS \
+         ranked WHERE {rank} = 1"
+    ));
+    statements.push(format!(
+        "UPDATE {table} SET {valid_to} = {versions}.{changed_at}, {is_current} = FALSE{set_order} FROM {versions} WHERE {same_key} AND \
+         {table}.{is_current}"
+    ));
+    let from =
+        format!("(SELECT {columns}, LEAD({changed_at}) {over} AS {next}{next_order} FROM {changes}) AS versions");
+    statements.push(sql.insert(&from, &more, &format!(" WHERE NOT {deleted}")));
+    statements
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::DataType;
+    use trunkline_connector::{Error, Result};
+
+    use super::*;
+    use crate::dialect::{Column, Session, StagingColumn};
+    use crate::stage::StagedFile;
+
+    /// SQL without a server.
+    struct Plain;
+
+    impl Dialect for Plain {
+        fn name(&self) -> &'static str {
+            "plain"
+        }
+
+        fn destination(&self) -> String {
+            String::new()
+        }
+
+        fn connect(&self) -> Result<Box<dyn Session>> {
+            Err(Error::internal("test.no_server", "there is no server"))
+        }
+
+        fn folded(&self, name: &str) -> String {
+            name.to_lowercase()
+        }
+
+        fn check_name(&self, _: &str) -> Option<String> {
+            None
+        }
+
+        fn quoted(&self, name: &str) -> String {
+            name.to_owned()
+        }
+
+        fn literal(&self, text: &str) -> String {
+            format!("'{text}'")
+        }
+
+        fn columns(&self, _: &mut dyn Session, _: &str) -> Result<Option<Vec<Column>>> {
+            Ok(None)
+        }
+
+        fn column_type(&self, _: &DataType, _: usize, _: bool) -> Option<ColumnType> {
+            None
+        }
+
+        fn sql_type(&self, _: &ColumnType) -> String {
+            String::new()
+        }
+
+        fn create_table(&self, _: &str, _: &[Column], _: &[String]) -> Vec<String> {
+            Vec::new()
+        }
+
+        fn widen_column(&self, _: &str, _: &Column, _: &ColumnType) -> Option<Vec<String>> {
+            None
+        }
+
+        fn drop_not_null(&self, _: &str, _: &Column) -> Option<Vec<String>> {
+            None
+        }
+
+        fn parquet_type(&self, _: &ColumnType) -> DataType {
+            DataType::Utf8
+        }
+
+        fn create_staging(&self, _: &str, _: &[StagingColumn]) -> Vec<String> {
+            Vec::new()
+        }
+
+        fn load_expression(&self, _: &ColumnType, column: &str) -> String {
+            column.to_owned()
+        }
+
+        fn copy(&self, _: &str, _: &[StagingColumn], _: &[StagedFile], _: &str) -> String {
+            String::new()
+        }
+
+        fn insert_if_absent(&self, _: &str, _: usize, _: &[String], _: &[String]) -> Vec<String> {
+            Vec::new()
+        }
+    }
+
+    fn file(mode: LoadMode, has_order: bool) -> PlannedFile {
+        let column = |name: &str, is_loaded| FileColumn {
+            name: name.to_owned(),
+            column_type: ColumnType::Integer(64),
+            is_loaded,
+        };
+        let mut columns = vec![column("id", true), column(control::SEQUENCE, false), column(control::DELETED, false)];
+        if has_order {
+            columns.insert(1, column(filled::SOURCE_ORDER, true));
+        }
+        PlannedFile {
+            key: None,
+            temp: String::new(),
+            bytes: 0,
+            rows: 1,
+            table: "t".to_owned(),
+            mode,
+            key_columns: vec!["id".to_owned()],
+            columns,
+            fills_loaded_at: false,
+            truncates: false,
+            truncates_until: None,
+        }
+    }
+
+    fn statements(mode: LoadMode, has_order: bool) -> Vec<String> {
+        apply(&Plain, &file(mode, has_order), &["a".to_owned(), "b".to_owned()], "NOW")
+    }
+
+    #[test]
+    fn rows_without_an_order_replace_by_arrival() {
+        assert_eq!(
+            statements(LoadMode::Upsert, false),
+            [
+                "INSERT INTO b (id, trunkline_sequence, trunkline_deleted) SELECT id, trunkline_sequence, trunkline_deleted FROM \
+                 (SELECT id, trunkline_sequence, trunkline_deleted, ROW_NUMBER() OVER (PARTITION BY id ORDER BY \
+                 trunkline_sequence DESC) AS trunkline_rank FROM a) AS ranked WHERE trunkline_rank = 1",
+                "DELETE FROM t USING b WHERE t.id = b.id",
+                "INSERT INTO t (id) SELECT id FROM b WHERE NOT trunkline_deleted",
+            ]
+        );
+    }
+
+    #[test]
+    fn rows_that_are_newer_in_the_table_stay() {
+        let hard = statements(LoadMode::Upsert, true);
+        assert!(hard[0].contains("ORDER BY COALESCE(_source_order, '') DESC, trunkline_sequence DESC"), "{}", hard[0]);
+        assert_eq!(
+            hard[1..],
+            [
+                "DELETE FROM b USING t WHERE t.id = b.id AND t._source_order > COALESCE(b._source_order, '')",
+                "DELETE FROM t USING b WHERE t.id = b.id",
+                "INSERT INTO t (id, _source_order) SELECT id, _source_order FROM b WHERE NOT trunkline_deleted",
+            ]
+        );
+        let soft = statements(LoadMode::UpsertSoft, true);
+        assert_eq!(
+            soft[2..],
+            [
+                "UPDATE t SET deleted_at = NOW, _source_order = b._source_order FROM b WHERE t.id = b.id AND b.trunkline_deleted",
+                "DELETE FROM t USING b WHERE t.id = b.id AND NOT b.trunkline_deleted",
+                "INSERT INTO t (id, _source_order) SELECT id, _source_order FROM b WHERE NOT trunkline_deleted",
+                "INSERT INTO t (id, _source_order, deleted_at) SELECT id, _source_order, NOW FROM b WHERE trunkline_deleted AND \
+                 _source_order IS NOT NULL AND NOT EXISTS (SELECT 1 FROM t WHERE t.id = b.id)",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_history_takes_each_change_once_and_none_that_is_late() {
+        let ordered = statements(LoadMode::History, true);
+        assert_eq!(
+            ordered[0],
+            "DELETE FROM a USING t WHERE t.id = a.id AND t._source_order >= COALESCE(a._source_order, '')"
+        );
+        assert!(ordered[1].contains("PARTITION BY id, _source_order ORDER BY trunkline_sequence"), "{}", ordered[1]);
+        assert!(
+            ordered[2].contains(
+                "_source_order = CASE WHEN b.trunkline_deleted THEN b._source_order ELSE t._source_order END"
+            ),
+            "{}",
+            ordered[2]
+        );
+        assert!(ordered[3].contains("COALESCE(trunkline_ended_order, _source_order)"), "{}", ordered[3]);
+        assert!(!statements(LoadMode::History, false).join(";").contains("_source_order"));
+    }
+
+    #[test]
+    fn a_truncate_keeps_newer_rows() {
+        let truncated = |mode, until: Option<&str>| {
+            let file = PlannedFile { truncates_until: until.map(str::to_owned), ..file(mode, false) };
+            truncate(&Plain, &file, "NOW").join(";")
+        };
+        assert_eq!(truncated(LoadMode::Upsert, None), "DELETE FROM t");
+        assert_eq!(
+            truncated(LoadMode::Upsert, Some("7")),
+            "DELETE FROM t WHERE (_source_order IS NULL OR _source_order < '7')"
+        );
+        assert_eq!(
+            truncated(LoadMode::UpsertSoft, Some("7")),
+            "UPDATE t SET deleted_at = COALESCE(deleted_at, NOW), _source_order = '7' WHERE (_source_order IS NULL OR _source_order < '7')"
+        );
+        assert_eq!(
+            truncated(LoadMode::History, Some("7")),
+            "UPDATE t SET valid_to = NOW, is_current = FALSE, _source_order = '7' WHERE is_current AND (_source_order IS NULL OR \
+             _source_order < '7')"
+        );
+        assert_eq!(truncated(LoadMode::Append, Some("7")), "");
+    }
 }

@@ -25,10 +25,16 @@ pub(crate) struct FileTarget {
     pub(crate) fills_loaded_at: bool,
 }
 
+/// Empties a table.
+pub(crate) struct Truncation {
+    /// Rows that are newer than this order stay.
+    pub(crate) until: Option<String>,
+}
+
 /// A file that takes rows.
 struct OpenFile {
     target: FileTarget,
-    truncates: bool,
+    truncates: Option<Truncation>,
     temp: String,
     schema: Option<SchemaRef>,
     rows: u64,
@@ -81,19 +87,25 @@ impl PartitionBuffer {
                 buffer.complete(context, &target.table)?;
             }
             let table = target.table.clone();
-            let file = buffer.open.entry(table).or_insert_with(|| OpenFile::new(target.clone(), false));
+            let file = buffer.open.entry(table).or_insert_with(|| OpenFile::new(target.clone(), None));
             file.target = target;
             file.add(context, batch)
         })
     }
 
     /// Empties a table before the rows that follow.
-    pub(crate) fn truncate(&mut self, context: &FileContext<'_>, target: FileTarget, offset: i64) -> Result<()> {
+    pub(crate) fn truncate(
+        &mut self,
+        context: &FileContext<'_>,
+        target: FileTarget,
+        truncation: Truncation,
+        offset: i64,
+    ) -> Result<()> {
         self.next_offset = self.next_offset.max(offset + 1);
         self.rows += 1;
         self.poison_on_error(|buffer| {
             buffer.complete(context, &target.table)?;
-            buffer.open.insert(target.table.clone(), OpenFile::new(target, true));
+            buffer.open.insert(target.table.clone(), OpenFile::new(target, Some(truncation)));
             Ok(())
         })
     }
@@ -167,7 +179,7 @@ impl PartitionBuffer {
 }
 
 impl OpenFile {
-    fn new(target: FileTarget, truncates: bool) -> Self {
+    fn new(target: FileTarget, truncates: Option<Truncation>) -> Self {
         let temp = format!("{}.parquet", uuid::Uuid::new_v4().simple());
         let (batches, encoding) = (Vec::new(), None);
         Self { target, truncates, temp, schema: None, rows: 0, batches, bytes: 0, encoding }
@@ -220,7 +232,7 @@ impl OpenFile {
             encoding.finish()?.close().map_err(|error| Encoding::failed(&path, &error))?;
             bytes = std::fs::metadata(&path).map_err(|error| io_error("look at", &path, &error))?.len();
         }
-        if self.rows == 0 && !self.truncates {
+        if self.rows == 0 && self.truncates.is_none() {
             return Ok(None);
         }
         Ok(Some(PlannedFile {
@@ -233,7 +245,8 @@ impl OpenFile {
             key_columns: self.target.key_columns,
             columns: self.target.columns,
             fills_loaded_at: self.target.fills_loaded_at,
-            truncates: self.truncates,
+            truncates: self.truncates.is_some(),
+            truncates_until: self.truncates.and_then(|truncation| truncation.until),
         }))
     }
 }

@@ -22,24 +22,23 @@ pub(crate) struct Change<'a> {
     pub(crate) row: &'a [u8],
     /// The row is in an envelope: the columns are those of the schema's field `after`.
     pub(crate) is_enveloped: bool,
-    /// When the source made the change, in milliseconds since the Unix epoch.
-    pub(crate) changed_at: Option<i64>,
+    /// The envelope's `source`.
+    pub(crate) source: Option<&'a [u8]>,
 }
 
 impl<'a> Change<'a> {
     /// Reads a record; `None` for a record without a value that says nothing (no key either).
     pub(crate) fn of(record: RecordRef<'a>) -> Result<Self, Reason> {
-        let changed_at = record.timestamp();
         let Some(value) = record.value() else {
             return match record.key().filter(|key| is_object(key)) {
-                Some(row) => Ok(Self { operation: Operation::Delete, row, is_enveloped: false, changed_at }),
+                Some(row) => Ok(Self { operation: Operation::Delete, row, is_enveloped: false, source: None }),
                 None => Err(Reason::new(
                     "warehouse.no_value",
                     "the record has no value, and its key is not a JSON object that names a row",
                 )),
             };
         };
-        let bare = Self { operation: Operation::Write, row: value, is_enveloped: false, changed_at };
+        let bare = Self { operation: Operation::Write, row: value, is_enveloped: false, source: None };
         match Envelope::of(value) {
             Ok(Some(envelope)) => envelope.change(record),
             // The decoder reports text that is not JSON, with its reason.
@@ -53,7 +52,7 @@ struct Envelope<'a> {
     op: u8,
     before: Option<&'a [u8]>,
     after: Option<&'a [u8]>,
-    changed_at: Option<i64>,
+    source: &'a [u8],
 }
 
 impl<'a> Envelope<'a> {
@@ -72,13 +71,10 @@ impl<'a> Envelope<'a> {
             }
         }
         let (Some([b'"', op, b'"']), Some(source), true) = (op, source, has_image) else { return Ok(None) };
-        let time = json::lookup(source, &["ts_ms".to_owned()]).ok().flatten();
-        let changed_at = time.and_then(json::text).and_then(|text| text.parse().ok());
-        Ok(Some(Self { op: *op, before, after, changed_at }))
+        Ok(Some(Self { op: *op, before, after, source }))
     }
 
     fn change(&self, record: RecordRef<'a>) -> Result<Change<'a>, Reason> {
-        let changed_at = self.changed_at.or(record.timestamp());
         let bad = |message: &str| Err(Reason::new("warehouse.bad_envelope", message.to_owned()));
         let (operation, row) = match (self.op, self.after, self.before) {
             (b't', ..) => (Operation::Truncate, &b""[..]),
@@ -91,7 +87,7 @@ impl<'a> Envelope<'a> {
             (b'c' | b'u' | b'r', None, _) => return bad("a change has no row after it"),
             _ => return bad("the operation is none of c, u, r, d, t"),
         };
-        Ok(Change { operation, row, is_enveloped: true, changed_at })
+        Ok(Change { operation, row, is_enveloped: true, source: Some(self.source) })
     }
 }
 

@@ -8,6 +8,7 @@ use trunkline_connector::{CommitPolicy, Template};
 use trunkline_objects::{AccessKey, BucketOptions, Checksum, Encryption, TLS_CA_CODE};
 
 use crate::intent::LoadMode;
+use crate::order::OrderBy;
 use crate::tables::OnTypeChange;
 
 /// Declarations of the options that all warehouse sinks have. A connector puts its own before them.
@@ -40,6 +41,14 @@ pub const OPTIONS: &[OptionSpec] = &[
         "`hard` or `soft`",
         "\"hard\"",
         "With `upsert`: a delete removes the row, or sets its column `deleted_at`.",
+    ),
+    OptionSpec::with_default(
+        "order",
+        "`source`, `position` or `arrival`",
+        "\"source\"",
+        "With `upsert` and `history`: which of two changes of a row is newer. `source`: the later one in the source, for changes that \
+         Trunkline's `mysql` source read; others in the order of arrival. `position`: also Debezium's changes from MySQL, by their \
+         position in the binlog; only for a connector that always reads the same server. `arrival`: the one that arrives last.",
     ),
     OptionSpec::with_default(
         "lineage",
@@ -118,6 +127,7 @@ pub struct Options {
     pub(crate) mode: LoadMode,
     /// Fields of the key, as the records name them; empty: that of the schema or the record.
     pub(crate) key: Vec<String>,
+    pub(crate) order: OrderBy,
     pub(crate) lineage: bool,
     pub(crate) on_type_change: OnTypeChange,
     every: Duration,
@@ -143,6 +153,8 @@ impl Options {
         let changes =
             [("stop", OnTypeChange::Stop), ("new_column", OnTypeChange::NewColumn), ("text", OnTypeChange::Text)];
         let on_type_change = section.one_of("on_type_change", &changes);
+        let orders = [("source", OrderBy::Source), ("position", OrderBy::Position), ("arrival", OrderBy::Arrival)];
+        let order = section.one_of("order", &orders);
         let every: Duration = section.value("every");
         if every.is_zero()
             && let Some(node) = section.node("every")
@@ -152,7 +164,9 @@ impl Options {
         let lineage = section.value("lineage");
         (section.report.len() == before).then_some(())?;
         let mode = if is_soft { LoadMode::UpsertSoft } else { mode };
-        Some(Self { table: table?, mode, key, lineage, on_type_change, every })
+        // Appended rows replace none.
+        let order = if mode == LoadMode::Append { OrderBy::Arrival } else { order };
+        Some(Self { table: table?, mode, key, order, lineage, on_type_change, every })
     }
 
     /// When a topic partition is loaded.

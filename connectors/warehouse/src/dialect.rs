@@ -88,6 +88,19 @@ pub struct StagingColumn {
     pub column_type: ColumnType,
 }
 
+/// What a sink needs to be allowed to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Right<'a> {
+    /// Creating tables in the schema.
+    CreateTables,
+    /// Running statements in the warehouse.
+    UseWarehouse,
+    /// Reading the stage in COPY.
+    ReadStage,
+    /// Changing this table.
+    AlterTable(&'a str),
+}
+
 /// What differs between warehouses. All names that methods take are names as the catalog has them
 /// ([`Dialect::folded`]), unquoted; table names are without schema.
 pub trait Dialect: Send + Sync {
@@ -111,6 +124,9 @@ pub trait Dialect: Send + Sync {
 
     /// The name quoted for SQL, `"` doubled. The library quotes everywhere with this.
     fn quoted(&self, name: &str) -> String;
+
+    /// The quoted name of a table with its schema, for statements that an administrator runs.
+    fn qualified(&self, table: &str) -> String;
 
     /// A string literal for SQL, quotes included. Whether `\` must be doubled depends on the
     /// destination.
@@ -186,4 +202,11 @@ pub trait Dialect: Send + Sync {
     /// exists, safe against another session that does the same. The library runs them between
     /// `BEGIN` and `COMMIT`. `columns` and `values` are SQL.
     fn insert_if_absent(&self, table: &str, keys: usize, columns: &[String], values: &[String]) -> Vec<String>;
+
+    /// Whether the user or role may change a table; `None` if the destination does not say.
+    fn may_alter(&self, session: &mut dyn Session, table: &str) -> Result<Option<bool>>;
+
+    /// The statement with which an administrator gives the sink this right; `None` if no statement
+    /// does.
+    fn grant(&self, right: Right<'_>) -> Option<String>;
 }

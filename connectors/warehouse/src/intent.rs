@@ -43,6 +43,9 @@ pub(crate) struct PlannedFile {
     /// The table is emptied before the rows are loaded.
     #[serde(default)]
     pub(crate) truncates: bool,
+    /// Rows that are newer than this order stay when the table is emptied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) truncates_until: Option<String>,
 }
 
 /// A column of a staged file.

@@ -14,6 +14,7 @@
 //! | `config` | the options that all warehouse sinks have |
 //! | `sink` | the running sink: the phases |
 //! | `change` | records as changes: envelope, row, tombstone |
+//! | `order` | the order that changes have in their source |
 //! | `write` | route, decode, fit, stage |
 //! | `layouts` | the columns that rows are decoded with |
 //! | `tables` | target tables: creation and evolution |
@@ -23,16 +24,9 @@
 //! | `stage`, `s3_stage` | where files wait |
 //! | `offsets` | the sink's offsets table, with epochs |
 //! | `load`, `apply` | the transaction; its statements |
-//! | `preflight` | what `validate --check` asks |
+//! | `preflight`, `fit` | what `validate --check` asks: rights and stage; tables that exist |
+//! | `replay` | replays: counts of rows, and the transaction that replaces rows |
 //! | `dialect`, `sessions` | what differs between warehouses |
-
-/// Why a replay cannot take the place of what a warehouse sink wrote.
-///
-/// A replay would need an offsets row that the live sink does not share, and one transaction that
-/// removes the rows of the range and loads all staged files. Upserts replace the row of a key
-/// without a comparison of positions, so that an older row would win.
-pub const NOT_SUPERSEDED: &str = "rows of `append` tables are not removed by their offsets yet, and an `upsert` or `history` of older \
-                                  records would replace newer rows";
 
 mod apply;
 mod buffer;
@@ -40,11 +34,14 @@ mod change;
 mod config;
 mod convert;
 mod dialect;
+mod fit;
 mod intent;
 mod layouts;
 mod load;
 mod offsets;
+mod order;
 mod preflight;
+mod replay;
 mod s3_stage;
 mod sessions;
 mod sink;
@@ -53,8 +50,9 @@ mod tables;
 mod write;
 
 pub use config::{OPTIONS, Options, read_stage};
-pub use dialect::{Column, ColumnType, Dialect, Session, StagingColumn};
-pub use preflight::check;
+pub use dialect::{Column, ColumnType, Dialect, Right, Session, StagingColumn};
+pub use preflight::{check, check_records};
+pub use replay::{count_rows, rows_in_the_way};
 pub use s3_stage::S3Stage;
 pub use sink::open_sink;
 pub use stage::{Stage, StagedFile};

@@ -79,10 +79,18 @@ impl Group<'_> {
 impl Loader {
     /// Loads what was not loaded before.
     pub(crate) fn load(&self, sessions: &mut Sessions, loads: &[PendingLoad]) -> Result<()> {
+        self.repeat(sessions, &mut |dialect, session| self.attempt(dialect, session, loads))
+    }
+
+    /// Repeats a transaction that meets a conflict.
+    pub(crate) fn repeat(
+        &self,
+        sessions: &mut Sessions,
+        work: &mut dyn FnMut(&dyn Dialect, &mut dyn Session) -> Result<()>,
+    ) -> Result<()> {
         let mut attempt = 1;
         loop {
-            let outcome = sessions.run(|dialect, session| self.attempt(dialect, session, loads));
-            match outcome {
+            match sessions.run(&mut *work) {
                 Err(error) if error.code == CONFLICT && attempt < ATTEMPTS => {
                     tracing::debug!(%error, attempt, "a load met a conflict and is repeated");
                     // Different tasks must not meet again.
@@ -115,7 +123,30 @@ impl Loader {
         if waiting.is_empty() {
             return Ok(());
         }
-        let groups = groups(&waiting);
+        self.transact(dialect, session, &waiting, &mut |session, now| {
+            for load in &waiting {
+                let Committable { plan, previous, epoch } = &load.committable;
+                let ids = (previous.as_str(), plan.load.as_str());
+                let advance = self.offsets.advance(dialect, &load.partition(), ids, *epoch, plan.next_offset, now);
+                if session.execute(&advance)? != 1 {
+                    session.execute("ROLLBACK")?;
+                    let message = format!("another task loaded {} at the same time", load.partition());
+                    return Err(Error::external(CONFLICT, message));
+                }
+            }
+            failpoint!("warehouse.offsets.after")
+        })
+    }
+
+    /// Loads files in one transaction, which begins with what `begin` does.
+    pub(crate) fn transact(
+        &self,
+        dialect: &dyn Dialect,
+        session: &mut dyn Session,
+        loads: &[&PendingLoad],
+        begin: &mut dyn FnMut(&mut dyn Session, &str) -> Result<()>,
+    ) -> Result<()> {
+        let groups = groups(loads);
         let stagings: Vec<Vec<String>> =
             (0..groups.len()).map(|index| apply::staging_names(dialect, &self.task, index)).collect();
         for (group, names) in groups.iter().zip(&stagings) {
@@ -129,18 +160,9 @@ impl Loader {
         }
         failpoint!("warehouse.begin.before")?;
         session.execute("BEGIN")?;
+        failpoint!("warehouse.begin.after")?;
         let now = apply::now(dialect);
-        for load in &waiting {
-            let Committable { plan, previous, epoch } = &load.committable;
-            let ids = (previous.as_str(), plan.load.as_str());
-            let advance = self.offsets.advance(dialect, &load.partition(), ids, *epoch, plan.next_offset, &now);
-            if session.execute(&advance)? != 1 {
-                session.execute("ROLLBACK")?;
-                let message = format!("another task loaded {} at the same time", load.partition());
-                return Err(Error::external(CONFLICT, message));
-            }
-        }
-        failpoint!("warehouse.offsets.after")?;
+        begin(session, &now)?;
         for (group, names) in groups.iter().zip(&stagings) {
             load_group(dialect, session, group, names, &now)?;
         }

@@ -27,18 +27,23 @@ pub(crate) struct OffsetsRow {
 pub(crate) struct Offsets {
     /// Its name in the catalog.
     pub(crate) table: String,
+    /// What the topics of its rows begin with: the run of a replay.
+    scope: String,
 }
 
 const MAX_NAME: usize = 80;
 
 impl Offsets {
-    /// The table of the sink `{pipeline}.{sink}`.
-    pub(crate) fn of(sink: &str, dialect: &dyn Dialect) -> Self {
+    /// The table of the sink `{pipeline}.{sink}`. All its replays share another one, in which each
+    /// has rows of its id.
+    pub(crate) fn of(sink: &str, run: Option<&str>, dialect: &dyn Dialect) -> Self {
         let plain: String =
             sink.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(MAX_NAME).collect();
         // Different names must not become one.
         let hash = xxhash_rust::xxh3::xxh3_64(sink.as_bytes()) as u32;
-        Self { table: dialect.folded(&format!("trunkline_offsets_{plain}_{hash:08x}")) }
+        let kind = if run.is_some() { "replays" } else { "offsets" };
+        let scope = run.map(|run| format!("{run}/")).unwrap_or_default();
+        Self { table: dialect.folded(&format!("trunkline_{kind}_{plain}_{hash:08x}")), scope }
     }
 
     /// Creates the table unless it exists.
@@ -53,7 +58,7 @@ impl Offsets {
             has_default: false,
         };
         let columns = [
-            column("topic", ColumnType::Text(255)),
+            column("topic", ColumnType::Text(if self.scope.is_empty() { 255 } else { 300 })),
             column("partition", ColumnType::Integer(32)),
             column("epoch", ColumnType::Integer(64)),
             column("load_id", ColumnType::Text(64)),
@@ -71,15 +76,20 @@ impl Offsets {
         })
     }
 
-    fn condition(dialect: &dyn Dialect, partition: &TopicPartition) -> String {
+    fn condition(&self, dialect: &dyn Dialect, partition: &TopicPartition) -> String {
         let name = |name: &str| dialect.quoted(&dialect.folded(name));
         format!(
             "{} = {} AND {} = {}",
             name("topic"),
-            dialect.literal(&partition.topic),
+            dialect.literal(&self.scoped(partition)),
             name("partition"),
             partition.partition
         )
+    }
+
+    /// The topic, as a row names it.
+    fn scoped(&self, partition: &TopicPartition) -> String {
+        format!("{}{}", self.scope, partition.topic)
     }
 
     /// Raises the epoch of a topic partition, which refuses the loads of all tasks before this one.
@@ -92,7 +102,7 @@ impl Offsets {
         let name = |name: &str| dialect.quoted(&dialect.folded(name));
         let columns: Vec<String> = ["topic", "partition", "epoch", "load_id", "next_offset"].map(name).to_vec();
         let values = [
-            dialect.literal(&partition.topic),
+            dialect.literal(&self.scoped(partition)),
             partition.partition.to_string(),
             "0".to_owned(),
             dialect.literal(""),
@@ -103,7 +113,7 @@ impl Offsets {
             session.execute(&sql)?;
         }
         let (table, epoch) = (dialect.quoted(&self.table), name("epoch"));
-        let condition = Self::condition(dialect, partition);
+        let condition = self.condition(dialect, partition);
         session.execute(&format!("UPDATE {table} SET {epoch} = {epoch} + 1 WHERE {condition}"))?;
         let row = self.read(dialect, session, std::slice::from_ref(partition))?.remove(partition);
         session.execute("COMMIT")?;
@@ -119,7 +129,7 @@ impl Offsets {
     ) -> Result<HashMap<TopicPartition, OffsetsRow>> {
         let name = |name: &str| dialect.quoted(&dialect.folded(name));
         let conditions: Vec<String> =
-            partitions.iter().map(|partition| format!("({})", Self::condition(dialect, partition))).collect();
+            partitions.iter().map(|partition| format!("({})", self.condition(dialect, partition))).collect();
         let found = session.query(&format!(
             "SELECT {}, {}, {}, {} FROM {} WHERE {}",
             name("topic"),
@@ -142,6 +152,7 @@ impl Offsets {
                     )
                 })
             };
+            let topic = topic.strip_prefix(&self.scope).unwrap_or(&topic);
             let partition = TopicPartition::new(topic, number(&partition)? as i32);
             rows.insert(partition, OffsetsRow { epoch: number(&epoch)?, load });
         }
@@ -167,7 +178,7 @@ impl Offsets {
             dialect.literal(load),
             name("next_offset"),
             name("updated_at"),
-            Self::condition(dialect, partition),
+            self.condition(dialect, partition),
             dialect.literal(previous),
             name("epoch"),
             load_id = name("load_id"),

@@ -1,7 +1,7 @@
 //! The running sink: decodes records, fits them to their tables, and takes the files of each topic
 //! partition through the phases of [`TwoPhaseSink`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -22,6 +22,8 @@ use crate::intent::{Committable, Plan, manifest_key};
 use crate::layouts::Layouts;
 use crate::load::{Loader, PendingLoad};
 use crate::offsets::Offsets;
+use crate::order::MoveDetector;
+use crate::replay::Replacement;
 use crate::sessions::Sessions;
 use crate::stage::{Stage, StagedFile};
 use crate::tables::Tables;
@@ -38,35 +40,19 @@ pub fn open_sink(
     options: Options,
     context: SinkContext,
 ) -> Result<Sink> {
-    let mut sessions = Sessions::new(Arc::clone(&dialect));
-    let offsets = Offsets::of(&context.name, dialect.as_ref());
+    let mut sink = WarehouseSink::new(dialect, stage, options, context);
     // Login and grants are proved at the start, not at the first load.
-    sessions.run(|dialect, session| offsets.create(dialect, session))?;
-    let task = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
-    let writer = WriterOptions { compression: Compression::SNAPPY, row_group: ROW_GROUP };
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
-    Ok(Sink::TwoPhase(Box::new(WarehouseSink {
-        prefix: context.name.chars().map(plain).collect(),
-        tables: Tables::new(options.on_type_change),
-        options,
-        stage,
-        sessions,
-        loader: Loader { offsets, task },
-        encoders: Arc::new(Encoders::new(context.runtime, writer)),
-        folder: context.scratch,
-        schemas: context.schemas,
-        layouts: Layouts::default(),
-        decoder: JsonDecoder::default(),
-        buffers: HashMap::new(),
-        claims: HashMap::new(),
-        job: None,
-    })))
+    let offsets = &sink.loader.offsets;
+    sink.sessions.run(|dialect, session| offsets.create(dialect, session))?;
+    Ok(Sink::TwoPhase(Box::new(sink)))
 }
 
 /// See the module's header.
 pub(crate) struct WarehouseSink {
     /// The sink's folder in the stage.
     prefix: String,
+    /// What the output takes the place of, if it is that of a replay with `--supersede`.
+    replacement: Option<Replacement>,
     pub(crate) options: Options,
     stage: Box<dyn Stage>,
     pub(crate) sessions: Sessions,
@@ -78,6 +64,7 @@ pub(crate) struct WarehouseSink {
     pub(crate) layouts: Layouts,
     pub(crate) decoder: JsonDecoder,
     buffers: HashMap<TopicPartition, PartitionBuffer>,
+    pub(crate) move_detectors: HashMap<TopicPartition, MoveDetector>,
     /// The epochs under which this task loads.
     claims: HashMap<TopicPartition, i64>,
     job: Option<LoadJob>,
@@ -90,6 +77,45 @@ struct LoadJob {
 }
 
 impl WarehouseSink {
+    /// The sink without its offsets table.
+    pub(crate) fn new(
+        dialect: Arc<dyn Dialect>,
+        stage: Box<dyn Stage>,
+        options: Options,
+        context: SinkContext,
+    ) -> Self {
+        let sessions = Sessions::new(Arc::clone(&dialect));
+        let run = context.replay.as_ref().map(|replay| replay.run.as_str());
+        let offsets = Offsets::of(&context.name, run, dialect.as_ref());
+        let task = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
+        let writer = WriterOptions { compression: Compression::SNAPPY, row_group: ROW_GROUP };
+        let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+        let mut prefix: String = context.name.chars().map(plain).collect();
+        if let Some(run) = run {
+            // The live sink removes unknown files from its own folder. Names of sinks have no `+`.
+            prefix = format!("{prefix}+{run}");
+        }
+        let supersedes = context.replay.filter(|replay| replay.supersedes);
+        Self {
+            prefix,
+            replacement: supersedes.map(|replay| Replacement { run: replay.run, ranges: replay.ranges }),
+            tables: Tables::new(options.on_type_change),
+            options,
+            stage,
+            sessions,
+            loader: Loader { offsets, task },
+            encoders: Arc::new(Encoders::new(context.runtime, writer)),
+            folder: context.scratch,
+            schemas: context.schemas,
+            layouts: Layouts::default(),
+            decoder: JsonDecoder::default(),
+            buffers: HashMap::new(),
+            move_detectors: HashMap::new(),
+            claims: HashMap::new(),
+            job: None,
+        }
+    }
+
     /// The buffer of a topic partition, and what its files are made with.
     pub(crate) fn buffer(&mut self, partition: &TopicPartition) -> (&mut PartitionBuffer, FileContext<'_>) {
         let context = FileContext { folder: &self.folder, encoders: &self.encoders };
@@ -106,7 +132,9 @@ impl WarehouseSink {
             return Ok(*epoch);
         }
         let offsets = &self.loader.offsets;
+        failpoint!("warehouse.claim.before")?;
         let row = self.sessions.run(|dialect, session| offsets.claim(dialect, session, partition))?;
+        failpoint!("warehouse.claim.after")?;
         self.claims.insert(partition.clone(), row.epoch);
         Ok(row.epoch)
     }
@@ -149,9 +177,7 @@ impl WarehouseSink {
     }
 
     fn start_job(&mut self, loads: Vec<String>, committables: &[Committable]) -> Result<LoadJob> {
-        let url = |key: &str| self.stage.url(key);
-        let pending: Vec<PendingLoad> =
-            committables.iter().map(|committable| PendingLoad::new(committable, url)).collect();
+        let pending = pending_loads(self.stage.as_ref(), committables);
         let loader = self.loader.clone();
         let fresh = Sessions::new(Arc::clone(self.sessions.dialect()));
         let mut sessions = std::mem::replace(&mut self.sessions, fresh);
@@ -180,6 +206,10 @@ impl WarehouseSink {
             ),
         ))
     }
+}
+
+fn pending_loads(stage: &dyn Stage, committables: &[Committable]) -> Vec<PendingLoad> {
+    committables.iter().map(|committable| PendingLoad::new(committable, |key: &str| stage.url(key))).collect()
 }
 
 impl SinkWriter for WarehouseSink {
@@ -264,8 +294,16 @@ impl TwoPhaseSink for WarehouseSink {
 
     fn commit(&mut self, committables: &[Committable]) -> Result<()> {
         committables.iter().try_for_each(|committable| self.check_destination(&committable.plan))?;
-        self.run_job(committables)?;
+        match &self.replacement {
+            // Not in a thread: nothing waits for the end of the call.
+            Some(replacement) => {
+                let loads = pending_loads(self.stage.as_ref(), committables);
+                self.loader.replace(&mut self.sessions, &self.options, replacement, &loads)?;
+            }
+            None => self.run_job(committables)?,
+        }
         let keys: Vec<String> = committables.iter().flat_map(|committable| committable.plan.keys()).collect();
+        failpoint!("warehouse.remove.before")?;
         // The rows are loaded. Files that stay are removed at the next assignment.
         if let Err(error) = self.stage.remove(&keys) {
             tracing::warn!(%error, "loaded files could not be removed from the stage");
@@ -286,6 +324,24 @@ impl TwoPhaseSink for WarehouseSink {
         let mut found = self.stage.list(&self.partition_prefix(partition))?;
         found.retain(|key| !keep.contains(key));
         self.stage.remove(&found)
+    }
+
+    fn check_prepared(&mut self, committables: &[Committable]) -> Result<()> {
+        let found: HashSet<String> = self.stage.list(&format!("{}/", self.prefix))?.into_iter().collect();
+        let files = committables.iter().flat_map(|committable| &committable.plan.files);
+        match files.filter_map(|file| file.key.as_ref()).find(|key| !found.contains(*key)) {
+            None => Ok(()),
+            Some(key) => {
+                let url = self.stage.url(key);
+                let message = format!("the staged file {url} is gone: a rule of the bucket may have removed it");
+                Err(Error::data("warehouse.staged_file_missing", message))
+            }
+        }
+    }
+
+    fn discard_prepared(&mut self, committables: &[Committable]) -> Result<()> {
+        let keys: Vec<String> = committables.iter().flat_map(|committable| committable.plan.keys()).collect();
+        self.stage.remove(&keys)
     }
 }
 

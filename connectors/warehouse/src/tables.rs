@@ -10,6 +10,7 @@ use trunkline_connector::{Error, Result};
 
 use crate::convert::{Converted, accepts, convert, longest, wider};
 use crate::dialect::{Column, ColumnType, Dialect, Session};
+use crate::replay::plain;
 use crate::sessions::Sessions;
 
 /// What happens when a column's values no longer fit its type, and no wider type keeps both.
@@ -38,9 +39,15 @@ pub(crate) struct Fitted {
     pub(crate) converted: Converted,
 }
 
+/// The name of a table in the catalog, from the value of the option `table`. Characters that no
+/// table has become `_`.
+pub(crate) fn catalog_name(dialect: &dyn Dialect, table: &str) -> String {
+    dialect.folded(&plain(table))
+}
+
 /// The known tables.
 pub(crate) struct Tables {
-    on_type_change: OnTypeChange,
+    pub(crate) on_type_change: OnTypeChange,
     known: HashMap<String, Vec<Column>>,
 }
 
@@ -66,6 +73,22 @@ impl Tables {
         let fitted = self.fit_columns(sessions, table, incoming, system, &mut columns)?;
         self.known.insert(table.to_owned(), columns);
         Ok(fitted)
+    }
+
+    /// Whether a table that was fitted has a column.
+    pub(crate) fn has_column(&self, table: &str, name: &str) -> bool {
+        self.known.get(table).is_some_and(|columns| columns.iter().any(|column| column.name == name))
+    }
+
+    /// Adds a column of the sink to a table that lacks it. Returns whether the table exists.
+    pub(crate) fn add_missing(&mut self, sessions: &mut Sessions, table: &str, column: &Column) -> Result<bool> {
+        let read = sessions.run(|dialect, session| dialect.columns(session, table))?;
+        let Some(mut columns) = read else { return Ok(false) };
+        if !columns.iter().any(|known| known.name == column.name) {
+            add_column(sessions, table, column, &mut columns)?;
+            self.known.insert(table.to_owned(), columns);
+        }
+        Ok(true)
     }
 
     /// Reads a table's columns; creates the table if it does not exist.
@@ -206,7 +229,7 @@ fn type_change(table: &str, column: &Column, have: &str, wanted: &str) -> Error 
     )
 }
 
-fn new_column(dialect: &dyn Dialect, incoming: &Incoming<'_>) -> Option<Column> {
+pub(crate) fn new_column(dialect: &dyn Dialect, incoming: &Incoming<'_>) -> Option<Column> {
     let column_type = dialect.column_type(incoming.array.data_type(), longest(incoming.array), incoming.is_json)?;
     Some(Column { name: incoming.name.clone(), column_type, nullable: true, has_default: false })
 }

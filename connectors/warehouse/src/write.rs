@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BooleanArray, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    Array, ArrayRef, BooleanArray, Int32Array, Int64Array, RecordBatch, StringArray, StringBuilder,
+    TimestampMicrosecondArray,
 };
 use arrow::compute::filter;
 use arrow::datatypes::{Field, FieldRef, Schema as ArrowSchema};
@@ -12,20 +13,24 @@ use trunkline_connector::{Batch, Error, Escape, Reason, Rejections, Result, Sche
 use trunkline_objects::columns::chunk_len;
 
 use crate::apply::{control, filled};
-use crate::buffer::FileTarget;
+use crate::buffer::{FileTarget, Truncation};
 use crate::change::{Change, Operation, member_names};
 use crate::convert::convert;
 use crate::dialect::{Column, ColumnType};
 use crate::intent::{FileColumn, LoadMode};
 use crate::layouts::{Layout, LayoutKey};
+use crate::order::{self, OrderBy, SourceFacts, SourceOrder};
 use crate::sink::WarehouseSink;
-use crate::tables::{Incoming, refused_rows};
+use crate::tables::{Incoming, catalog_name, refused_rows};
 
 /// A row of a batch.
-struct Row<'a> {
+pub(crate) struct Row<'a> {
     /// Index of the record.
-    index: u32,
-    change: Change<'a>,
+    pub(crate) index: u32,
+    pub(crate) change: Change<'a>,
+    /// When the source made the change, in milliseconds since the Unix epoch.
+    pub(crate) changed_at: Option<i64>,
+    pub(crate) order: Option<SourceOrder>,
 }
 
 /// Rows that are decoded together.
@@ -35,7 +40,7 @@ struct Rows<'a> {
 }
 
 /// A column that the sink adds to the rows.
-struct SystemColumn {
+pub(crate) struct SystemColumn {
     name: &'static str,
     column_type: ColumnType,
     is_loaded: bool,
@@ -53,6 +58,8 @@ impl WarehouseSink {
         // Changes of one table must keep their order, so rows of another schema start a new group.
         let mut open: HashMap<String, Rows<'_>> = HashMap::new();
         let first = self.buffer(partition).0.numbers(records.len()).start;
+        // Key and order of the record before, if it is a delete: its tombstone follows.
+        let mut delete: Option<(&[u8], Option<SourceOrder>)> = None;
         for (index, record) in records.iter().enumerate() {
             let routed = Change::of(record).and_then(|change| Ok((change, self.layout_key(record)?)));
             let (change, key) = match routed {
@@ -62,6 +69,20 @@ impl WarehouseSink {
                     continue;
                 }
             };
+            let facts = match change.source {
+                Some(source) if self.options.mode != LoadMode::Append => SourceFacts::read(source),
+                _ => SourceFacts::default(),
+            };
+            let order = facts.order(record, self.options.order);
+            if self.options.order == OrderBy::Position {
+                let detector = self.move_detectors.entry(partition.clone()).or_default();
+                detector.check(partition, order, facts.changed_at)?;
+            }
+            let deleted = delete.take().filter(|(key, _)| record.value().is_none() && record.key() == Some(*key));
+            let order = order.or(deleted.and_then(|(_, order)| order));
+            if change.operation == Operation::Delete {
+                delete = record.key().map(|key| (key, order));
+            }
             let truncates = change.operation == Operation::Truncate;
             if (truncates || open.get(&key.table).is_some_and(|rows| rows.key != key))
                 && let Some(rows) = open.remove(&key.table)
@@ -69,13 +90,14 @@ impl WarehouseSink {
                 self.write_rows(partition, first, records, rows, rejected)?;
             }
             if truncates {
-                self.truncate(partition, &key.table, record.entry().offset)?;
+                self.truncate(partition, &key.table, order, record.entry().offset)?;
             } else if !(self.options.mode == LoadMode::Append && record.value().is_none()) {
                 // For appends, a tombstone only marks its key for compaction: the change before it
                 // is the row.
                 let table = key.table.clone();
                 let rows = open.entry(table).or_insert_with(|| Rows { key, rows: Vec::new() });
-                rows.rows.push(Row { index: index as u32, change });
+                let changed_at = facts.changed_at.or(record.timestamp());
+                rows.rows.push(Row { index: index as u32, change, changed_at, order });
             }
         }
         let mut rest: Vec<Rows<'_>> = open.into_values().collect();
@@ -83,13 +105,12 @@ impl WarehouseSink {
         rest.into_iter().try_for_each(|rows| self.write_rows(partition, first, records, rows, rejected))
     }
 
-    fn layout_key(&self, record: trunkline_connector::RecordRef<'_>) -> Result<LayoutKey, Reason> {
+    pub(crate) fn layout_key(&self, record: trunkline_connector::RecordRef<'_>) -> Result<LayoutKey, Reason> {
         let mut table = String::new();
         let rendered = self.options.table.render(record, Escape::None, &mut table);
         rendered.map_err(|error| Reason::new("warehouse.no_table", error.to_string()))?;
         let dialect = self.sessions.dialect();
-        let plain = |c: char| if c.is_alphanumeric() || c == '_' || c == '$' { c } else { '_' };
-        let table = dialect.folded(&table.chars().map(plain).collect::<String>());
+        let table = catalog_name(dialect.as_ref(), &table);
         if let Some(problem) = dialect.check_name(&table) {
             return Err(Reason::new("warehouse.bad_name", format!("the table's name `{table}` {problem}")));
         }
@@ -105,7 +126,13 @@ impl WarehouseSink {
         }
     }
 
-    fn truncate(&mut self, partition: &TopicPartition, table: &str, offset: i64) -> Result<()> {
+    fn truncate(
+        &mut self,
+        partition: &TopicPartition,
+        table: &str,
+        order: Option<SourceOrder>,
+        offset: i64,
+    ) -> Result<()> {
         let target = FileTarget {
             table: table.to_owned(),
             mode: self.options.mode,
@@ -114,13 +141,20 @@ impl WarehouseSink {
             fills_loaded_at: false,
         };
         // An append table keeps what it was given; a table that does not exist is empty.
-        if self.options.mode == LoadMode::Append
-            || self.sessions.run(|dialect, session| dialect.columns(session, table))?.is_none()
-        {
+        let exists = match (self.options.mode, order) {
+            (LoadMode::Append, _) => false,
+            (_, Some(_)) => {
+                let column = self.order_column();
+                self.tables.add_missing(&mut self.sessions, table, &column)?
+            }
+            (_, None) => self.sessions.run(|dialect, session| dialect.columns(session, table))?.is_some(),
+        };
+        if !exists {
             return Ok(());
         }
+        let truncation = Truncation { until: order.map(SourceOrder::to_text) };
         let (buffer, context) = self.buffer(partition);
-        buffer.truncate(&context, target, offset)
+        buffer.truncate(&context, target, truncation, offset)
     }
 
     fn write_rows(
@@ -188,13 +222,16 @@ impl WarehouseSink {
                 "no key is known: the schema has no primary key, and the record's key is not a JSON object; set `key`";
             return Ok((0..rows.len()).map(|row| (row, Reason::new("warehouse.no_key", message))).collect());
         }
-        let system = self.system_columns(partition, first, records, layout, rows);
+        let mut system = self.system_columns(partition, first, records, layout, rows);
         let (incoming, key_columns) = match self.incoming(batch, layout, &key, &system) {
             Ok(incoming) => incoming,
             Err(reason) => return Ok((0..rows.len()).map(|row| (row, reason.clone())).collect()),
         };
         let in_table = self.columns_of_the_sink(&system);
         let fitted = self.tables.fit(&mut self.sessions, table, &incoming, &in_table, &key_columns)?;
+        // Without this column, rows whose order is unknown would replace rows that have one.
+        let has_order = self.tables.has_column(table, &self.order_column().name);
+        system.retain(|column| has_order || column.name != filled::SOURCE_ORDER);
         let mut refused: Vec<(usize, Reason)> = refused_rows(&fitted)
             .into_iter()
             .map(|(row, reason)| (row, Reason::new("warehouse.value_misfit", reason)))
@@ -271,7 +308,7 @@ impl WarehouseSink {
     }
 
     /// The fields that identify a row.
-    fn key_fields(&self, records: &Batch, layout: &Layout, rows: &[&Row<'_>]) -> Vec<String> {
+    pub(crate) fn key_fields(&self, records: &Batch, layout: &Layout, rows: &[&Row<'_>]) -> Vec<String> {
         if !self.options.key.is_empty() {
             return self.options.key.clone();
         }
@@ -283,7 +320,7 @@ impl WarehouseSink {
     }
 
     /// The columns of a batch by their names in the catalog, and those of the key.
-    fn incoming<'b>(
+    pub(crate) fn incoming<'b>(
         &self,
         batch: &'b RecordBatch,
         layout: &Layout,
@@ -319,8 +356,18 @@ impl WarehouseSink {
         Ok((incoming, key_columns.into_iter().flatten().collect()))
     }
 
+    /// The column of the order that rows have in the source.
+    fn order_column(&self) -> Column {
+        Column {
+            name: self.sessions.dialect().folded(filled::SOURCE_ORDER),
+            column_type: ColumnType::Text(order::LENGTH),
+            nullable: true,
+            has_default: false,
+        }
+    }
+
     /// The columns of the sink that the target has.
-    fn columns_of_the_sink(&self, system: &[SystemColumn]) -> Vec<Column> {
+    pub(crate) fn columns_of_the_sink(&self, system: &[SystemColumn]) -> Vec<Column> {
         let dialect = self.sessions.dialect();
         let column = |name: &str, column_type| Column {
             name: dialect.folded(name),
@@ -328,7 +375,10 @@ impl WarehouseSink {
             nullable: true,
             has_default: false,
         };
-        let loaded = system.iter().filter(|column| column.is_loaded);
+        let is_used = |column: &&SystemColumn| {
+            column.is_loaded && (column.name != filled::SOURCE_ORDER || column.array.null_count() < column.array.len())
+        };
+        let loaded = system.iter().filter(is_used);
         let mut columns: Vec<Column> = loaded.map(|loaded| column(loaded.name, loaded.column_type.clone())).collect();
         let timestamp = |name| column(name, ColumnType::Timestamp);
         if self.options.lineage {
@@ -346,7 +396,7 @@ impl WarehouseSink {
     }
 
     /// Lineage, operation, and what the load needs to order and to delete.
-    fn system_columns(
+    pub(crate) fn system_columns(
         &self,
         partition: &TopicPartition,
         first: i64,
@@ -380,13 +430,32 @@ impl WarehouseSink {
         let deleted: BooleanArray = rows.iter().map(|row| Some(row.change.operation == Operation::Delete)).collect();
         columns.push(control(control::SEQUENCE, ColumnType::Integer(64), Arc::new(sequence)));
         columns.push(control(control::DELETED, ColumnType::Boolean, Arc::new(deleted)));
+        if self.options.order != OrderBy::Arrival {
+            columns.push(loaded(filled::SOURCE_ORDER, ColumnType::Text(order::LENGTH), order_array(rows)));
+        }
         if mode == LoadMode::History {
-            let times = rows.iter().map(|row| row.change.changed_at.unwrap_or(0).saturating_mul(1000));
+            let times = rows.iter().map(|row| row.changed_at.unwrap_or(0).saturating_mul(1000));
             let times = TimestampMicrosecondArray::from_iter_values(times);
             columns.push(control(control::CHANGED_AT, ColumnType::Timestamp, Arc::new(times)));
         }
         columns
     }
+}
+
+/// The orders of rows.
+fn order_array(rows: &[&Row<'_>]) -> ArrayRef {
+    let mut orders = StringBuilder::with_capacity(rows.len(), rows.len() * order::LENGTH as usize);
+    let mut text = String::new();
+    for row in rows {
+        match row.order {
+            Some(order) => {
+                order.write(&mut text);
+                orders.append_value(&text);
+            }
+            None => orders.append_null(),
+        }
+    }
+    Arc::new(orders.finish())
 }
 
 /// A reason of the shared decoder, under this library's code.

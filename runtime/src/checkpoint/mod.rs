@@ -8,6 +8,7 @@
 //! | `_trunkline.checkpoints` | `{task}/counters` | [`Counters`] of the stage's components |
 //! | `_trunkline.checkpoints` | `{task}/owner` | what the name of a source's task means |
 //! | `_trunkline.checkpoints` | `{task}/position/{topic}/{partition}` | redriven offsets |
+//! | `_trunkline.checkpoints` | `topics/{cluster}/{topic}/..` | a claim ([`TopicOwners`]) |
 //! | `_trunkline.checkpoints` | `workers/{cluster}/{worker}` | fingerprints of its plans |
 //! | `_trunkline.checkpoints` | `tasks/{cluster}/{worker}` | [`WorkerTasks`] |
 //! | `_trunkline.checkpoints` | `control/{cluster}/{target}/state` | [`StateRow`] |
@@ -36,6 +37,7 @@ mod positions;
 mod schemas;
 mod superseding;
 mod task_owner;
+mod topic_owners;
 mod transform_state;
 mod worker_rows;
 
@@ -50,6 +52,7 @@ pub use positions::Positions;
 pub use schemas::Schemas;
 pub use superseding::SupersedingRows;
 pub use task_owner::TaskOwner;
+pub use topic_owners::{TopicClaim, TopicOwners};
 pub use transform_state::{StateChangelog, state_topic};
 pub use worker_rows::WorkerRows;
 

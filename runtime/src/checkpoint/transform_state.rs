@@ -30,7 +30,8 @@ const SEPARATOR: u8 = b'/';
 /// The changelog topic of a transform without the prefix of the cluster's own topics. `component`
 /// is the name of the transform in Kafka.
 pub fn state_topic(component: &str) -> String {
-    format!("{STATE}{component}")
+    // The name of a replay has a `!`, which topics cannot have.
+    format!("{STATE}{}", component.replace('!', "-"))
 }
 
 /// The changelog of a transform.
@@ -85,14 +86,18 @@ impl StateChangelog {
         store: &StateStore,
     ) -> Result<()> {
         let prefix = partition.topic.as_bytes();
+        let mut row_key = [prefix, &[SEPARATOR]].concat();
+        let prefix_len = row_key.len();
         for (key, entry) in store.changes() {
+            row_key.truncate(prefix_len);
+            row_key.extend_from_slice(key);
             let expires = entry.and_then(|entry| entry.expires_at).map(|time| time.to_string());
             let header = expires.as_ref().map(|expires| (EXPIRES, expires.as_bytes()));
             producer.send(&ProducerRecord {
                 topic: &self.topic,
                 partition: partition.partition,
                 timestamp: None,
-                key: Some(&[prefix, &[SEPARATOR], key].concat()),
+                key: Some(&row_key),
                 value: entry.map(|entry| &*entry.value),
                 headers: &[],
                 more_headers: header.as_slice(),

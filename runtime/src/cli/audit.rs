@@ -1,4 +1,4 @@
-//! `trunkline audit`: checks the files of a sink against its committed offsets.
+//! `trunkline audit`: checks the files or rows of a sink against its committed offsets.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::checkpoint::{IntentState, Intents, or_empty};
 use crate::config::Settings;
 use crate::kafka::{Cluster, GroupOffsets};
 use crate::plan::{Pipeline, SinkPlan};
-use crate::replay::audit::{Audit, audit};
+use crate::replay::audit::{Audit, LISTED, Output, audit};
 use crate::replay::run::{RowChange, Runs, Step};
 use crate::stage::component_name;
 
@@ -74,19 +74,20 @@ fn check(pipeline: &Pipeline, sink: &SinkPlan, settings: &Settings) -> Result<Au
     loop {
         let before = or_empty(intents.load(&cluster))?;
         let replaced = or_empty(changes(&cluster, settings, pipeline, sink))?;
-        let Some(listing) = sink.spec.list_output(runtime.handle())? else {
-            let message = format!(
-                "the output of the connector `{}` does not name the offsets in it: only `s3` sinks can be audited",
-                sink.connector
-            );
-            return Err(Error::config("audit.unsupported", message));
+        let output = match sink.spec.list_output(runtime.handle())? {
+            Some(listing) => Output::Files(listing),
+            None => {
+                let ranges = before.keys().map(|partition| (partition.clone(), (0, i64::MAX))).collect();
+                let counts = sink.spec.count_rows(&ranges, LISTED, runtime.handle())?;
+                Output::Rows(counts.ok_or_else(|| unsupported(sink))?)
+            }
         };
         let is_settled = before.values().all(|row| row.state == IntentState::Committed);
         if is_settled && or_empty(intents.load(&cluster))? == before {
             // A replay may have replaced files meanwhile.
             if or_empty(changes(&cluster, settings, pipeline, sink))? == replaced {
                 let name = format!("{}.{}", pipeline.name, sink.name);
-                return Ok(audit(&name, &sink.name, &before, &replaced, listing));
+                return Ok(audit(&name, &sink.name, &before, &replaced, output));
             }
         }
         if attempt == ATTEMPTS {
@@ -94,13 +95,22 @@ fn check(pipeline: &Pipeline, sink: &SinkPlan, settings: &Settings) -> Result<Au
                 "the sink has prepared output that it has not committed, and no worker runs it: start the pipeline, and audit \
                  it then"
             } else {
-                "the sink commits so often that its files cannot be listed in between: audit it while it is idle or stopped"
+                "the sink commits so often that its output cannot be counted in between: audit it while it is idle or stopped"
             };
             return Err(Error::external("audit.busy", message));
         }
         attempt += 1;
         std::thread::park_timeout(PAUSE);
     }
+}
+
+fn unsupported(sink: &SinkPlan) -> Error {
+    let message = format!(
+        "the output of the sink `{}` does not name every offset in it: `s3` sinks can be audited, and `redshift` and `snowflake` sinks \
+         with `mode = \"append\"`, `lineage = true`, and a `table` that depends on nothing but the topic",
+        sink.name
+    );
+    Error::config("audit.unsupported", message)
 }
 
 /// What replays have replaced.
@@ -112,7 +122,7 @@ fn changes(cluster: &Cluster, settings: &Settings, pipeline: &Pipeline, sink: &S
         }
         if run.is_between() {
             let message = format!(
-                "the replay {0} replaces files of the sink now: audit it when `trunkline runs show {0}` shows that it is finished. \
+                "the replay {0} replaces output of the sink now: audit it when `trunkline runs show {0}` shows that it is finished. \
                  If no command executes it, complete it with `trunkline replay .. --resume {0}`",
                 run.id
             );
@@ -141,7 +151,7 @@ fn print(sink: &str, audit: &Audit, as_json: bool) -> Exit {
     if audit.is_complete() {
         return printed;
     }
-    let message = format!("the files of `{sink}` do not hold every committed row once; the ranges are above");
+    let message = format!("the output of `{sink}` does not hold every committed row once; the ranges are above");
     report_error(&Error::data("audit.incomplete", message))
 }
 
@@ -155,14 +165,18 @@ fn table(audit: &Audit) -> String {
             found.topic.clone(),
             found.partition.to_string(),
             found.committed.to_string(),
-            found.files.to_string(),
+            if audit.unnamed_rows.is_some() { "-".to_owned() } else { found.files.to_string() },
             found.rows.to_string(),
             found.expected.to_string(),
             result.to_owned(),
         ]);
         let place = format!("{}-{}", found.topic, found.partition);
         for (first, last) in &found.gaps {
-            lines.push_str(&format!("{place}: gap: no file has the offsets {first} to {last}\n"));
+            let kind = if audit.unnamed_rows.is_some() { "row" } else { "file" };
+            lines.push_str(&format!("{place}: gap: no {kind} has the offsets {first} to {last}\n"));
+        }
+        if found.duplicates > 0 {
+            lines.push_str(&format!("{place}: {} more rows than different offsets\n", found.duplicates));
         }
         for (one, other) in &found.copies {
             lines.push_str(&format!("{place}: copy: {other} has the rows of {one}\n"));
@@ -183,6 +197,9 @@ fn table(audit: &Audit) -> String {
     ];
     for (names, kind) in kinds {
         names.iter().for_each(|name| lines.push_str(&format!("{kind}: {name}\n")));
+    }
+    if let Some(unnamed @ 1..) = audit.unnamed_rows {
+        lines.push_str(&format!("{unnamed} rows do not name their records\n"));
     }
     format!("{}{lines}", columns(&rows, &[1, 2, 3, 4, 5]))
 }

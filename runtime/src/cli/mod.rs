@@ -17,17 +17,20 @@ mod graph;
 mod json_schema;
 mod kafka_check;
 mod new;
+mod newest_records;
 mod offsets;
 mod output;
 mod parse;
 mod record;
 mod reload;
 mod replay;
+mod replay_diff;
 mod replay_execution;
 mod replay_progress;
 mod replay_supersede;
 mod replay_target;
 mod replay_to_stdout;
+mod replay_transform;
 mod run;
 mod run_report;
 mod runs;
@@ -105,14 +108,14 @@ enum Verb {
     Tap(tap::TapArgs),
     /// Re-read selected tables while the source keeps streaming changes
     Snapshot(SnapshotArgs),
-    /// Let a sink read a range of its topics again, as a separate run: into another destination, or
-    /// into one where repeated records change nothing
-    Replay(replay::ReplayArgs),
+    /// Let a sink or transform read a range of its topics again, as a separate run: into another
+    /// destination, or in the place of what it wrote
+    Replay(Box<replay::ReplayCommand>),
     /// List, show, pause, resume and stop replays
     Runs(runs::RunsArgs),
     /// Show positions, and move those of sinks and transforms
     Offsets(offsets::OffsetsArgs),
-    /// Check that the files of a sink hold every committed row once
+    /// Check that the files or rows of a sink hold every committed row once
     Audit(audit::AuditArgs),
     /// Show the path of one record: what each transform makes of it, and where it ended
     Trace(trace::TraceArgs),
@@ -195,7 +198,8 @@ pub struct RunArgs {
         value_parser = clap::value_parser!(u64).range(1..)
     )]
     pub fail_on_dead_letters: Option<u64>,
-    /// Let sinks without state write next to the output of earlier runs, which repeats its records
+    /// Let sinks without state write next to the output of earlier runs, which repeats its
+    /// records, and let sources and transforms take over topics of other components
     #[arg(long)]
     pub append: bool,
     /// Run components although other workers of the cluster run other versions of them

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde_json::json;
 use trunkline_connector::{Error, Result, Supersede, TopicPartition};
@@ -14,19 +14,21 @@ use super::SettingsArgs;
 use super::dlq::connect;
 use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
 use super::record::{record, record_reading};
+use super::replay_diff::DiffArgs;
 use super::replay_execution::{discard_run, execute_run};
-use super::replay_supersede::{check_removal, replacement};
+use super::replay_supersede::{check_other_sinks, check_removal, replacement};
 use super::replay_target::{Choice, Refusal, Target, check_output, effect, host};
 use super::replay_to_stdout::print_records;
+use super::replay_transform::{TransformChoice, TransformTarget};
 use super::selection;
 use super::validate::load_to_inspect;
 use crate::condition::Condition;
 use crate::config::Settings;
 use crate::dead_letters::Failed;
-use crate::kafka::{Admin, Cluster, GroupOffsets};
-use crate::plan::{Pipeline, SinkPlan};
+use crate::kafka::{Cluster, GroupOffsets};
+use crate::plan::{Input, Pipeline, SinkPlan};
 use crate::replay::event_time::EventTimes;
-use crate::replay::execution::{Job, prepare_topics};
+use crate::replay::execution::{Job, Work, prepare_topics};
 use crate::replay::inspection::Inspection;
 use crate::replay::range::{Bound, partitions_of, resolve};
 use crate::replay::run::{PartitionRange, Request, Run, RunState, Runs, Superseding, new_id, overlap};
@@ -36,16 +38,51 @@ use crate::units::counted;
 
 /// `trunkline replay`.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(super) struct ReplayCommand {
+    #[command(subcommand)]
+    verb: Option<ReplayVerb>,
+    #[command(flatten)]
+    replay: ReplayArgs,
+}
+
+#[derive(Subcommand)]
+enum ReplayVerb {
+    /// Compare the files that a run wrote into a shadow with those of the live destination
+    Diff(DiffArgs),
+}
+
+/// Runs the verb.
+pub(super) fn run(command: &ReplayCommand) -> Exit {
+    match &command.verb {
+        Some(ReplayVerb::Diff(args)) => super::replay_diff::run(args),
+        None => run_replay(&command.replay),
+    }
+}
+
+/// A replay.
+#[derive(Args)]
 pub(super) struct ReplayArgs {
     /// Pipeline file, or folder of them
-    #[arg(value_name = "PIPELINES")]
-    path: PathBuf,
+    // Not required before a command such as `diff`.
+    #[arg(value_name = "PIPELINES", required = true)]
+    path: Option<PathBuf>,
     /// The pipeline
-    #[arg(value_name = "PIPELINE")]
-    pipeline: String,
+    #[arg(value_name = "PIPELINE", required = true)]
+    pipeline: Option<String>,
     /// The sink that reads its topics again; may be left out if there is only one
     #[arg(long, value_name = "NAME")]
     sink: Option<String>,
+    /// The separate transform that reads its topics again, instead of a sink. It writes to the
+    /// topic of --into, and builds its state from the range
+    #[arg(long, value_name = "NAME", conflicts_with_all = [
+        "sink", "supersede", "dead_letters", "to_stdout", "resume", "discard"
+    ])]
+    transform: Option<String>,
+    /// With --transform: write to a topic that has records, or that the live transform writes. Its
+    /// readers get the records a second time
+    #[arg(long, requires = "transform")]
+    append: bool,
     /// First record: `earliest`, `latest`, offsets by partition (0:1200,1:900), a time
     /// (2026-11-01T00:00Z), or a time ago (-7d)
     #[arg(
@@ -73,11 +110,12 @@ pub(super) struct ReplayArgs {
     /// Use the transforms and options of this file, such as an earlier version of the pipeline
     #[arg(long, value_name = "FILE")]
     pipeline_file: Option<PathBuf>,
-    /// Options that replace those of the sink, as in the pipeline file: 'url="s3://lake/orders-v2"'
+    /// Options that replace those of the sink or transform, as in the pipeline file:
+    /// 'url="s3://lake/orders-v2"'
     #[arg(long, value_name = "OPTION=VALUE")]
     into: Vec<String>,
-    /// Take the place of what the live sink wrote for the range: its files are replaced, or its
-    /// documents are written again with the same versions
+    /// Take the place of what the live sink wrote for the range: its files or rows are replaced, or
+    /// its documents are written again with the same versions
     #[arg(long, conflicts_with_all = ["into", "dead_letters", "to_stdout", "resume"])]
     supersede: bool,
     /// Give up a run with --supersede that has not published anything: remove what it has prepared
@@ -111,13 +149,13 @@ pub(super) struct ReplayArgs {
     settings: SettingsArgs,
 }
 
-/// Runs the verb.
-pub(super) fn run(args: &ReplayArgs) -> Exit {
-    let (settings, loaded) = match load_to_inspect(std::slice::from_ref(&args.path), &args.settings, args.json) {
+fn run_replay(args: &ReplayArgs) -> Exit {
+    let (paths, pipeline) = (args.path.as_slice(), args.pipeline.as_deref().unwrap_or_default());
+    let (settings, loaded) = match load_to_inspect(paths, &args.settings, args.json) {
         Ok(loaded) => loaded,
         Err(exit) => return exit,
     };
-    let replay = Replay { args, settings: &settings, pipelines: &loaded.pipelines };
+    let replay = Replay { args, pipeline, settings: &settings, pipelines: &loaded.pipelines };
     let outcome = if args.to_stdout { replay.inspect() } else { replay.run() };
     match outcome {
         Ok(exit) => exit,
@@ -138,8 +176,87 @@ struct Planned {
     notes: Vec<String>,
 }
 
+/// A component, as a command or a run names it.
+struct Named<'a> {
+    name: Option<&'a str>,
+    is_transform: bool,
+}
+
+impl<'a> Named<'a> {
+    fn of(args: &'a ReplayArgs) -> Self {
+        let transform = args.transform.as_deref();
+        Self { name: transform.or(args.sink.as_deref()), is_transform: transform.is_some() }
+    }
+}
+
+/// What reads its topics again.
+enum Replayed {
+    Sink(Target),
+    Transform(TransformTarget),
+}
+
+impl Replayed {
+    fn pipeline(&self) -> &Pipeline {
+        match self {
+            Self::Sink(target) => &target.pipeline,
+            Self::Transform(target) => &target.pipeline,
+        }
+    }
+
+    fn work(&self) -> Work<'_> {
+        match self {
+            Self::Sink(target) => Work::Sink(&target.sink),
+            Self::Transform(target) => Work::Transform(&target.plan),
+        }
+    }
+
+    /// The component's name.
+    fn name(&self) -> &str {
+        match self {
+            Self::Sink(target) => &target.sink.name,
+            Self::Transform(target) => &target.plan.name,
+        }
+    }
+
+    fn inputs(&self) -> &[Input] {
+        match self {
+            Self::Sink(target) => &target.sink.inputs,
+            Self::Transform(target) => &target.plan.inputs,
+        }
+    }
+
+    fn destination(&self) -> &str {
+        match self {
+            Self::Sink(target) => &target.destination,
+            Self::Transform(target) => &target.destination,
+        }
+    }
+
+    fn key(&self) -> [&str; 3] {
+        [&self.pipeline().name, self.name(), self.destination()]
+    }
+
+    /// Records per second, at most.
+    fn rate(&self, requested: Option<NonZeroU64>) -> Option<NonZeroU64> {
+        match self {
+            Self::Sink(target) => target.rate(requested),
+            Self::Transform(_) => requested,
+        }
+    }
+
+    /// What the run does to existing data, in one sentence.
+    fn effect(&self, replacement: Option<&Replacement>) -> String {
+        match self {
+            Self::Sink(target) => effect(target, replacement),
+            Self::Transform(target) => target.effect(),
+        }
+    }
+}
+
 struct Replay<'a> {
     args: &'a ReplayArgs,
+    /// The pipeline's name.
+    pipeline: &'a str,
     settings: &'a Settings,
     pipelines: &'a [Pipeline],
 }
@@ -152,60 +269,79 @@ impl Replay<'_> {
         let named = self.args.resume.as_deref().or(self.args.discard.as_deref());
         let resumed = named.map(|id| self.resumed(&runs, id)).transpose()?;
         let given = self.request()?;
-        let (sink, into, request) = match &resumed {
+        let (component, into, request) = match &resumed {
             Some(run) => {
                 let pipeline_file = given.pipeline_file.or_else(|| run.request.pipeline_file.clone());
-                (Some(run.sink.as_str()), run.into.clone(), Request { pipeline_file, ..run.request.clone() })
+                let component = Named { name: Some(run.sink.as_str()), is_transform: run.transform };
+                (component, run.into.clone(), Request { pipeline_file, ..run.request.clone() })
             }
-            None => (self.args.sink.as_deref(), self.args.into.join("\n"), given),
+            None => (Named::of(self.args), self.args.into.join("\n"), given),
         };
-        let file = request.pipeline_file.as_deref();
-        let choice = Choice { pipeline: &self.args.pipeline, sink, into: &into, file, supersede: request.supersede };
-        let target = choice.target(self.pipelines, self.settings)?;
-        let sinks = [&target.live, &target.sink];
-        let failed = self.failed(&cluster, &target.pipeline, &sinks, &request)?;
+        let replayed = self.replayed(&component, &into, &request)?;
+        let failed = match &replayed {
+            Replayed::Sink(target) => {
+                self.failed(&cluster, &target.pipeline, &[&target.live, &target.sink], &request)?
+            }
+            Replayed::Transform(_) => None,
+        };
         let known = |run| Planned { run, replacement: None, notes: Vec::new() };
         let planned = match resumed {
             Some(run) => known(run),
             None => {
                 // Before the range is looked up: what the run has processed may be deleted by now.
-                let is_same = |run: &Run| run.is_unfinished() && run.is_request(&target.key(), &request);
+                let is_same = |run: &Run| run.is_unfinished() && run.is_request(&replayed.key(), &request);
                 match runs.list()?.into_iter().find(is_same) {
                     Some(run) => known(run),
-                    None => self.new_run(&cluster, &runs, &target, into, request, failed.as_ref())?,
+                    None => self.new_run(&cluster, &runs, &replayed, into, request, failed.as_ref())?,
                 }
             }
         };
         if self.args.dry_run {
-            return Ok(self.print_plan(&target, &planned, failed.as_ref()));
+            return Ok(self.print_plan(&replayed, &planned, failed.as_ref()));
         }
         let Planned { run, replacement, notes } = planned;
-        if let Some(replacement) = &replacement {
-            check_removal(&target, replacement)?;
+        if let (Some(replacement), Replayed::Sink(target)) = (&replacement, &replayed) {
+            check_removal(target, replacement)?;
         }
         notes.iter().for_each(|note| print_error(format_args!("{note}")));
         self.record(&cluster, if self.args.discard.is_some() { "replay --discard" } else { "replay" }, &run)?;
-        prepare_topics(&Admin::new(&cluster)?, &cluster, self.settings, &target.pipeline)?;
-        let run = if self.args.discard.is_some() { run } else { self.register(&runs, &target, run)? };
-        let job = Job {
+        let mut job = Job {
             settings: self.settings,
             cluster: &cluster,
-            pipeline: &target.pipeline,
-            sink: &target.sink,
+            pipeline: replayed.pipeline(),
+            work: replayed.work(),
             run: &run,
-            rate: target.rate(self.args.rate),
+            rate: replayed.rate(self.args.rate),
             failed: failed.map(Into::into),
         };
-        match self.args.discard {
-            Some(_) => Ok(discard_run(&job, &runs, self.args.json)?),
-            None => Ok(execute_run(&job, &runs, self.args.json)?),
+        prepare_topics(&job)?;
+        if self.args.discard.is_some() {
+            return Ok(discard_run(&job, &runs, self.args.json)?);
+        }
+        let registered = self.register(&cluster, &runs, &replayed, run.clone())?;
+        job.run = &registered;
+        Ok(execute_run(&job, &runs, self.args.json)?)
+    }
+
+    /// What reads its topics again.
+    fn replayed(&self, component: &Named<'_>, into: &str, request: &Request) -> Result<Replayed, Refusal> {
+        let (pipeline, file) = (self.pipeline, request.pipeline_file.as_deref());
+        match component {
+            Named { name: Some(transform), is_transform: true } => {
+                let choice = TransformChoice { pipeline, transform, into, file, appends: request.append };
+                Ok(Replayed::Transform(choice.target(self.pipelines, self.settings)?))
+            }
+            Named { name, .. } => {
+                let choice = Choice { pipeline, sink: *name, into, file, supersede: request.supersede };
+                Ok(Replayed::Sink(choice.target(self.pipelines, self.settings)?))
+            }
         }
     }
 
     /// Writes the run to the audit log. The text of `--into` has no secrets.
     fn record(&self, cluster: &Cluster, command: &str, run: &Run) -> Result<()> {
         let arguments = json!({
-            "run": run.id, "pipeline": run.pipeline, "sink": run.sink, "destination": run.destination, "into": run.into,
+            "run": run.id, "pipeline": run.pipeline, "sink": run.sink, "transform": run.transform, "destination": run.destination, "into": run.into,
             "request": run.request, "resume": self.args.resume.is_some(),
         });
         record(cluster, self.settings, command, arguments)
@@ -216,14 +352,15 @@ impl Replay<'_> {
         let request = self.request()?;
         let file = request.pipeline_file.as_deref();
         let choice =
-            Choice { pipeline: &self.args.pipeline, sink: self.args.sink.as_deref(), into: "", file, supersede: false };
+            Choice { pipeline: self.pipeline, sink: self.args.sink.as_deref(), into: "", file, supersede: false };
         let (live, pipeline) = choice.pipelines(self.pipelines, self.settings)?;
         let sink = selection::sink(&pipeline, Some(&live.name))?;
         let host = host(self.settings)?;
         let condition = self.args.condition.as_ref().map(|text| Condition::compile(&host, text)).transpose()?;
         let cluster = connect(self.settings)?;
         let failed = self.failed(&cluster, &pipeline, &[live, sink], &request)?;
-        let (_, ranges, notes) = self.ranges(&cluster, &pipeline.name, sink, &request, failed.as_ref())?;
+        let (_, ranges, notes) =
+            self.ranges(&cluster, &pipeline.name, (&sink.name, &sink.inputs), &request, failed.as_ref())?;
         notes.iter().for_each(|note| print_error(format_args!("{note}")));
         let arguments = json!({
             "pipeline": pipeline.name, "sink": sink.name, "request": request, "where": self.args.condition,
@@ -238,7 +375,7 @@ impl Replay<'_> {
     /// The unfinished run to continue.
     fn resumed(&self, runs: &Runs<'_>, id: &str) -> Result<Run> {
         let run = runs.get(id)?;
-        if run.pipeline != self.args.pipeline {
+        if run.pipeline != self.pipeline {
             let message = format!("the run `{id}` is one of the pipeline `{}`: name that pipeline", run.pipeline);
             return Err(Error::config("replay.unknown_run", message));
         }
@@ -265,6 +402,7 @@ impl Replay<'_> {
             dead_letters: self.args.dead_letters,
             pipeline_file: self.args.pipeline_file.as_ref().map(absolute).transpose()?,
             supersede: self.args.supersede,
+            append: self.args.append,
         })
     }
 
@@ -285,7 +423,7 @@ impl Replay<'_> {
         &self,
         cluster: &Cluster,
         pipeline: &str,
-        sink: &SinkPlan,
+        (name, inputs): (&str, &[Input]),
         request: &Request,
         failed: Option<&Failed>,
     ) -> Result<(GroupOffsets, Ranges, Vec<String>)> {
@@ -293,9 +431,9 @@ impl Replay<'_> {
         let (from, to) = (Bound::parse(&request.from, now)?, Bound::parse(&request.to, now)?);
         let by = request.by.as_deref().map(|field| EventTimes::new(field, &from, &to)).transpose()?;
         let (from, to) = if by.is_some() { (Bound::Earliest, Bound::Latest) } else { (from, to) };
-        let group = component_name(&self.settings.cluster_name(), pipeline, &sink.name);
+        let group = component_name(&self.settings.cluster_name(), pipeline, name);
         let offsets = GroupOffsets::new(cluster, &group)?;
-        let partitions = partitions_of(&offsets, &sink.inputs)?;
+        let partitions = partitions_of(&offsets, inputs)?;
         let mut ranges = resolve(&offsets, &partitions, &from, &to, request.partitions.as_deref())?;
         let mut notes = Vec::new();
         if let Some(by) = by {
@@ -312,30 +450,40 @@ impl Replay<'_> {
         &self,
         cluster: &Cluster,
         runs: &Runs<'_>,
-        target: &Target,
+        replayed: &Replayed,
         into: String,
         request: Request,
         failed: Option<&Failed>,
     ) -> Result<Planned> {
+        let pipeline = replayed.pipeline();
         let (offsets, mut ranges, mut notes) =
-            self.ranges(cluster, &target.pipeline.name, &target.sink, &request, failed)?;
-        let replace = || replacement(cluster, self.settings, target, &runs.list()?, &offsets, &ranges);
-        let replacement = target.supersede.then(replace).transpose()?;
-        if let Some(replacement) = &replacement {
+            self.ranges(cluster, &pipeline.name, (replayed.name(), replayed.inputs()), &request, failed)?;
+        let superseding = match replayed {
+            Replayed::Sink(target) => Some(target).filter(|target| target.supersede),
+            Replayed::Transform(_) => None,
+        };
+        let replace = |target| replacement(cluster, self.settings, target, &runs.list()?, &offsets, &ranges);
+        let replacement = superseding.map(replace).transpose()?;
+        if let (Some(replacement), Some(target)) = (&replacement, superseding) {
+            check_other_sinks(self.pipelines, target, &replacement.ranges)?;
             ranges.clone_from(&replacement.ranges);
             notes.extend_from_slice(&replacement.notes);
         }
         let now = Timestamp::now();
         let run = Run {
             id: new_id(now),
-            pipeline: target.pipeline.name.clone(),
-            sink: target.sink.name.clone(),
-            destination: target.destination.clone(),
+            pipeline: pipeline.name.clone(),
+            sink: replayed.name().to_owned(),
+            transform: matches!(replayed, Replayed::Transform(_)),
+            destination: replayed.destination().to_owned(),
             into,
             request,
             ranges: ranges.into_iter().map(range).collect(),
-            supersede: (target.supersede && target.sink.spec.supersede() == Supersede::Files)
-                .then(Superseding::default),
+            supersede: match superseding.map(|target| target.sink.spec.supersede()) {
+                Some(Supersede::Files) => Some(Superseding::default()),
+                Some(Supersede::Rows) => Some(Superseding { rows: Some(0), ..Superseding::default() }),
+                _ => None,
+            },
             state: RunState::Running,
             error: None,
             node: self.settings.node.clone(),
@@ -346,13 +494,13 @@ impl Replay<'_> {
     }
 
     /// Prints what the run would do.
-    fn print_plan(&self, target: &Target, planned: &Planned, failed: Option<&Failed>) -> Exit {
+    fn print_plan(&self, replayed: &Replayed, planned: &Planned, failed: Option<&Failed>) -> Exit {
         let Planned { run, replacement, notes } = planned;
         let replacement = replacement.as_ref();
         let offsets: i64 = run.ranges.iter().map(|range| range.to - range.from).sum();
         let bounds = run.ranges.iter().map(|range| (range.topic_partition(), (range.from, range.to))).collect();
         let dead_letters = failed.map(|failed| failed.count(&bounds));
-        let (effect, rate) = (effect(target, replacement), target.rate(self.args.rate));
+        let (effect, rate) = (replayed.effect(replacement), replayed.rate(self.args.rate));
         let transforms = match &run.request.pipeline_file {
             Some(file) => format!("the transforms in {}", file.display()),
             None => format!("today's transforms of `{}`", run.pipeline),
@@ -363,6 +511,7 @@ impl Replay<'_> {
                 "ranges": run.ranges, "offsets": offsets, "dead_letters": dead_letters, "rate": rate,
                 "pipeline_file": run.request.pipeline_file, "effect": effect, "notes": notes,
                 "replaced_files": replacement.map(|replacement| replacement.files.len()),
+                "replaced_rows": replacement.map(|replacement| replacement.rows.iter().map(|count| count.rows).sum::<u64>()),
             });
             return print_data(&format!("{plan}\n"));
         }
@@ -389,15 +538,17 @@ impl Replay<'_> {
     /// Stores the run, or continues the one that the same command has started. Of two commands at
     /// once, the second finds the run of the first. A paused run stays paused, unless `--resume`
     /// names it.
-    fn register(&self, runs: &Runs<'_>, target: &Target, run: Run) -> Result<Run> {
+    fn register(&self, cluster: &Cluster, runs: &Runs<'_>, replayed: &Replayed, run: Run) -> Result<Run> {
         let known = runs.list()?;
         let continues = |other: &&Run| {
-            other.is_unfinished() && (other.id == run.id || other.is_request(&target.key(), &run.request))
+            other.is_unfinished() && (other.id == run.id || other.is_request(&replayed.key(), &run.request))
         };
         if !known.iter().any(|other| continues(&other)) {
             check_runs(&known, &run, |other| other.is_unfinished())?;
-            if !target.is_live {
-                check_output(target, &run)?;
+            match replayed {
+                Replayed::Sink(target) if target.is_live => {}
+                Replayed::Sink(target) => check_output(target, &run)?,
+                Replayed::Transform(target) => target.check_output(&GroupOffsets::new(cluster, &run.id)?)?,
             }
         }
         // The output of a run that has finished since then has not been checked.

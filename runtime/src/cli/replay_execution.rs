@@ -12,7 +12,7 @@ use trunkline_connector::{Error, Result};
 use super::output::{Exit, print_data, print_error};
 use super::replay_progress::Reporter;
 use super::run::{StopSignals, stop_on_signals};
-use crate::replay::execution::{Ending, Job, Progress, Watch, execute};
+use crate::replay::execution::{Ending, Job, Progress, Watch, clean_up, execute};
 use crate::replay::run::{RunState, Runs};
 use crate::replay::superseding;
 use crate::stage::StopSignal;
@@ -77,6 +77,7 @@ pub(super) fn execute_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Resu
     drop(data);
     if ending == Ending::Finished {
         remove_folder(&folder);
+        clean_up(job);
     }
     runtime.shutdown_background();
     reporter.end(job.cluster, &settings.cluster_name(), &stored)

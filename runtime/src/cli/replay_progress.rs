@@ -11,6 +11,7 @@ use super::output::{Exit, print_data, print_error};
 use crate::kafka::Cluster;
 use crate::replay::execution::{Progress, Watch};
 use crate::replay::run::{Run, RunState, Step, Superseding};
+use crate::units::counted;
 
 /// See the module's header.
 pub(super) struct Reporter {
@@ -46,14 +47,14 @@ impl Reporter {
         }
     }
 
-    /// Reports that the range is processed, and that files are replaced now.
+    /// Reports that the range is processed, and that output is replaced now.
     pub(super) fn publishing(&self) {
         if self.as_json {
             // A reader that has gone does not end the run.
             let _ = print_data(&format!("{}\n", json!({ "run": self.id, "state": "publishing" })));
         } else {
             self.end_line();
-            print_error(format_args!("run {}: all new files are prepared; they replace the earlier ones now", self.id));
+            print_error(format_args!("run {}: all new output is prepared; it replaces the earlier one now", self.id));
         }
     }
 
@@ -140,10 +141,23 @@ impl Reporter {
     }
 }
 
-/// How far a run is with the files that it replaces, in one line.
+/// How far a run is with the output that it replaces, in one line.
 pub(super) fn replaced(superseding: &Superseding) -> String {
     let files = superseding.files;
     let overlap = superseding.overlap().unwrap_or(0);
+    if let Some(rows) = superseding.rows {
+        let rows = counted(rows as usize, "row");
+        return match superseding.step {
+            Step::Staging => "no row was replaced: new rows are staged, and nothing is visible".to_owned(),
+            Step::Publishing => format!(
+                "{rows} are replaced in one transaction, which is done or not: complete the run with `trunkline replay .. --resume`"
+            ),
+            Step::Removing => {
+                format!("{rows} were replaced: complete the run with `trunkline replay .. --resume`")
+            }
+            Step::Done => format!("{rows} replaced in one transaction"),
+        };
+    }
     match superseding.step {
         Step::Staging => "no file was replaced: new files are prepared, and nothing is visible".to_owned(),
         Step::Publishing | Step::Removing => format!(

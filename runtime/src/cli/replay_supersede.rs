@@ -9,10 +9,11 @@ use super::replay_target::Target;
 use crate::checkpoint::{Intents, or_empty};
 use crate::config::Settings;
 use crate::kafka::{Admin, Cluster, GroupOffsets};
-use crate::plan::SinkPlan;
-use crate::replay::run::{RowChange, Run};
-use crate::replay::widening::{Replacement, Requested, limited, visible_up_to, widened};
+use crate::plan::{Pipeline, SinkPlan};
+use crate::replay::run::{RowChange, Run, overlap};
+use crate::replay::widening::{Replacement, Requested, check_rows, limited, visible_up_to, widened};
 use crate::stage::component_name;
+use crate::units::counted;
 
 /// Refuses a sink whose output cannot be replaced.
 pub(super) fn check_kind(sink: &SinkPlan, live: &SinkPlan) -> Result<()> {
@@ -82,6 +83,19 @@ pub(super) fn replacement(
             }
             limited(&requested)
         }
+        Supersede::Rows => {
+            let replacement = limited(&requested)?;
+            let beyond =
+                requested.iter().map(|request| (request.partition.clone(), (request.high, i64::MAX))).collect();
+            let runtime = runtime()?;
+            let count = |ranges| {
+                let counts = target.sink.spec.count_rows(ranges, 0, runtime.handle())?;
+                counts.ok_or_else(|| Error::internal("replay.rows", "the connector replaces rows that it cannot count"))
+            };
+            let counts = count(&replacement.ranges)?;
+            check_rows(&requested, &replacement.ranges, &counts, &count(&beyond)?)?;
+            Ok(Replacement { rows: counts.partitions, ..replacement })
+        }
         Supersede::Files => {
             let runtime = runtime()?;
             let listing = target.sink.spec.list_output(runtime.handle())?.unwrap_or_default();
@@ -90,6 +104,34 @@ pub(super) fn replacement(
             widened(&requested, own)
         }
     }
+}
+
+/// Rows do not name the sink that wrote them: refuses a table that another sink fills from the same
+/// topics.
+pub(super) fn check_other_sinks(
+    pipelines: &[Pipeline],
+    target: &Target,
+    ranges: &BTreeMap<TopicPartition, (i64, i64)>,
+) -> Result<()> {
+    if target.sink.spec.supersede() != Supersede::Rows {
+        return Ok(());
+    }
+    for pipeline in pipelines {
+        for sink in &pipeline.sinks {
+            let is_own = pipeline.name == target.pipeline.name && sink.name == target.live.name;
+            let place = sink.spec.destination().filter(|place| !is_own && overlap(place, &target.destination));
+            let reads =
+                |partition: &TopicPartition| sink.inputs.iter().any(|input| input.topics.selects(&partition.topic));
+            if let (Some(place), true) = (place, ranges.keys().any(reads)) {
+                let message = format!(
+                    "the sink `{}.{}` writes records of the same topics to {place}, and the rows do not name the sink that wrote them, so that                      its rows would be removed, too. Replay into another table with --into",
+                    pipeline.name, sink.name
+                );
+                return Err(Error::config("replay.not_superseded", message));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Checks that the files may be removed.
@@ -140,6 +182,23 @@ pub(super) fn effect(target: &Target, replacement: Option<&Replacement>) -> Stri
             format!(
                 "Replaces {files}: all new files are prepared unseen, then they are published, then the earlier files are removed; readers \
                  may see both from the first publication to the last removal (seconds: the result states how long)."
+            )
+        }
+        Supersede::Rows => {
+            let rows = replacement.map_or_else(
+                || "the rows with records of the range".to_owned(),
+                |replacement| {
+                    let rows: u64 = replacement.rows.iter().map(|count| count.rows).sum();
+                    let mut tables: Vec<&str> = replacement.rows.iter().map(|count| count.table.as_str()).collect();
+                    tables.dedup();
+                    match tables.as_slice() {
+                        [] => "0 rows".to_owned(),
+                        tables => format!("{} of {}", counted(rows as usize, "row"), tables.join(", ")),
+                    }
+                },
+            );
+            format!(
+                "Replaces {rows}: the new rows are staged unseen, then one transaction of the destination removes the earlier rows of the                  range and adds the new ones, so that readers see one of the two states."
             )
         }
         Supersede::Documents { .. } => {

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::Path;
 
-use trunkline_connector::{Error, OutputFile, Result, TopicPartition};
+use trunkline_connector::{Error, OutputFile, Result, Supersede, TopicPartition};
 use trunkline_transform_host::{Host, HostOptions};
 
 use super::replay_supersede::{self, check_destination as check_superseded, check_kind};
-use super::selection;
+use super::selection::{self, components};
 use crate::config::{FileProblems, Settings};
-use crate::plan::{Pipeline, Registry, SinkPlan, load_with_sink_options};
+use crate::plan::{Pipeline, Registry, SinkPlan, load_with_options};
 use crate::replay::run::{PartitionRange, Run, overlap};
 use crate::replay::widening::Replacement;
 use crate::worker::DataDir;
@@ -29,10 +29,6 @@ pub(super) struct Target {
 }
 
 impl Target {
-    pub(super) fn key(&self) -> [&str; 3] {
-        [&self.pipeline.name, &self.sink.name, &self.destination]
-    }
-
     /// Records per second, at most.
     pub(super) fn rate(&self, requested: Option<NonZeroU64>) -> Option<NonZeroU64> {
         self.live.replay.rate(requested)
@@ -53,7 +49,7 @@ impl From<Error> for Refusal {
 }
 
 /// Refuses secrets that are written out in `--into`: the text is stored with the run (I8).
-fn check_secrets(into: &str) -> Result<()> {
+pub(super) fn check_secrets(into: &str) -> Result<()> {
     // The pipeline's own reader reports text that is not TOML.
     let Ok(options) = into.parse::<toml::Table>() else { return Ok(()) };
     let Some(name) = options.iter().find_map(|(name, value)| literal_secret(name, value)) else { return Ok(()) };
@@ -108,10 +104,10 @@ impl Choice<'_> {
         check_secrets(self.into)?;
         let host = host(settings)?;
         let file = self.file.unwrap_or(&live_pipeline.file);
-        let mut pipeline = load_with_sink_options(file, &live.name, self.into, &host, settings, &Registry::new())
+        let mut pipeline = load_with_options(file, ("sinks", &live.name), self.into, &host, settings, &Registry::new())
             .map_err(Refusal::Problems)?;
         if self.file.is_some() {
-            check_file(file, &pipeline, live_pipeline, live)?;
+            check_file(file, &pipeline, live_pipeline, &live.name)?;
             pipeline.dead_letters.clone_from(&live_pipeline.dead_letters);
         }
         Ok((live, pipeline))
@@ -139,7 +135,7 @@ impl Choice<'_> {
         }
         let Some(destination) = sink.spec.destination() else {
             let message = format!(
-                "sinks of the connector `{}` cannot be replayed yet: only `s3` and `elasticsearch` sinks can",
+                "sinks of the connector `{}` cannot be replayed: they do not name the place that they write to",
                 sink.connector
             );
             return Err(Error::config("replay.unsupported", message).into());
@@ -159,13 +155,13 @@ pub(super) fn host(settings: &Settings) -> Result<Host> {
         .map_err(|error| Error::external("environment.plugins", format!("plugins cannot run here: {error}")))
 }
 
-/// Checks that a file of `--pipeline-file` defines the same pipeline and sink.
-fn check_file(file: &Path, found: &Pipeline, live: &Pipeline, sink: &SinkPlan) -> Result<()> {
+/// Checks that a file of `--pipeline-file` defines the same pipeline and component.
+pub(super) fn check_file(file: &Path, found: &Pipeline, live: &Pipeline, name: &str) -> Result<()> {
     let problem = if found.name != live.name {
         format!("the pipeline `{}`, not `{}`", found.name, live.name)
-    } else if found.sinks.iter().all(|known| known.name != sink.name) {
-        let known: Vec<&str> = found.sinks.iter().map(|sink| sink.name.as_str()).collect();
-        format!("no sink `{}`, only {}", sink.name, known.join(", "))
+    } else if components(found).iter().all(|known| known.name() != name) {
+        let known: Vec<&str> = components(found).iter().map(|known| known.name()).collect();
+        format!("no stage `{name}`, only {}", known.join(", "))
     } else {
         return Ok(());
     };
@@ -174,7 +170,7 @@ fn check_file(file: &Path, found: &Pipeline, live: &Pipeline, sink: &SinkPlan) -
 }
 
 /// Whether the options of `--into` set `inputs`.
-fn sets_inputs(into: &str) -> bool {
+pub(super) fn sets_inputs(into: &str) -> bool {
     into.parse::<toml::Table>().is_ok_and(|options| options.contains_key("inputs"))
 }
 
@@ -189,9 +185,11 @@ fn check_destination(pipelines: &[Pipeline], sink: &SinkPlan, destination: &str,
             if has_options || !sink.spec.repeats_change_nothing() {
                 let message = format!(
                     "the sink `{}.{}` writes to {place}, and a replay into {destination} would write its records \
-                     there a second time: choose another destination with --into, such as 'url=\"s3://lake/orders-v2\"', and \
-                     switch to it afterwards, or replace what the sink wrote with --supersede",
-                    pipeline.name, live.name
+                     there a second time: choose another destination with --into, such as {}, and switch to it afterwards, or replace \
+                     what the sink wrote with --supersede",
+                    pipeline.name,
+                    live.name,
+                    example(sink.connector)
                 );
                 return Err(Error::config("replay.live_destination", message));
             }
@@ -201,6 +199,15 @@ fn check_destination(pipelines: &[Pipeline], sink: &SinkPlan, destination: &str,
     Ok(is_live)
 }
 
+/// An option of `--into` for another destination.
+fn example(connector: &str) -> &'static str {
+    match connector {
+        "elasticsearch" => "'index=\"orders-v2\"'",
+        "redshift" | "snowflake" => "'schema=\"replayed\"' or, if `table` names one table, 'table=\"orders_v2\"'",
+        _ => "'url=\"s3://lake/orders-v2\"'",
+    }
+}
+
 /// Refuses a destination that has records of the range.
 pub(super) fn check_output(target: &Target, run: &Run) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -208,6 +215,11 @@ pub(super) fn check_output(target: &Target, run: &Run) -> Result<()> {
         .enable_all()
         .build()
         .map_err(|error| Error::external("environment.runtime", format!("cannot start a thread: {error}")))?;
+    let offsets = run.ranges.iter().map(|range| (range.topic_partition(), (range.from, range.to))).collect();
+    if let Some(rows) = target.sink.spec.rows_in_the_way(&offsets, runtime.handle())? {
+        let message = format!("{rows}: choose an empty table, or drop the one of the earlier replay");
+        return Err(Error::config("replay.output_exists", message));
+    }
     let Some(listing) = target.sink.spec.list_output(runtime.handle())? else { return Ok(()) };
     let ranges: BTreeMap<TopicPartition, &PartitionRange> =
         run.ranges.iter().map(|range| (range.topic_partition(), range)).collect();
@@ -237,9 +249,12 @@ pub(super) fn effect(target: &Target, replacement: Option<&Replacement>) -> Stri
             "Documents with a version stay as they are, because a repeated record has the same one; those whose ids are offsets are \
              written again, as are missing ones."
         }
+        (false, _) if target.sink.spec.supersede() == Supersede::Files => {
+            "New files are added there; no live sink uses this destination, and existing files stay as they are."
+        }
         (false, true) => "New documents are written there; no live sink uses this destination.",
         (false, false) => {
-            "New files are added there; no live sink uses this destination, and existing files stay as they are."
+            "New rows or documents are added there; no live sink uses this destination, and existing ones stay as they are."
         }
     };
     effect.to_owned()

@@ -115,7 +115,7 @@ impl Seen {
     fn json(&self) -> Value {
         let Self { run, state, progress } = self;
         json!({
-            "id": run.id, "pipeline": run.pipeline, "sink": run.sink, "state": state, "error": run.error,
+            "id": run.id, "pipeline": run.pipeline, "sink": run.sink, "transform": run.transform, "state": state, "error": run.error,
             "destination": run.destination, "from": run.request.from, "to": run.request.to, "ranges": run.ranges,
             "dead_letters_only": run.request.dead_letters, "pipeline_file": run.request.pipeline_file,
             "node": run.node, "started": time(run.started), "ended": run.ended.map(time),
@@ -224,6 +224,10 @@ fn stop(cluster: &Cluster, name: &str, runs: &Runs<'_>, id: &str, as_json: bool)
         Ok(())
     })?;
     let note = match run.state {
+        _ if run.is_between() && run.supersede.as_ref().is_some_and(|superseding| superseding.rows.is_some()) => {
+            "the rows of the range are replaced in one transaction, which is done or not: complete the run with `trunkline replay .. \
+             --resume`"
+        }
         _ if run.is_between() => {
             "readers may see earlier and new files until the run is completed with `trunkline replay .. --resume`"
         }

@@ -2,19 +2,26 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use trunkline_connector::PreflightIssue;
+use trunkline_connector::{MemoryBudget, PreflightIssue, SinkContext};
 use trunkline_transform_host::{Host, HostOptions};
 
 use super::SettingsArgs;
+use super::dlq::connect;
 use super::kafka_check::kafka_issues;
+use super::newest_records::newest_records;
 use super::output::{Exit, print_data, print_problems, report_error, report_problems};
+use crate::checkpoint::Schemas;
 use crate::config::{FileProblems, Settings, json, problem_at};
 use crate::kafka::Cluster;
-use crate::plan::{Input, Loaded, Pipeline, Registry, Route, load_each};
+use crate::plan::{Input, Loaded, Pipeline, Registry, Route, SinkPlan, load_each};
 use crate::record_tests::read_tests;
 use crate::stage::component_name;
 use crate::worker::DataDir;
+
+/// The memory of a sink that compares records with its tables.
+const RECORDS_BUDGET: usize = 64 << 20;
 
 /// Runs the verb.
 pub(super) fn validate(paths: &[PathBuf], as_json: bool, check: bool, settings: &Settings) -> Exit {
@@ -103,13 +110,36 @@ pub(super) fn preflight_issues(pipelines: &[Pipeline], settings: &Settings) -> V
         }
         for sink in &pipeline.sinks {
             let name = format!("{}.{}", pipeline.name, sink.name);
-            for PreflightIssue { code, message, fix } in sink.spec.preflight(&name, runtime.handle()) {
+            let mut found = sink.spec.preflight(&name, runtime.handle());
+            found.extend(record_issues(sink, name, settings, runtime.handle()));
+            for PreflightIssue { code, message, fix } in found {
                 let message = format!("`sinks.{}`: {message}", sink.name);
                 issues.push(problem_at(Some(&pipeline.file), code, message, fix));
             }
         }
     }
     issues
+}
+
+/// Why the newest records of the sink's topics could not be written. Without a broker, there are no
+/// records.
+fn record_issues(
+    sink: &SinkPlan,
+    name: String,
+    settings: &Settings,
+    runtime: &tokio::runtime::Handle,
+) -> Vec<PreflightIssue> {
+    let Ok(cluster) = connect(settings) else { return Vec::new() };
+    let context = SinkContext {
+        name,
+        replay: None,
+        budget: MemoryBudget::new(RECORDS_BUDGET),
+        runtime: runtime.clone(),
+        scratch: std::env::temp_dir(),
+        schemas: Arc::new(Schemas::new(cluster.clone())),
+    };
+    let mut records = || newest_records(&cluster, sink);
+    sink.spec.preflight_records(context, &mut records)
 }
 
 /// A line about a valid pipeline, and one about each transform: where it runs.

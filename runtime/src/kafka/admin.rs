@@ -226,6 +226,16 @@ impl Admin {
         }
     }
 
+    /// Deletes a topic; a missing one is no error.
+    pub fn delete(&self, topic: &str) -> Result<()> {
+        let doing = format!("deleting topic `{topic}`");
+        let outcomes = self.client.delete_topics(&[topic]).map_err(|failure| classify_failure(&doing, &failure))?;
+        match outcomes.into_iter().next() {
+            Some(Err(failure)) if !is_unknown(&failure) => Err(classify_failure(&doing, &failure)),
+            _ => Ok(()),
+        }
+    }
+
     fn request_creation(&self, topics: &[TopicSpec]) -> Result<Vec<std::result::Result<(), Failure>>> {
         if topics.is_empty() {
             return Ok(Vec::new());

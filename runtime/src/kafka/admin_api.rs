@@ -96,6 +96,36 @@ impl AdminClient {
         Ok(in_order(topics.iter().map(|topic| topic.name.as_str()), results))
     }
 
+    /// Deletes topics. Returns the result for each, in order.
+    pub(super) fn delete_topics(&self, names: &[&str]) -> Outcome<Vec<Outcome<()>>> {
+        let texts = names.iter().map(|name| c_text(name)).collect::<Outcome<Vec<_>>>()?;
+        let event = self.call(Operation::RD_KAFKA_ADMIN_OP_DELETETOPICS, |client, options, queue| {
+            // SAFETY: all pointers are alive; the call copies the topics, which are destroyed here.
+            unsafe {
+                let mut topics: Vec<_> =
+                    texts.iter().map(|name| bindings::rd_kafka_DeleteTopic_new(name.as_ptr())).collect();
+                bindings::rd_kafka_DeleteTopics(client, topics.as_mut_ptr(), topics.len(), options, queue);
+                bindings::rd_kafka_DeleteTopic_destroy_array(topics.as_mut_ptr(), topics.len());
+            }
+        })?;
+        // SAFETY: the event is the result of this operation and owns all that is read here.
+        let results = unsafe {
+            let mut count = 0;
+            let result = bindings::rd_kafka_event_DeleteTopics_result(event.0.as_ptr());
+            let topics = bindings::rd_kafka_DeleteTopics_result_topics(result, &raw mut count);
+            let read = |topic: &*const _| {
+                let name = text(bindings::rd_kafka_topic_result_name(*topic));
+                let outcome = check(
+                    bindings::rd_kafka_topic_result_error(*topic),
+                    bindings::rd_kafka_topic_result_error_string(*topic),
+                );
+                (name, outcome)
+            };
+            array(topics, count).iter().map(read).collect::<BTreeMap<_, _>>()
+        };
+        Ok(in_order(names.iter().copied(), results))
+    }
+
     /// The number of partitions of each topic, in order. Never creates a topic.
     pub(super) fn describe_topics(&self, names: &[&str]) -> Outcome<Vec<Outcome<i32>>> {
         let texts = names.iter().map(|name| c_text(name)).collect::<Outcome<Vec<_>>>()?;

@@ -18,6 +18,9 @@ const SERVE_INTERVAL: Duration = Duration::from_millis(20);
 /// A client that got no answer for this time may have lost its brokers.
 const SILENCE: Duration = Duration::from_secs(2);
 
+/// Limit on the rows that wait for an acknowledgement: far fewer than the client's queue holds.
+const MAX_ROWS_IN_FLIGHT: usize = 1000;
+
 /// Writes rows, each of them acknowledged by all replicas in sync. For rows that no transaction has
 /// to cover: state that does not move with records.
 pub struct RowWriter {
@@ -41,11 +44,33 @@ impl RowWriter {
 
     /// Writes a row, or removes it (no value). Waits for the acknowledgement, at most for `limit`.
     pub fn write(&self, topic: &str, partition: i32, key: &[u8], value: Option<&[u8]>, limit: Duration) -> Result<()> {
-        let doing = format!("writing to topic `{topic}`");
         self.producer.context().reset();
+        self.send(topic, partition, key, value)?;
+        self.wait_for_delivery(topic, limit)
+    }
+
+    /// Writes rows, or removes those without a value, in this order. Waits for the
+    /// acknowledgements.
+    pub fn write_all(&self, topic: &str, partition: i32, rows: &[(Vec<u8>, Option<Vec<u8>>)]) -> Result<()> {
+        for rows in rows.chunks(MAX_ROWS_IN_FLIGHT) {
+            self.producer.context().reset();
+            for (key, value) in rows {
+                self.send(topic, partition, key, value.as_deref())?;
+            }
+            self.wait_for_delivery(topic, TIMEOUT + SERVE_INTERVAL)?;
+        }
+        Ok(())
+    }
+
+    fn send(&self, topic: &str, partition: i32, key: &[u8], value: Option<&[u8]>) -> Result<()> {
         let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).partition(partition).key(key);
         record.payload = value;
-        self.producer.send(record).map_err(|(error, _)| self.producer.context().cluster().failed(&doing, &error))?;
+        let failed = |error| self.producer.context().cluster().failed(&format!("writing to topic `{topic}`"), &error);
+        self.producer.send(record).map_err(|(error, _)| failed(error))
+    }
+
+    fn wait_for_delivery(&self, topic: &str, limit: Duration) -> Result<()> {
+        let doing = format!("writing to topic `{topic}`");
         let begun = Instant::now();
         let limit = limit.min(TIMEOUT + SERVE_INTERVAL);
         while self.producer.in_flight_count() > 0 {

@@ -24,6 +24,34 @@ pub fn read_uncommitted(cluster: &Cluster, topic: &str, partition: Option<i32>, 
     read_isolated(cluster, topic, partition, prefix, "read_uncommitted")
 }
 
+/// Passes the rows of a partition from the offset `from` on, in order, each with its key and its
+/// value (`None` removes it). Returns the offset after them. Rows of open transactions are
+/// included.
+pub fn read_on(
+    cluster: &Cluster,
+    topic: &str,
+    partition: i32,
+    from: i64,
+    mut each: impl FnMut(&[u8], Option<&[u8]>),
+) -> Result<i64> {
+    let reader = Reader::new(cluster, "read_uncommitted")?;
+    let (low, high) = reader.watermarks(topic, partition)?;
+    let from = from.max(low);
+    let mut next = from.max(high);
+    if high > from {
+        reader.read_partition(topic, partition, (from, high), |message| {
+            next = next.max(message.offset() + 1);
+            if let Some(key) = message.key() {
+                each(key, message.payload());
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+    }
+    // A stage that starts need not wait for this.
+    let _ = close_in_background(reader);
+    Ok(next)
+}
+
 fn read_isolated(
     cluster: &Cluster,
     topic: &str,

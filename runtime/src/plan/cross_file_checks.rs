@@ -16,6 +16,7 @@ use super::graph::Graph;
 use super::inputs::Reference;
 use super::parsed::Spanned;
 use super::planned_file::PlannedFile;
+use super::shared_topics::named_topics;
 use super::topics::TopicShape;
 
 /// The names and topics that a file uses, with their places.
@@ -42,6 +43,8 @@ struct WrittenTopic {
     shape: TopicShape,
     text: String,
     selector: TopicSelector,
+    /// The topics of the data sets that the configuration names, if the template depends on them.
+    named: Vec<String>,
     span: Range<usize>,
     /// The option that sets another name, where the file does not set one.
     default_of: Option<&'static str>,
@@ -59,8 +62,21 @@ impl WrittenTopic {
             shape: TopicShape::of(template),
             text: template.source().to_owned(),
             selector: TopicSelector::of(template),
+            named: Vec::new(),
             span,
             default_of,
+        }
+    }
+
+    /// A topic that another component writes, too; `None` if that is not certain.
+    fn shared_with(&self, other: &Self) -> Option<&str> {
+        if self.selector == other.selector {
+            return Some(&self.text);
+        }
+        match (&self.selector, &other.selector) {
+            (TopicSelector::Exact(topic), _) => other.named.contains(topic).then_some(topic.as_str()),
+            (_, TopicSelector::Exact(topic)) => self.named.iter().find(|named| *named == topic).map(String::as_str),
+            _ => self.named.iter().find(|named| other.named.contains(named)).map(String::as_str),
         }
     }
 
@@ -134,9 +150,14 @@ fn source_stages(graph: &Graph<'_, '_>) -> Vec<StageUsage> {
         };
         let ports = source.port_topics.iter().filter_map(|(_, template)| template.as_ref());
         let ports = ports.map(|template| written("topics", template));
+        let default = source.topic.iter().map(|template| WrittenTopic {
+            // An error is reported already.
+            named: named_topics(source).unwrap_or_default(),
+            ..written("topic", template)
+        });
         stages.push(StageUsage {
             label: format!("the source `{}`", source.key.name),
-            writes: source.topic.iter().map(|template| written("topic", template)).chain(ports).collect(),
+            writes: default.chain(ports).collect(),
             reads: Vec::new(),
             dead_letters: source.on_error.writes_dead_letters(),
         });
@@ -208,10 +229,11 @@ fn topics_with_two_writers(files: &[PlannedFile], found: &mut Vec<(usize, Proble
     // Within a file, the problem belongs to the topic further down.
     topics.sort_by_key(|(file, _, topic)| (*file, topic.span.start));
     for (at, (file, stage, topic)) in topics.iter().enumerate() {
-        // Templates that only overlap may never produce the same name; `ambiguous_patterns` checks
-        // their readers.
-        let earlier = topics[..at].iter().find(|(_, _, other)| other.selector == topic.selector);
-        let Some((other_file, other_stage, other)) = earlier else { continue };
+        // Templates that only overlap may never produce the same name: a task claims such a topic
+        // before its first record (`checkpoint/topic_owners.rs`), and `ambiguous_patterns` checks
+        // the readers.
+        let earlier = topics[..at].iter().find_map(|earlier| Some((earlier, topic.shared_with(earlier.2)?)));
+        let Some(((other_file, other_stage, other), shared)) = earlier else { continue };
         // A duplicate pipeline name is reported already; duplicate topics follow from it.
         if same_name(&files[*file], &files[*other_file]) && file != other_file {
             continue;
@@ -225,7 +247,7 @@ fn topics_with_two_writers(files: &[PlannedFile], found: &mut Vec<(usize, Proble
             *file,
             Problem {
                 code: "plan.topic_taken",
-                message: format!("{} writes the topic `{}` already", writer, topic.text),
+                message: format!("{writer} writes the topic `{shared}` already"),
                 span: topic.span.clone(),
                 expected: "expected a topic that no other component writes".to_owned(),
                 help: Some(topic.remedy(&files[*other_file].document.place(&other.span))),
@@ -246,7 +268,8 @@ fn topics_of_dead_letters(files: &[PlannedFile], found: &mut Vec<(usize, Problem
     for (file, stage, topic) in written(files) {
         for (other_file, other) in files.iter().enumerate() {
             let Some(dead_letters) = &other.usage.dead_letters else { continue };
-            if topic.selector != TopicSelector::Exact(dead_letters.value.clone()) {
+            let is_named = topic.named.contains(&dead_letters.value);
+            if !is_named && topic.selector != TopicSelector::Exact(dead_letters.value.clone()) {
                 continue;
             }
             let blamed = file.max(other_file);
@@ -266,7 +289,7 @@ fn topics_of_dead_letters(files: &[PlannedFile], found: &mut Vec<(usize, Problem
                     code: "plan.topic_taken",
                     message: format!(
                         "{writer} writes the topic `{}`, which is for the dead letters of the pipeline `{owner}`",
-                        topic.text
+                        dead_letters.value
                     ),
                     span,
                     expected: "expected another topic".to_owned(),

@@ -29,16 +29,16 @@ pub fn load_each(paths: &[PathBuf], host: &Host, settings: &Settings, registry: 
 }
 
 /// Loads one pipeline file with other options of a sink: TOML text, as in the file.
-pub fn load_with_sink_options(
+pub fn load_with_options(
     file: &Path,
-    sink: &str,
+    (kind, component): (&str, &str),
     options: &str,
     host: &Host,
     settings: &Settings,
     registry: &Registry,
 ) -> Result<Pipeline, FileProblems> {
     let mut document = Document::read(file, settings.secrets.as_deref())?;
-    document.override_component("sinks", sink, options, settings.secrets.as_deref());
+    document.override_component(kind, component, options, settings.secrets.as_deref());
     let planned = plan(document, host, registry);
     let problems = planned.file_problems();
     match (planned.pipeline, problems) {

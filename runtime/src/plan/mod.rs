@@ -37,6 +37,7 @@ mod plugins;
 mod raw_topics;
 mod registry;
 mod replay_policy;
+mod shared_topics;
 mod tables;
 mod topic_options;
 mod topics;
@@ -52,13 +53,14 @@ use trunkline_transform_host::{Limits, Plugin};
 
 pub use connector_file::{ConnectorFile, FlatConfig, KeyProblem};
 pub use files::files_of;
-pub use load::{Files, Loaded, load_each, load_with_sink_options};
-pub(crate) use names::{NAME_RULE, name_error};
+pub use load::{Files, Loaded, load_each, load_with_options};
+pub(crate) use names::{NAME_RULE, name_error, topic_error};
 pub use on_error::{OnError, StopAfter};
 pub use plan_eq::Options;
 pub(crate) use plugins::rejected as plugin_rejected;
 pub use registry::Registry;
 pub use replay_policy::ReplayPolicy;
+pub(crate) use shared_topics::{Headers, SharedTopics, topic_of_headers};
 
 /// A pipeline that can run.
 #[derive(Clone)]

@@ -27,7 +27,7 @@ pub(crate) const NAME_RULE: &str = "letters, digits, `_` and `-`, at most 100 of
 pub(super) const NAME_PATTERN: &str = "^[A-Za-z0-9_-]{1,100}$";
 
 /// Why the name of a topic is invalid, as the end of the sentence "`name` ...".
-pub(super) fn topic_error(topic: &str) -> Option<String> {
+pub(crate) fn topic_error(topic: &str) -> Option<String> {
     if topic.is_empty() {
         return Some("is empty".to_owned());
     }

@@ -14,6 +14,7 @@ use super::inputs::{self, References};
 use super::names;
 use super::parsed::{self, ParsedPipeline, ParsedTransform};
 use super::registry::Registry;
+use super::shared_topics;
 use super::topic_options::{assumed_variables, port_templates, topic_template, used_variables};
 use super::topics::TopicShape;
 use super::{
@@ -104,6 +105,7 @@ fn plan_pipeline(
         .collect();
     fields::check(document, &parsed, &references, &sinks, &topics, report);
     raw_topics::check(&parsed, &references, warnings);
+    shared_topics::check(&parsed, report);
     warn_of_repetitions(&parsed, &sinks, warnings);
     let graph = Graph { parsed: &parsed, references: &references, modes: &modes, topics: &topics };
     tables::check(&graph, report);

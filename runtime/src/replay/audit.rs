@@ -1,5 +1,6 @@
-//! Audits the files of a sink: their rows against the counters of the sink, which are committed
-//! with the offsets (I3), and their offset ranges against each other.
+//! Audits the output of a sink: its rows against the counters of the sink, which are committed with
+//! the offsets (I3), and the offset ranges of files against each other. Rows of a table are counted
+//! by their lineage columns.
 //!
 //! A topic has offsets without a row: markers of transactions, dropped records, dead letters. The
 //! count decides therefore whether rows are missing, and the ranges show where.
@@ -7,13 +8,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
-use trunkline_connector::{OutputFile, OutputListing, TopicPartition};
+use trunkline_connector::{OutputFile, OutputListing, RowCount, RowCounts, TopicPartition};
 
 use super::run::RowChange;
 use crate::checkpoint::IntentRecord;
 
 /// At most this many ranges and pairs of a partition are listed.
-const LISTED: usize = 20;
+pub const LISTED: usize = 20;
 
 /// The result of an audit.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -26,6 +27,17 @@ pub struct Audit {
     pub foreign: Vec<String>,
     /// Files of other sinks.
     pub of_other_sinks: Vec<String>,
+    /// Rows that do not name their records; `None` if the output is files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unnamed_rows: Option<u64>,
+}
+
+/// What is at the destination.
+pub enum Output {
+    /// Files.
+    Files(OutputListing),
+    /// Rows of tables.
+    Rows(RowCounts),
 }
 
 /// The files of one partition.
@@ -48,9 +60,18 @@ pub struct PartitionAudit {
     pub gaps: Vec<(i64, i64)>,
     /// Files with the same rows.
     pub copies: Vec<(String, String)>,
+    /// Rows of a table whose offsets other rows have, beyond those that transforms emitted in
+    /// addition.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub duplicates: u64,
     /// Files with overlapping offsets, if there are more rows than were committed, or more than the
     /// offsets that they cover: then the position was moved back, or files were copied.
     pub overlaps: Vec<Overlap>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde requires")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Two files with the same offsets.
@@ -65,7 +86,7 @@ pub struct Overlap {
 impl PartitionAudit {
     /// Every committed row is there once.
     pub fn is_complete(&self) -> bool {
-        self.rows == self.expected && self.copies.is_empty() && self.overlaps.is_empty()
+        self.rows == self.expected && self.duplicates == 0 && self.copies.is_empty() && self.overlaps.is_empty()
     }
 }
 
@@ -76,9 +97,79 @@ impl Audit {
     }
 }
 
-/// Compares the files of `sink` (`{pipeline}.{component}`) with the rows of its intents. `changes`
-/// are those of replays that have replaced files of the sink.
+/// Compares the output of `sink` (`{pipeline}.{component}`) with the rows of its intents. `changes`
+/// are those of replays that have replaced output of the sink.
 pub fn audit(
+    sink: &str,
+    component: &str,
+    rows: &BTreeMap<TopicPartition, IntentRecord>,
+    changes: &[RowChange],
+    output: Output,
+) -> Audit {
+    match output {
+        Output::Files(listing) => audit_files(sink, component, rows, changes, listing),
+        Output::Rows(counts) => Audit {
+            unnamed_rows: Some(counts.unnamed),
+            partitions: rows
+                .iter()
+                .map(|(partition, row)| {
+                    let own = counts.partitions.iter().filter(|count| count.partition == *partition);
+                    audit_rows(partition, row.next, expected_rows(component, partition, row, changes), own)
+                })
+                .collect(),
+            ..Audit::default()
+        },
+    }
+}
+
+/// The rows that the destination should hold, and how many of them transforms emitted in addition
+/// to the records that they read.
+fn expected_rows(component: &str, partition: &TopicPartition, row: &IntentRecord, changes: &[RowChange]) -> (u64, u64) {
+    let own_changes =
+        || changes.iter().filter(|change| change.partition == partition.partition && change.topic == *partition.topic);
+    let written = row.counters.0.get(component).map_or(0, |counters| counters.out)
+        + own_changes().map(|change| change.added).sum::<u64>();
+    let expected = written.saturating_sub(own_changes().map(|change| change.removed).sum());
+    let extra = row.counters.0.values().map(|counters| counters.extra).sum::<u64>()
+        + own_changes().map(|change| change.extra).sum::<u64>();
+    (expected, extra)
+}
+
+fn audit_rows<'a>(
+    partition: &TopicPartition,
+    committed: i64,
+    (expected, extra): (u64, u64),
+    counts: impl Iterator<Item = &'a RowCount>,
+) -> PartitionAudit {
+    let mut audit = PartitionAudit {
+        topic: partition.topic.to_string(),
+        partition: partition.partition,
+        committed,
+        expected,
+        ..PartitionAudit::default()
+    };
+    let (mut offsets, mut next) = (0, 0);
+    for count in counts {
+        audit.rows += count.rows;
+        offsets += count.offsets;
+        let (first, last) = count.extremes;
+        audit.gaps.extend((first > next).then_some((next, first - 1)));
+        audit.gaps.extend_from_slice(&count.gaps);
+        next = next.max(last + 1);
+    }
+    audit.gaps.extend((next < committed).then_some((next, committed - 1)));
+    audit.duplicates = audit.rows.saturating_sub(offsets + extra);
+    if audit.rows - audit.duplicates < expected {
+        audit.gaps.sort_by_key(|(first, last)| (first - last, *first));
+        audit.gaps.truncate(LISTED);
+    } else {
+        // Offsets of markers, dropped records and dead letters.
+        audit.gaps.clear();
+    }
+    audit
+}
+
+fn audit_files(
     sink: &str,
     component: &str,
     rows: &BTreeMap<TopicPartition, IntentRecord>,
@@ -98,15 +189,8 @@ pub fn audit(
     }
     for (partition, row) in rows {
         let own = files.remove(partition).unwrap_or_default();
-        let own_changes = || {
-            changes.iter().filter(|change| change.partition == partition.partition && change.topic == *partition.topic)
-        };
-        let written = row.counters.0.get(component).map_or(0, |counters| counters.out)
-            + own_changes().map(|change| change.added).sum::<u64>();
-        let expected = written.saturating_sub(own_changes().map(|change| change.removed).sum());
-        let extra = row.counters.0.values().map(|counters| counters.extra).sum::<u64>()
-            + own_changes().map(|change| change.extra).sum::<u64>();
-        audit.partitions.push(audit_partition(partition, row.next, (expected, extra), own));
+        let expected = expected_rows(component, partition, row, changes);
+        audit.partitions.push(audit_partition(partition, row.next, expected, own));
     }
     audit
 }
@@ -228,7 +312,43 @@ mod tests {
             sink_state: None,
         };
         let rows = BTreeMap::from([(TopicPartition::new("t", 0), row)]);
-        audit("p.lake", "lake", &rows, changes, OutputListing { files, foreign: vec!["README".to_owned()] })
+        audit(
+            "p.lake",
+            "lake",
+            &rows,
+            changes,
+            Output::Files(OutputListing { files, foreign: vec!["README".to_owned()] }),
+        )
+    }
+
+    /// The audit of a table with these counts of partition 0.
+    fn of_rows(rows: u64, offsets: u64, extremes: (i64, i64), gaps: &[(i64, i64)], out: u64) -> PartitionAudit {
+        let mut counters = Counters::default();
+        *counters.of("dw") = ComponentCounters { out, ..Default::default() };
+        let row = IntentRecord {
+            state: IntentState::Committed,
+            payload: serde_json::Value::Null,
+            first: 0,
+            next: 20,
+            counters,
+        };
+        let partition = TopicPartition::new("t", 0);
+        let intents = BTreeMap::from([(partition.clone(), row)]);
+        let count = RowCount { table: "w".to_owned(), partition, rows, offsets, extremes, gaps: gaps.to_vec() };
+        let counts = RowCounts { partitions: vec![count], unnamed: 0 };
+        audit("p.dw", "dw", &intents, &[], Output::Rows(counts)).partitions.remove(0)
+    }
+
+    #[test]
+    fn rows_of_a_table_are_counted_by_their_offsets() {
+        let complete = of_rows(18, 18, (0, 18), &[(5, 5)], 18);
+        assert!(complete.is_complete() && complete.gaps.is_empty(), "{complete:?}");
+        let missing = of_rows(15, 15, (3, 18), &[(5, 5)], 18);
+        assert!(!missing.is_complete());
+        assert_eq!(missing.gaps, [(0, 2), (5, 5), (19, 19)]);
+        // A row that is there twice does not make up for a missing one.
+        let twice = of_rows(18, 17, (0, 18), &[(5, 6)], 18);
+        assert_eq!((twice.is_complete(), twice.duplicates, twice.gaps[0]), (false, 1, (5, 6)));
     }
 
     #[test]

@@ -5,18 +5,20 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use trunkline_connector::{MemoryBudget, Result, TopicPartition};
+use trunkline_connector::{Error, MemoryBudget, Result, Template, TopicPartition};
 
 use super::cluster_name;
-use super::run::{Run, RunState};
-use crate::checkpoint::{ComponentCounters, Counters, Intents, Schemas, system_topics};
+use super::run::{PartitionRange, Run, RunState};
+use crate::checkpoint::{
+    ComponentCounters, Counters, Intents, Positions, Schemas, TopicOwners, state_topic, system_topics,
+};
 use crate::config::Settings;
 use crate::dead_letters::Failed;
 use crate::kafka::{Admin, Cluster, GroupOffsets, TopicSpec};
-use crate::plan::{Pipeline, SinkPlan};
+use crate::plan::{Pipeline, SinkPlan, TransformPlan};
 use crate::stage::{
-    Bounds, Names, SinkStage, StageKind, StageState, StageStatus, StopSignal, Upstream, WorkerContext, component_name,
-    supervise,
+    Bounds, Names, SinkStage, Stage, StageKind, StageState, StageStatus, StopSignal, TransformStage, Upstream,
+    WorkerContext, component_name, supervise,
 };
 use crate::worker::{DataDir, resource_share};
 
@@ -34,14 +36,39 @@ pub struct Job<'a> {
     pub cluster: &'a Cluster,
     /// The pipeline.
     pub pipeline: &'a Pipeline,
-    /// The sink, with the options of the replay.
-    pub sink: &'a SinkPlan,
+    /// What reads its topics again, with the options of the replay.
+    pub work: Work<'a>,
     /// The run.
     pub run: &'a Run,
     /// Records per second.
     pub rate: Option<NonZeroU64>,
     /// Only these records, if it is a replay of dead letters.
     pub failed: Option<Arc<Failed>>,
+}
+
+/// The component of a replay.
+#[derive(Clone, Copy)]
+pub enum Work<'a> {
+    /// A sink.
+    Sink(&'a SinkPlan),
+    /// A separate transform.
+    Transform(&'a TransformPlan),
+}
+
+impl<'a> Work<'a> {
+    fn name(self) -> &'a str {
+        match self {
+            Self::Sink(plan) => &plan.name,
+            Self::Transform(plan) => &plan.name,
+        }
+    }
+
+    fn tasks(self) -> u32 {
+        match self {
+            Self::Sink(plan) => plan.tasks.max(1),
+            Self::Transform(plan) => plan.tasks.max(1),
+        }
+    }
 }
 
 /// How far a run is.
@@ -67,20 +94,31 @@ pub enum Ending {
 }
 
 impl Job<'_> {
-    /// The live sink, as `{cluster}.{pipeline}.{sink}`.
-    pub(super) fn live_component(&self) -> String {
-        component_name(&self.settings.cluster_name(), &self.pipeline.name, &self.sink.name)
+    /// The sink that it replays.
+    pub(super) fn sink(&self) -> Result<&SinkPlan> {
+        match self.work {
+            Work::Sink(plan) => Ok(plan),
+            Work::Transform(plan) => Err(Error::internal(
+                "replay.sink_kind",
+                format!("the transform `{}` has no output to replace", plan.name),
+            )),
+        }
     }
 
-    /// The sink of the run, in the same form.
+    /// The live component, as `{cluster}.{pipeline}.{sink}`.
+    pub(super) fn live_component(&self) -> String {
+        component_name(&self.settings.cluster_name(), &self.pipeline.name, self.work.name())
+    }
+
+    /// The component of the run, in the same form.
     pub(super) fn component(&self) -> String {
         let name = cluster_name(&self.settings.cluster_name(), &self.run.id);
-        component_name(&name, &self.pipeline.name, &self.sink.name)
+        component_name(&name, &self.pipeline.name, self.work.name())
     }
 
     /// The sink, as files name it.
     pub(super) fn sink_name(&self) -> String {
-        format!("{}.{}", self.pipeline.name, self.sink.name)
+        format!("{}.{}", self.pipeline.name, self.work.name())
     }
 
     fn names(&self, data: &DataDir) -> Names {
@@ -105,6 +143,7 @@ impl Job<'_> {
             runtime: runtime.clone(),
             budget: MemoryBudget::new(memory - memory / 2),
             schemas: Arc::new(Schemas::new(cluster.clone())),
+            owners: Arc::new(TopicOwners::new(cluster, &cluster_name(&settings.cluster_name(), &self.run.id))),
             names: self.names(data),
             topics: settings.topics.clone(),
             commit_interval: settings.commit_interval,
@@ -114,40 +153,77 @@ impl Job<'_> {
             append: false,
             stop: stop.clone(),
             scratch: data.scratch().to_owned(),
-            share: resource_share(memory, self.sink.tasks as usize),
+            share: resource_share(memory, self.work.tasks() as usize),
         })
     }
 
-    fn stages(&self) -> Vec<(SinkStage, StageStatus)> {
+    fn stages(&self) -> Vec<(Box<dyn Stage>, StageStatus)> {
         let ranges = self.run.ranges.iter().map(|range| (range.topic_partition(), (range.from, range.to))).collect();
-        let tasks = u64::from(self.sink.tasks.max(1));
+        let tasks = u64::from(self.work.tasks());
         let rate = self.rate.map(|rate| NonZeroU64::new(rate.get() / tasks).unwrap_or(NonZeroU64::MIN));
         let supersedes = self.run.request.supersede.then(|| self.live_component());
         let bounds = Bounds { run: self.run.id.clone(), ranges, rate, failed: self.failed.clone(), supersedes };
-        let stage = |task| SinkStage {
-            pipeline: self.pipeline.name.clone(),
-            dead_letters: self.pipeline.dead_letters.clone(),
-            plan: self.sink.clone(),
-            task,
-            upstream: Upstream::default(),
-            bounds: Some(bounds.clone()),
+        let (upstream, bounds) = (Upstream::default(), Some(bounds));
+        let (pipeline, dead_letters) = (self.pipeline.name.clone(), self.pipeline.dead_letters.clone());
+        let stage = |task| -> Box<dyn Stage> {
+            let (pipeline, dead_letters) = (pipeline.clone(), dead_letters.clone());
+            let (upstream, bounds) = (upstream.clone(), bounds.clone());
+            match self.work {
+                Work::Sink(plan) => {
+                    Box::new(SinkStage { pipeline, dead_letters, plan: plan.clone(), task, upstream, bounds })
+                }
+                Work::Transform(plan) => {
+                    let (plan, table_upstream) = (plan.clone(), Upstream::default());
+                    Box::new(TransformStage { pipeline, dead_letters, plan, task, upstream, table_upstream, bounds })
+                }
+            }
         };
-        let status = || StageStatus::new(&self.pipeline.name, &self.sink.name, StageKind::Sink);
-        (0..self.sink.tasks.max(1)).map(|task| (stage(task), status())).collect()
+        let kind = match self.work {
+            Work::Sink(_) => StageKind::Sink,
+            Work::Transform(_) => StageKind::Transform,
+        };
+        let status = || StageStatus::new(&pipeline, self.work.name(), kind);
+        (0..self.work.tasks()).map(|task| (stage(task), status())).collect()
     }
 }
 
 /// Creates the topics that a run writes to, if they are missing.
-pub fn prepare_topics(admin: &Admin, cluster: &Cluster, settings: &Settings, pipeline: &Pipeline) -> Result<()> {
-    let topics = &settings.topics;
-    let mut specs = system_topics(cluster, topics.replication);
-    specs.push(TopicSpec {
-        name: pipeline.dead_letters.clone(),
-        partitions: topics.partitions,
-        replication: topics.replication,
-        config: topics.config.clone(),
-    });
+pub fn prepare_topics(job: &Job<'_>) -> Result<()> {
+    let topics = &job.settings.topics;
+    let mut specs = system_topics(job.cluster, topics.replication);
+    let mut add = |name: &str, partitions: Option<i32>| {
+        specs.push(TopicSpec {
+            name: name.to_owned(),
+            partitions: partitions.unwrap_or(topics.partitions),
+            replication: topics.replication,
+            config: topics.config.clone(),
+        });
+    };
+    add(&job.pipeline.dead_letters, None);
+    let admin = Admin::new(job.cluster)?;
+    if let Work::Transform(plan) = job.work {
+        plan.topics().filter_map(Template::constant).for_each(|topic| add(topic, plan.partitions));
+        if plan.state.is_some() {
+            let inputs: BTreeSet<&str> = job.run.ranges.iter().map(|range| range.topic.as_str()).collect();
+            let counts = inputs.into_iter().map(|input| admin.partitions(input)).collect::<Result<Vec<_>>>()?;
+            specs.push(TopicSpec {
+                name: job.cluster.own_topic(&state_topic(&job.component())),
+                partitions: counts.into_iter().flatten().max().unwrap_or(1),
+                replication: topics.replication,
+                config: BTreeMap::from([("cleanup.policy".to_owned(), "compact".to_owned())]),
+            });
+        }
+    }
     admin.ensure(&specs).map(drop)
+}
+
+/// Removes what only an unfinished run needs: the changelog of its state.
+pub fn clean_up(job: &Job<'_>) {
+    let Work::Transform(TransformPlan { state: Some(_), .. }) = job.work else { return };
+    let topic = job.cluster.own_topic(&state_topic(&job.component()));
+    if let Err(error) = Admin::new(job.cluster).and_then(|admin| admin.delete(&topic)) {
+        tracing::warn!(%error, topic, "the state of the run is not needed any more: delete the topic");
+    }
 }
 
 /// Executes the run until its range is processed, it fails, or `stop` is set. `watch` is called now
@@ -168,7 +244,7 @@ pub fn execute(
             .iter()
             .map(|(stage, status)| {
                 let context = &context;
-                scope.spawn(move || supervise(stage, false, context, stop, status))
+                scope.spawn(move || supervise(stage.as_ref(), false, context, stop, status))
             })
             .collect();
         let mut last = Instant::now();
@@ -205,6 +281,14 @@ fn commit_start(cluster: &Cluster, names: &Names, run: &Run) -> Result<()> {
     let rows = Intents::of(cluster, &component).load(cluster)?;
     let starts: BTreeMap<TopicPartition, i64> =
         run.ranges.iter().map(|range| (range.topic_partition(), range.from)).collect();
+    if let Some(range) = lost_position(cluster, &component, run, &committed)? {
+        let message = format!(
+            "the brokers have removed the position of the run {} in {range}, because it was stopped for too long: its output so far is in \
+             {}. Start another run into another topic",
+            run.id, run.destination
+        );
+        return Err(Error::data("replay.position_lost", message));
+    }
     let mut missing = BTreeMap::new();
     for partition in partitions.into_iter().filter(|partition| !committed.contains_key(partition)) {
         let start = match (rows.get(&partition), starts.get(&partition)) {
@@ -216,6 +300,26 @@ fn commit_start(cluster: &Cluster, names: &Names, run: &Run) -> Result<()> {
         missing.insert(partition, start);
     }
     if missing.is_empty() { Ok(()) } else { offsets.commit(&missing) }
+}
+
+/// A topic partition in which a transform has counted records and has no position. Those of sinks
+/// are in the rows of their intents, too.
+fn lost_position(
+    cluster: &Cluster,
+    component: &str,
+    run: &Run,
+    committed: &BTreeMap<TopicPartition, i64>,
+) -> Result<Option<TopicPartition>> {
+    if !run.transform {
+        return Ok(None);
+    }
+    for partition in run.ranges.iter().map(PartitionRange::topic_partition) {
+        let task = format!("{component}/{}/{}", partition.topic, partition.partition);
+        if !committed.contains_key(&partition) && !Positions::load(cluster, component, &task)?.counters.0.is_empty() {
+            return Ok(Some(partition));
+        }
+    }
+    Ok(None)
 }
 
 /// Reads the progress of a run, whichever process executes it.
@@ -243,13 +347,17 @@ impl<'a> Watch<'a> {
 
     /// What all components of the run have counted.
     pub fn counters(&self) -> Result<Counters> {
-        Ok(Intents::totals(self.cluster, std::slice::from_ref(&self.prefix))?.pop().unwrap_or_default())
+        let prefixes = std::slice::from_ref(&self.prefix);
+        let totals = match self.run.transform {
+            true => Positions::totals(self.cluster, prefixes),
+            false => Intents::totals(self.cluster, prefixes),
+        };
+        Ok(totals?.pop().unwrap_or_default())
     }
 
     /// How far the run is.
     pub fn read(&self) -> Result<Progress> {
-        let partitions: Vec<TopicPartition> =
-            self.run.ranges.iter().map(super::run::PartitionRange::topic_partition).collect();
+        let partitions: Vec<TopicPartition> = self.run.ranges.iter().map(PartitionRange::topic_partition).collect();
         let committed = self.offsets.committed(&partitions)?;
         let mut progress = Progress { counters: *self.counters()?.of(&self.run.sink), ..Progress::default() };
         for (partition, range) in partitions.iter().zip(&self.run.ranges) {

@@ -14,9 +14,11 @@
 //! - [`superseding`]: makes the output of such a run visible, and removes the earlier files.
 //! - [`inspection`]: shows what the transforms make of a range, and writes nothing.
 //! - [`trace`]: the path of one record through the stages that read it.
+//! - [`diff`]: compares the rows of a shadow with those of the live destination.
 //! - [`audit`]: checks the files of a destination against the committed offsets.
 
 pub mod audit;
+pub mod diff;
 pub mod event_time;
 pub mod execution;
 pub mod inspection;

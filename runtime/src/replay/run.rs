@@ -26,8 +26,11 @@ pub struct Run {
     pub id: String,
     /// The pipeline.
     pub pipeline: String,
-    /// The sink.
+    /// The sink, or the transform.
     pub sink: String,
+    /// It replays a transform.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub transform: bool,
     /// Where it writes, as the sink names it.
     pub destination: String,
     /// The options that replace those of the sink, as written.
@@ -75,6 +78,9 @@ pub struct Request {
     /// The option `--supersede`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub supersede: bool,
+    /// The option `--append`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub append: bool,
 }
 
 /// How far a run is with the files that it replaces.
@@ -82,9 +88,14 @@ pub struct Request {
 pub struct Superseding {
     /// The step that is under way.
     pub step: Step,
-    /// Number of files that are replaced, from `Publishing` on.
+    /// Number of files that are replaced, from `Publishing` on. For rows: the number of partitions
+    /// with such rows.
     #[serde(default)]
     pub files: usize,
+    /// Number of rows that are replaced in one transaction of the destination, from `Publishing`
+    /// on; `None` if files are replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u64>,
     /// When the first new file could be visible, in milliseconds since the Unix epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub visible: Option<i64>,
@@ -112,7 +123,8 @@ pub enum Step {
 }
 
 impl Superseding {
-    /// Readers may see earlier and new files.
+    /// Output is being replaced: readers may see earlier and new files, or either the earlier or
+    /// the new rows.
     pub fn is_between(&self) -> bool {
         matches!(self.step, Step::Publishing | Step::Removing)
     }
@@ -204,7 +216,7 @@ impl Run {
         !matches!(self.state, RunState::Finished | RunState::Discarded)
     }
 
-    /// Readers may see earlier and new files: it must be continued.
+    /// Its output is being replaced: it must be continued.
     pub fn is_between(&self) -> bool {
         self.supersede.as_ref().is_some_and(Superseding::is_between)
     }

@@ -10,6 +10,9 @@
 //! A crash before *publishing* leaves the earlier files, and the run can be given up. A crash after
 //! it leads to the new files: each step can be repeated, and the run only goes forward. From the
 //! first committed to the last removed file, readers may see both.
+//!
+//! For rows ([`Supersede::Rows`]) one commit with all output adds the new rows and removes the
+//! earlier ones, in one transaction of the destination. Nothing is left for the last step.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -19,8 +22,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio::runtime::Handle;
 use trunkline_connector::{
-    Domain, ErasedTwoPhaseSink, Error, OutputFile, Result, Retry, Sink, SinkContext, SinkReplay, TopicPartition,
-    failpoint,
+    Domain, ErasedTwoPhaseSink, Error, OffsetRanges, OutputFile, Result, Retry, RowCount, Sink, SinkContext,
+    SinkReplay, Supersede, TopicPartition, failpoint,
 };
 
 use super::execution::{Ending, Job};
@@ -63,16 +66,20 @@ trait Output {
     fn remove(&mut self, files: &[OutputFile]) -> Result<()>;
 }
 
-/// Continues from the step that is stored.
+/// Continues from the step that is stored. With `part` = `None`, all output is committed by one
+/// call.
 fn advance(
     record: &mut dyn Record,
     output: &mut dyn Output,
     staged: &[Value],
-    part: usize,
+    part: Option<usize>,
     stop: &StopSignal,
 ) -> Result<Ending> {
+    // One call, even if there is nothing to add: it removes the earlier rows.
+    let whole = [staged];
+    let parts: Vec<&[Value]> = part.map_or_else(|| whole.to_vec(), |part| staged.chunks(part).collect());
     if record.step() == Step::Staging {
-        for staged in staged.chunks(part) {
+        for staged in &parts {
             retry(stop, || output.check(staged))?;
         }
         let replaced = retry(stop, || output.list())?;
@@ -81,7 +88,7 @@ fn advance(
         failpoint!("replay.publish.recorded")?;
     }
     if record.step() == Step::Publishing {
-        for staged in staged.chunks(part) {
+        for staged in &parts {
             if stop.is_set() {
                 return Ok(Ending::Stopped);
             }
@@ -92,7 +99,7 @@ fn advance(
         failpoint!("replay.remove.recorded")?;
     }
     if record.step() == Step::Removing {
-        for files in record.replaced()?.chunks(part) {
+        for files in record.replaced()?.chunks(part.unwrap_or(PART)) {
             if stop.is_set() {
                 return Ok(Ending::Stopped);
             }
@@ -134,7 +141,8 @@ pub fn complete(job: &Job<'_>, data: &DataDir, runtime: &Handle, runs: &Runs<'_>
     let staged: Vec<Value> = rows.staged(job.cluster)?.into_iter().map(|(_, committable)| committable).collect();
     let mut record = Row { job, runs, rows, run, replaced: None };
     let mut output = Destination { job, data, runtime, stop, sink: None };
-    advance(&mut record, &mut output, &staged, PART, stop)
+    let part = (job.sink()?.spec.supersede() != Supersede::Rows).then_some(PART);
+    advance(&mut record, &mut output, &staged, part, stop)
 }
 
 /// Gives up a run that has not published anything: removes what it has prepared. A repeated call
@@ -150,13 +158,13 @@ pub fn discard(job: &Job<'_>, data: &DataDir, runtime: &Handle, runs: &Runs<'_>)
             }
             (Some(superseding), _) if superseding.is_between() => {
                 let message = format!(
-                    "the run {id} has begun to publish its files, so it can only be completed: use --resume {id}"
+                    "the run {id} has begun to replace what the live sink wrote, so it can only be completed: use --resume {id}"
                 );
                 return Err(Error::config("replay.published", message));
             }
             (Some(_), _) => {}
             (None, _) => {
-                let message = format!("the run {id} replaces no files: `trunkline runs stop {id}` stops it");
+                let message = format!("the run {id} replaces nothing: `trunkline runs stop {id}` stops it");
                 return Err(Error::config("replay.published", message));
             }
         }
@@ -219,6 +227,7 @@ impl Record for Row<'_> {
 
     fn publish(&mut self, replaced: Vec<OutputFile>) -> Result<()> {
         let partitions = self.changes(&replaced)?;
+        let removed: u64 = partitions.iter().map(|change| change.removed).sum();
         let is_first = Cell::new(false);
         let id = self.run.id.clone();
         let decide = |runs: &[Run]| {
@@ -233,6 +242,7 @@ impl Record for Row<'_> {
                 run.supersede = Some(Superseding {
                     step: Step::Publishing,
                     files: replaced.len(),
+                    rows: run.supersede.as_ref().and_then(|superseding| superseding.rows).map(|_| removed),
                     visible: Some(Timestamp::now().as_millisecond()),
                     removed: None,
                     partitions: partitions.clone(),
@@ -314,8 +324,8 @@ impl Destination<'_> {
         let job = self.job;
         let context = job.context(self.data, self.runtime, self.stop)?;
         let name = job.sink_name();
-        let sink = job.sink.spec.open(SinkContext {
-            replay: Some(SinkReplay { run: job.run.id.clone(), supersedes: true }),
+        let sink = job.sink()?.spec.open(SinkContext {
+            replay: Some(SinkReplay { run: job.run.id.clone(), supersedes: true, ranges: ranges_of(job.run) }),
             budget: context.budget.clone(),
             runtime: self.runtime.clone(),
             scratch: context.scratch(&format!("{name}.publication"))?,
@@ -325,7 +335,7 @@ impl Destination<'_> {
         match sink {
             Sink::TwoPhase(sink) => Ok(sink),
             Sink::Idempotent(_) => {
-                let message = format!("a sink of the connector `{}` has no files to publish", job.sink.connector);
+                let message = format!("a sink of the connector `{}` has no files to publish", job.sink()?.connector);
                 Err(Error::internal("replay.sink_kind", message))
             }
         }
@@ -348,7 +358,13 @@ impl Output for Destination<'_> {
         let job = self.job;
         // Before the files: the rows of that time say which of them are visible.
         let rows = Intents::of(job.cluster, &job.live_component()).load(job.cluster)?;
-        let listing = job.sink.spec.list_output(self.runtime)?.unwrap_or_default();
+        if job.sink()?.spec.supersede() == Supersede::Rows {
+            // No file: only the position of the live sink is checked.
+            replaced_files(&job.sink_name(), job.run, &rows, Vec::new())?;
+            let counts = job.sink()?.spec.count_rows(&ranges_of(job.run), 0, self.runtime)?.unwrap_or_default();
+            return Ok(counts.partitions.into_iter().map(|count| counted(&job.sink_name(), count)).collect());
+        }
+        let listing = job.sink()?.spec.list_output(self.runtime)?.unwrap_or_default();
         replaced_files(&job.sink_name(), job.run, &rows, listing.files)
     }
 
@@ -357,7 +373,30 @@ impl Output for Destination<'_> {
     }
 
     fn remove(&mut self, files: &[OutputFile]) -> Result<()> {
-        self.job.sink.spec.remove_output(files, self.runtime)
+        match self.job.sink()?.spec.supersede() {
+            // The transaction that added the new rows has removed them.
+            Supersede::Rows => Ok(()),
+            _ => self.job.sink()?.spec.remove_output(files, self.runtime),
+        }
+    }
+}
+
+/// The range of a run.
+fn ranges_of(run: &Run) -> OffsetRanges {
+    run.ranges.iter().map(|range| (range.topic_partition(), (range.from, range.to))).collect()
+}
+
+/// The rows of a partition in a table, as they are stored with the run.
+fn counted(sink: &str, count: RowCount) -> OutputFile {
+    let RowCount { table, partition, rows, extremes: (first, last), .. } = count;
+    OutputFile {
+        id: format!("{table}/{partition}"),
+        name: table,
+        sink: sink.to_owned(),
+        partition,
+        first,
+        last,
+        records: rows,
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use trunkline_connector::{Error, OutputFile, Result, TopicPartition};
+use trunkline_connector::{Error, OffsetRanges, OutputFile, Result, RowCount, RowCounts, TopicPartition};
 
 use crate::checkpoint::{IntentRecord, IntentState};
 
@@ -36,6 +36,8 @@ pub struct Replacement {
     pub ranges: BTreeMap<TopicPartition, (i64, i64)>,
     /// Files whose records are replayed.
     pub files: Vec<OutputFile>,
+    /// Rows whose records are replayed, if the output is rows.
+    pub rows: Vec<RowCount>,
     /// How the range differs from the request.
     pub notes: Vec<String>,
 }
@@ -72,6 +74,44 @@ pub fn limited(requested: &[Requested]) -> Result<Replacement> {
     }
     replacement.notes = shortened(notes);
     Ok(replacement)
+}
+
+/// Checks the rows of the ranges of a replacement. `beyond` are rows with offsets that the topics
+/// do not have.
+pub fn check_rows(
+    requested: &[Requested],
+    ranges: &OffsetRanges,
+    counts: &RowCounts,
+    beyond: &RowCounts,
+) -> Result<()> {
+    if counts.unnamed > 0 {
+        let message = format!(
+            "the table has {} rows that do not name their records (`_topic`, `_partition` or `_offset` is null), and some of them may be              those of the range. Replay into another table with --into, or remove these rows",
+            counts.unnamed
+        );
+        return Err(Error::config("replay.not_superseded", message));
+    }
+    if let Some(count) = beyond.partitions.first() {
+        let message = format!(
+            "the table {} has rows with offsets after the last one of {}: the topic was created again, so that the rows hold other              records than it has now, and are not replaced. Use --into",
+            count.table, count.partition
+        );
+        return Err(Error::data("replay.output_changed", message));
+    }
+    for request in requested {
+        let Some((from, to)) = ranges.get(&request.partition).copied() else { continue };
+        let own = counts.partitions.iter().filter(|count| count.partition == request.partition);
+        let rows = own.map(|count| count.rows).sum::<u64>();
+        if rows > u64::try_from(to - from).unwrap_or(0) + request.extra {
+            let message = format!(
+                "the table holds {rows} rows with the offsets {from} to {} of {}, more than these offsets can have: the topic was created                  again, or records are there twice. They are not replaced: use `trunkline audit`, and --into",
+                to - 1,
+                request.partition
+            );
+            return Err(Error::data("replay.output_changed", message));
+        }
+    }
+    Ok(())
 }
 
 /// Extends each partition to whole files. `files` are those of the live sink.

@@ -6,6 +6,7 @@
 //! another machine are therefore the same.
 
 mod backoff;
+mod bounds;
 mod careful;
 mod chain;
 mod commit_timer;
@@ -19,7 +20,6 @@ mod names;
 mod output;
 mod partitioner;
 mod routes;
-mod shared_topics;
 mod sink;
 mod sink_transforms;
 mod snapshot_deletes;
@@ -32,10 +32,11 @@ mod transform;
 mod upstream;
 mod worker_context;
 
+pub use bounds::Bounds;
 pub use dry_run::{DryRun, DryRunOutput};
 pub use lookup_table::LookupTable;
 pub use names::{Names, component_name};
-pub use sink::{Bounds, SinkStage};
+pub use sink::SinkStage;
 pub use sink_transforms::SinkTransforms;
 pub(crate) use snapshot_deletes::PendingDeletes;
 pub use source::SourceStage;

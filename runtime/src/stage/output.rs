@@ -8,13 +8,33 @@ use trunkline_connector::{Batch, Escape, Reason, RecordRef, Rejections, Result, 
 
 use super::partitioner::partition_of;
 use super::worker_context::WorkerContext;
+use crate::checkpoint::{TaskOwner, TopicClaim, TopicOwners};
 use crate::kafka::{Admin, ProducerRecord, SendError, TopicSpec, TransactionalProducer};
+use crate::plan::topic_error;
 
 /// Partition counts by topic. Topics that a template names for the first time are created.
 pub(super) struct Topics {
     admin: Arc<Admin>,
-    known: HashMap<String, i32>,
+    known: HashMap<String, KnownTopic>,
     spec: TopicSpec,
+    writer: Option<TopicWriter>,
+}
+
+/// A topic that exists.
+#[derive(Clone, Copy)]
+struct KnownTopic {
+    partitions: i32,
+    /// Records may be written to it.
+    is_claimed: bool,
+}
+
+/// The component that writes records to the topics.
+struct TopicWriter {
+    owners: Arc<TopicOwners>,
+    owner: TaskOwner,
+    takes_over: bool,
+    /// The topic of the pipeline's dead letters.
+    dead_letters: String,
 }
 
 impl Topics {
@@ -25,46 +45,90 @@ impl Topics {
             replication: context.topics.replication,
             config: context.topics.config.clone(),
         };
-        Self { admin: context.admin.clone(), known: HashMap::new(), spec }
+        Self { admin: context.admin.clone(), known: HashMap::new(), spec, writer: None }
+    }
+
+    /// Claims the topics of records for this component (pipeline and name) before the first record.
+    pub(super) fn written_by(
+        mut self,
+        context: &WorkerContext,
+        (pipeline, component): (&str, &str),
+        dead_letters: &str,
+    ) -> Self {
+        self.writer = Some(TopicWriter {
+            owners: context.owners.clone(),
+            owner: context.names.owner(pipeline, component, false),
+            takes_over: context.append,
+            dead_letters: dead_letters.to_owned(),
+        });
+        self
     }
 
     /// As [`new`](Self::new), without a worker: topics are created as `spec` says.
     pub(super) fn with(admin: Arc<Admin>, spec: TopicSpec) -> Self {
-        Self { admin, known: HashMap::new(), spec }
+        Self { admin, known: HashMap::new(), spec, writer: None }
     }
 
     /// The number of partitions of a topic, which is created if it does not exist.
     pub(super) fn partitions(&mut self, topic: &str) -> Result<i32> {
-        if let Some(count) = self.known.get(topic) {
-            return Ok(*count);
+        if let Some(known) = self.known.get(topic) {
+            return Ok(known.partitions);
         }
-        self.ensure(std::iter::once(topic.to_owned()))?;
-        Ok(self.known.get(topic).copied().unwrap_or(self.spec.partitions))
+        self.ensure(std::iter::once(topic.to_owned()), false)?;
+        Ok(self.known.get(topic).map_or(self.spec.partitions, |known| known.partitions))
     }
 
     /// Creates the missing ones of these topics with one request, and notes their partitions.
-    fn ensure(&mut self, names: impl Iterator<Item = String>) -> Result<()> {
+    fn ensure(&mut self, names: impl Iterator<Item = String>, is_claimed: bool) -> Result<()> {
         let specs: Vec<TopicSpec> = names.map(|name| TopicSpec { name, ..self.spec.clone() }).collect();
         let ensured = self.admin.ensure(&specs)?;
         for spec in specs {
-            let count = ensured.partitions.get(&spec.name).copied().unwrap_or(spec.partitions);
-            self.known.insert(spec.name, count);
+            let partitions = ensured.partitions.get(&spec.name).copied().unwrap_or(spec.partitions);
+            self.known.insert(spec.name, KnownTopic { partitions, is_claimed });
         }
         Ok(())
     }
 
-    /// Creates all topics of a batch that this stage has not written to yet. A snapshot of many
-    /// small tables has many of them in each batch.
+    /// Claims topics for the component. Fails if another component writes one of them.
+    pub(super) fn claim(&self, topics: impl IntoIterator<Item = String>) -> Result<()> {
+        let Some(writer) = &self.writer else { return Ok(()) };
+        let claims = topics.into_iter().map(|topic| TopicClaim { topic, owner: writer.owner.clone() });
+        writer.owners.claim(&claims.collect::<Vec<_>>(), writer.takes_over)
+    }
+
+    /// Claims and creates all topics of a batch that this stage has not written to yet. A snapshot
+    /// of many small tables has many of them in each batch.
     fn ensure_all<'t>(&mut self, batch: &Batch, topic_of: &impl Fn(RecordRef<'_>) -> &'t Template) -> Result<()> {
         let mut unknown = BTreeSet::new();
         let mut rendered = String::new();
         for record in batch.iter() {
-            let is_valid = render_topic(topic_of(record), record, &mut rendered).is_ok();
-            if is_valid && !self.known.contains_key(&rendered) && !unknown.contains(&rendered) {
+            let is_valid = self.render(topic_of(record), record, &mut rendered).is_ok();
+            if is_valid && !self.is_claimed(&rendered) && !unknown.contains(&rendered) {
                 unknown.insert(rendered.clone());
             }
         }
-        self.ensure(unknown.into_iter())
+        self.claim(unknown.iter().cloned())?;
+        self.ensure(unknown.into_iter(), true)
+    }
+
+    fn is_claimed(&self, topic: &str) -> bool {
+        self.known.get(topic).is_some_and(|known| known.is_claimed)
+    }
+
+    /// As [`render_topic`]. A topic of dead letters holds nothing else.
+    fn render(
+        &self,
+        template: &Template,
+        record: RecordRef<'_>,
+        topic: &mut String,
+    ) -> std::result::Result<(), String> {
+        render_topic(template, record, topic)?;
+        match &self.writer {
+            Some(writer) if writer.dead_letters == *topic => {
+                Err(format!("the topic of the record is `{topic}`, which is for the pipeline's dead letters"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Sends a batch in the producer's open transaction, each record to the topic of its template.
@@ -105,12 +169,12 @@ impl Topics {
         for record in batch.iter() {
             let template = topic_of(record);
             if !last.is_of(template, record) {
-                if let Err(message) = render_topic(template, record, &mut rendered) {
+                if let Err(message) = self.render(template, record, &mut rendered) {
                     rejected.push(record, Reason::new("stage.topic", message));
                     continue;
                 }
                 if last.topic != rendered {
-                    if !self.known.contains_key(&rendered) {
+                    if !self.is_claimed(&rendered) {
                         self.ensure_all(batch, topic_of)?;
                     }
                     last.partitions = self.partitions(&rendered)?;
@@ -193,11 +257,12 @@ pub(super) fn render_topic(
     check_topic(topic)
 }
 
-/// Checks that Kafka accepts a topic's name.
+/// Checks that Kafka accepts a topic's name, and that the topic is none of Trunkline's own.
 fn check_topic(name: &str) -> std::result::Result<(), String> {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if name.is_empty() || name.len() > 249 || !name.bytes().all(legal) {
-        return Err(format!("`{name}` is not a valid topic name: use at most 249 letters, digits, `.`, `_` and `-`"));
+    match topic_error(name) {
+        Some(why) => Err(format!(
+            "`{name}` is not a valid topic name: it {why}; use at most 249 letters, digits, `.`, `_` and `-`"
+        )),
+        None => Ok(()),
     }
-    Ok(())
 }

@@ -24,9 +24,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use trunkline_connector::{Batch, Error, IncrementalSnapshots, PositionChange, RecordRef, Result, Template, io_error};
 
-use super::shared_topics::topic_of_headers;
 use super::stop_signal::StopSignal;
 use crate::kafka::{Cluster, topic_reader};
+use crate::plan::{Headers, topic_of_headers};
 
 /// Precedes the keys of entries in a source's position.
 const PREFIX: &str = "deletes/";
@@ -50,6 +50,9 @@ pub(crate) struct PendingDeletes {
     /// The snapshot is complete.
     #[serde(default)]
     pub(crate) is_due: bool,
+    /// Rows were rejected: they exist, but have no newer record, so nothing is deleted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) has_rejected: bool,
 }
 
 impl PendingDeletes {
@@ -62,7 +65,7 @@ impl PendingDeletes {
     ) -> Result<Self> {
         let topic = topic_of(topic, snapshots, table)?;
         let ends = topic_reader::ends(cluster, &topic)?;
-        Ok(Self { topic, ends, is_due: false })
+        Ok(Self { topic, ends, is_due: false, has_rejected: false })
     }
 
     /// The change of the position that stores it.
@@ -87,6 +90,16 @@ impl PendingDeletes {
             )),
         };
         entries.map(parse).collect()
+    }
+
+    /// Notes rejected records of the table with these headers, while its snapshot runs. Returns
+    /// whether the entry changed.
+    pub(super) fn note_rejected(&mut self, rejected: &Batch, headers: &Headers) -> bool {
+        let is_of_table =
+            |record: RecordRef<'_>| headers.iter().all(|(name, value)| record.header(name) == Some(value.as_bytes()));
+        let is_first = !self.has_rejected && !self.is_due && rejected.iter().any(is_of_table);
+        self.has_rejected |= is_first;
+        is_first
     }
 
     /// The topic.
@@ -292,10 +305,32 @@ mod tests {
 
     #[test]
     fn entries_are_read_from_the_position_and_hidden_from_the_source() {
-        let pending = PendingDeletes { topic: "p.a.b".to_owned(), ends: vec![3, 0], is_due: true };
+        let pending = PendingDeletes { topic: "p.a.b".to_owned(), ends: vec![3, 0], is_due: true, has_rejected: false };
         let PositionChange { key, value } = pending.stored("table/a.b").unwrap();
         let position = vec![("stream".to_owned(), b"{}".to_vec()), (key, value.unwrap())];
         assert_eq!(PendingDeletes::read(&position).unwrap(), BTreeMap::from([("table/a.b".to_owned(), pending)]));
         assert_eq!(without_entries(&position), position[..1]);
+    }
+
+    #[test]
+    fn only_rejected_rows_of_the_table_keep_its_rows() {
+        let headers = |table: &str| vec![("trunkline.database", "a".to_owned()), ("trunkline.table", table.to_owned())];
+        let rejected = |table: &str| {
+            let mut batch = Batch::default();
+            let mut record = batch.record();
+            for (name, value) in headers(table) {
+                record.header(name, Some(value.as_bytes()));
+            }
+            record.finish();
+            batch
+        };
+        let stored = r#"{"topic":"p.a.b","ends":[3]}"#;
+        let mut pending: PendingDeletes = serde_json::from_str(stored).unwrap();
+        assert!(!pending.note_rejected(&rejected("c"), &headers("b")) && !pending.has_rejected);
+        assert!(pending.note_rejected(&rejected("b"), &headers("b")) && pending.has_rejected);
+        assert!(!pending.note_rejected(&rejected("b"), &headers("b")), "it is stored once");
+        let mut pending: PendingDeletes = serde_json::from_str(stored).unwrap();
+        pending.is_due = true;
+        assert!(!pending.note_rejected(&rejected("b"), &headers("b")), "after the snapshot");
     }
 }

@@ -25,7 +25,6 @@ use super::error_limits::ErrorLimits;
 use super::first_records;
 use super::output::Topics;
 use super::partitioner::partition_of;
-use super::shared_topics::SharedTopics;
 use super::snapshot_deletes::{PendingDeletes, Search, without_entries};
 use super::status::StageStatus;
 use super::stop_signal::StopSignal;
@@ -33,7 +32,7 @@ use super::supervise::Stage;
 use super::worker_context::WorkerContext;
 use crate::checkpoint::{CHECKPOINTS, Counters, Positions};
 use crate::kafka::{ProducerRecord, TransactionalProducer};
-use crate::plan::{Branch, Route, SourcePlan};
+use crate::plan::{Branch, Route, SharedTopics, SourcePlan};
 
 /// Deadline of a fill: bounds how late a stop is noticed.
 const POLL: Duration = Duration::from_millis(100);
@@ -99,7 +98,11 @@ impl SourceStage {
         let mut writer = Writer {
             stage: self,
             context,
-            topics: Topics::new(context, self.plan.partitions),
+            topics: Topics::new(context, self.plan.partitions).written_by(
+                context,
+                (&self.pipeline, &self.plan.name),
+                &self.dead_letters,
+            ),
             chain: Chain::start(&linear_route(&self.plan), &Some(context.schemas.clone()))?,
             producer,
             positions,
@@ -310,9 +313,11 @@ impl Writer<'_> {
 
     fn produce(&mut self, batch: &mut SourceBatch) -> Result<()> {
         self.delivered = 0;
+        let mut topics = Vec::new();
         for headers in std::mem::take(&mut batch.data_sets) {
-            self.shared_topics.add(&self.stage.plan.topic, &headers)?;
+            topics.extend(self.shared_topics.add(&self.stage.plan.topic, &headers)?);
         }
+        self.topics.claim(topics)?;
         if batch.is_empty() {
             return Ok(());
         }
@@ -361,10 +366,27 @@ impl Writer<'_> {
         for PositionChange { key, value } in batch.position.drain(..) {
             self.pending.position.insert(key, value);
         }
+        self.note_rejected(&batch.rejected.records)?;
         for table in batch.snapshot_ends.drain(..) {
             if let Some(pending) = self.deletes.get_mut(&table) {
                 pending.is_due = true;
                 let PositionChange { key, value } = pending.stored(&table)?;
+                self.pending.position.insert(key, value);
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that rows of tables were rejected, whose deletes are pending.
+    fn note_rejected(&mut self, rejected: &Batch) -> Result<()> {
+        if rejected.is_empty() || self.deletes.is_empty() {
+            return Ok(());
+        }
+        let spec = Arc::clone(&self.stage.plan.spec);
+        let Some(snapshots) = spec.snapshots() else { return Ok(()) };
+        for (table, pending) in &mut self.deletes {
+            if pending.note_rejected(rejected, &snapshots.record_headers(table)) {
+                let PositionChange { key, value } = pending.stored(table)?;
                 self.pending.position.insert(key, value);
             }
         }
@@ -404,6 +426,21 @@ impl Writer<'_> {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
             let now = i64::try_from(now).unwrap_or(i64::MAX);
             let search = Search { cluster: &cluster, snapshots, scratch: &scratch, stop, now };
+            if pending.has_rejected {
+                tracing::warn!(
+                    stage = self.status.name(),
+                    code = "source.deletes",
+                    "rows that no longer exist are not deleted from the topic of {table}: rows of the table were rejected during its \
+                     snapshot, and would be deleted too; correct the cause (see the dead letters) and run `trunkline snapshot \
+                     {}.{} --with-deletes`",
+                    self.stage.pipeline,
+                    self.stage.plan.name
+                );
+                let PositionChange { key, value } = PendingDeletes::removed(&table);
+                self.pending.position.insert(key, value);
+                self.commit()?;
+                continue;
+            }
             let mut count = 0;
             pending.find(&search, &table, |deletes| {
                 count += deletes.len();

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use trunkline_connector::{Batch, Error, RecordRef, Result, Schema, TopicPartition, failpoint};
 use trunkline_transform_host::StateStore;
 
+use super::bounds::{Bounds, Throttle};
 use super::careful::{Mark, RECORD_REJECTED, run_until_rejection, single};
 use super::chain::RunningTransform;
 use super::commit_timer::CommitTimer;
@@ -41,6 +42,9 @@ use crate::plan::TransformPlan;
 
 const POLL: Duration = Duration::from_millis(100);
 
+/// Records of one poll.
+const POLL_RECORDS: usize = 10_000;
+
 /// A transform with its own topics: one task of it.
 pub struct TransformStage {
     /// The pipeline's name.
@@ -55,6 +59,8 @@ pub struct TransformStage {
     pub upstream: Upstream,
     /// The stages that write its table.
     pub table_upstream: Upstream,
+    /// The records that it reads, if it is a replay.
+    pub bounds: Option<Bounds>,
 }
 
 impl Stage for TransformStage {
@@ -90,13 +96,11 @@ impl TransformStage {
             Some(table) => Some(LookupTable::load(&context.cluster, table).map_err(|error| self.in_transform(error))?),
             None => None,
         };
-        let consumer = GroupConsumer::join(
-            &context.cluster,
-            &component,
-            &member,
-            &routes.subscription(),
-            context.share.client_buffer_bytes,
-        )?;
+        let (cluster, buffer_bytes) = (&context.cluster, context.share.client_buffer_bytes);
+        let consumer = match &self.bounds {
+            Some(bounds) => GroupConsumer::join_strictly(cluster, &component, &member, &bounds.topics(), buffer_bytes)?,
+            None => GroupConsumer::join(cluster, &component, &member, &routes.subscription(), buffer_bytes)?,
+        };
         let mut task = TransformTask {
             stage: self,
             context,
@@ -108,13 +112,18 @@ impl TransformStage {
             routes,
             own,
             table,
-            topics: Topics::new(context, self.plan.partitions),
+            topics: Topics::new(context, self.plan.partitions).written_by(
+                context,
+                (&self.pipeline, &self.plan.name),
+                &self.dead_letters,
+            ),
             partitions: BTreeMap::new(),
             commit_timer: CommitTimer::new(context.commit_interval),
             one_by_one,
             delivered: 0,
             schemas: Vec::new(),
             error_limits: ErrorLimits::new(&self.plan.name, self.plan.on_error, &[], &self.plan.inputs),
+            throttle: self.bounds.as_ref().and_then(|bounds| bounds.rate).map(Throttle::new),
         };
         let outcome = task.run(stop);
         if outcome.is_ok() {
@@ -176,12 +185,17 @@ struct TransformTask<'a> {
     /// Schemas that are published in the open transaction.
     schemas: Vec<Arc<Schema>>,
     error_limits: ErrorLimits,
+    /// Limits the speed of a replay.
+    throttle: Option<Throttle>,
 }
 
 impl TransformTask<'_> {
     fn run(&mut self, stop: &StopSignal) -> Result<()> {
         let mut batches = PartitionBatches::default();
         let mut drain = Drain::new(&self.context.cluster, &self.stage.upstream);
+        if let Some(bounds) = &self.stage.bounds {
+            drain = drain.with_targets(bounds.ends());
+        }
         let mut lag = LagReport::new();
         loop {
             if stop.is_set() {
@@ -190,10 +204,12 @@ impl TransformTask<'_> {
             let partitions = self.partitions.iter();
             let partitions = partitions.map(|(partition, state)| (partition, state.committed, state.next.is_some()));
             lag.update(self.status, &self.consumer, partitions);
-            let wait = self.commit_timer.until_due(POLL).min(POLL);
-            let limits = FillLimits { records: 10_000, bytes: self.context.share.batch_bytes, wait };
-            let records = self.consumer.fill(&limits, &mut batches)?;
+            let records = self.poll(&mut batches)?;
             self.rebalance(&mut batches)?;
+            let records = match &self.stage.bounds {
+                Some(bounds) => bounds.apply(&mut batches, &self.consumer, self.throttle.as_mut())?,
+                None => records,
+            };
             if let Some(table) = &mut self.table {
                 table.update().map_err(|error| self.stage.in_transform(error))?;
             }
@@ -214,13 +230,26 @@ impl TransformTask<'_> {
             if self.commit_timer.is_due(self.producer.transaction_bytes() + changed) {
                 self.commit()?;
             }
-            if self.context.until_idle && records == 0 && self.stage.upstream.is_over() {
+            let is_throttled = self.throttle.as_ref().is_some_and(|throttle| throttle.allowance() == 0);
+            if self.context.until_idle && records == 0 && !is_throttled && self.stage.upstream.is_over() {
                 self.commit()?;
                 if drain.is_complete(&self.consumer)? {
                     return Ok(());
                 }
             }
         }
+    }
+
+    /// Waits for records until the next commit is due.
+    fn poll(&mut self, batches: &mut PartitionBatches) -> Result<usize> {
+        let wait = self.commit_timer.until_due(POLL).min(POLL);
+        let allowance = self.throttle.as_ref().map_or(POLL_RECORDS, Throttle::allowance);
+        if allowance == 0 {
+            self.consumer.keep_alive(wait)?;
+            return Ok(0);
+        }
+        let records = POLL_RECORDS.min(allowance);
+        self.consumer.fill(&FillLimits { records, bytes: self.context.share.batch_bytes, wait }, batches)
     }
 
     /// Processes each record separately. If one is rejected and stops the stage, the records before
@@ -372,6 +401,10 @@ impl TransformTask<'_> {
                 self.consumer.seek(partition, state.committed)?;
             }
         }
+        if self.stage.bounds.is_some() {
+            // Complete partitions may have to be read again.
+            self.consumer.resume()?;
+        }
         Ok(())
     }
 
@@ -389,15 +422,12 @@ impl TransformTask<'_> {
         self.error_limits.check(self.status, &pending)?;
         failpoint!("transform.checkpoint.before")?;
         let dead_letter_partitions = self.topics.partitions(&self.stage.dead_letters)?;
+        let replay = self.stage.bounds.as_ref().map(|bounds| bounds.run.as_str());
+        let run = RunName { pipeline: &self.stage.pipeline, replay };
         let mut offsets = Vec::with_capacity(moved.len());
         let mut committed = Counters::default();
         for (partition, state) in moved {
-            state.dead_letters.write(
-                &mut self.producer,
-                &RunName { pipeline: &self.stage.pipeline, replay: None },
-                &self.stage.dead_letters,
-                dead_letter_partitions,
-            )?;
+            state.dead_letters.write(&mut self.producer, &run, &self.stage.dead_letters, dead_letter_partitions)?;
             state.dead_letters.clear();
             committed.add(&state.pending);
             state.positions.counters.add(&std::mem::take(&mut state.pending));

@@ -8,7 +8,7 @@ use trunkline_connector::{MemoryBudget, Result, io_error};
 
 use super::names::Names;
 use super::stop_signal::StopSignal;
-use crate::checkpoint::Schemas;
+use crate::checkpoint::{Schemas, TopicOwners};
 use crate::config::TopicSettings;
 use crate::kafka::{Admin, Cluster};
 
@@ -28,6 +28,8 @@ pub struct WorkerContext {
     pub schemas: Arc<Schemas>,
     /// Names in Kafka.
     pub names: Names,
+    /// Which component writes which topic.
+    pub owners: Arc<TopicOwners>,
     /// How topics are created.
     pub topics: TopicSettings,
     /// Time between commits of sources and transforms.
@@ -36,7 +38,8 @@ pub struct WorkerContext {
     pub max_initial_failures: u64,
     /// The run ends when everything that exists has been processed.
     pub until_idle: bool,
-    /// Sinks may write next to output of which the cluster has no state.
+    /// Sinks may write next to output of which the cluster has no state, and sources and transforms
+    /// to topics of components that no longer exist.
     pub append: bool,
     /// Set when the worker stops.
     pub stop: StopSignal,

@@ -38,8 +38,8 @@ use self::control::{Control, Follower, View};
 use self::leases::LeaseManager;
 use self::tasks::{Changes, Task, TaskId, Tasks};
 use self::threads::Threads;
-use self::topics::{state_topics, topics_of};
-use crate::checkpoint::{RestartRow, RunState, Schemas, TASKS, TaskRef, system_topics};
+use self::topics::{claims_of, state_topics, topics_of};
+use crate::checkpoint::{RestartRow, RunState, Schemas, TASKS, TaskRef, TopicClaim, TopicOwners, system_topics};
 use crate::config::Settings;
 use crate::kafka::embedded::EMBEDDED;
 use crate::kafka::{Admin, Cluster, DUPLICATE_WORKER, TopicSpec};
@@ -87,7 +87,8 @@ pub struct WorkerOptions {
     pub sets: Receiver<PipelineSet>,
     /// End when all available records are processed.
     pub until_idle: bool,
-    /// Sinks may write next to output of which the cluster has no state.
+    /// Sinks may write next to output of which the cluster has no state, and sources and transforms
+    /// to topics of components that no longer exist.
     pub append: bool,
     /// Components run although other workers run other versions of them.
     pub allow_divergence: bool,
@@ -139,6 +140,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         admin: Arc::new(Admin::new(&cluster)?),
         runtime: options.runtime.clone(),
         budget: MemoryBudget::new(memory - memory / 2),
+        owners: Arc::new(TopicOwners::new(&cluster, &settings.cluster_name())),
         schemas: Arc::new(Schemas::new(cluster)),
         names: Names {
             cluster: settings.cluster_name(),
@@ -546,6 +548,12 @@ impl Worker<'_> {
             Some(partitions) => Ok(Some(*partitions)),
             None => admin.partitions(topic),
         };
+        let claims: Vec<TopicClaim> =
+            starting.iter().flat_map(|pipeline| claims_of(pipeline, &self.context.names)).collect();
+        if let Err(error) = self.context.owners.claim(&claims, self.context.append) {
+            // The component claims its topic again before its first record, and stops then.
+            tracing::debug!(%error, "not all topics could be claimed");
+        }
         let mut state = Vec::new();
         for pipeline in starting {
             let (cluster, names) = (&self.context.cluster, &self.context.names);

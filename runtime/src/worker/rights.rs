@@ -105,6 +105,12 @@ pub fn rights_for(uses: &[Use], pipelines: &[Pipeline], settings: &Settings) -> 
                 list.read_topic(&own(TASKS), false);
                 list.create_topic(&own(TASKS), false);
                 list.replay(pipelines, &cluster);
+                if pipelines.iter().flat_map(|pipeline| &pipeline.transforms).any(|plan| plan.state.is_some()) {
+                    // The changelogs of runs of transforms.
+                    let runs = own(&state_topic(&format!("{cluster}.!replay.")));
+                    list.read_topic(&runs, true);
+                    list.write_topic(&runs, true);
+                }
             }
         }
     }
@@ -213,7 +219,7 @@ impl List {
         for pipeline in pipelines {
             self.read_topic(&pipeline.dead_letters, false);
             self.write_topic(&pipeline.dead_letters, false);
-            pipeline.sinks.iter().flat_map(|sink| &sink.inputs).for_each(|input| self.read_input(input));
+            inputs_of(pipeline).for_each(|(_, input)| self.read_input(input));
         }
     }
 }

@@ -212,7 +212,7 @@ fn new_task(
         Component::Transform(plan) => {
             let table = plan.table.iter().map(|table| TopicSelector::Exact(table.topic.clone()));
             let table_upstream = writers_of(&table.collect::<Vec<_>>(), writers);
-            Box::new(TransformStage { pipeline, dead_letters, plan, task, upstream, table_upstream })
+            Box::new(TransformStage { pipeline, dead_letters, plan, task, upstream, table_upstream, bounds: None })
         }
         Component::Sink(plan) => Box::new(SinkStage { pipeline, dead_letters, plan, task, upstream, bounds: None }),
     };
@@ -299,7 +299,7 @@ mod tests {
     use trunkline_transform_host::{Host, HostOptions};
 
     use super::*;
-    use crate::checkpoint::Schemas;
+    use crate::checkpoint::{Schemas, TopicOwners};
     use crate::config::{Settings, TopicSettings};
     use crate::kafka::{Admin, Cluster};
     use crate::plan::{Registry, load_each};
@@ -317,6 +317,7 @@ mod tests {
             runtime: runtime.handle().clone(),
             budget: MemoryBudget::new(1 << 20),
             schemas: Arc::new(Schemas::new(cluster.clone())),
+            owners: Arc::new(TopicOwners::new(&cluster, "c")),
             cluster,
             names: Names { cluster: "c".to_owned(), node: "n".to_owned(), worker: "w".to_owned() },
             topics: TopicSettings { create: true, partitions: 1, replication: 1, config: BTreeMap::new() },

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use trunkline_connector::{Result, Template};
 
-use crate::checkpoint::state_topic;
+use crate::checkpoint::{TopicClaim, state_topic};
 use crate::config::TopicSettings;
 use crate::kafka::{Cluster, TopicSpec};
 use crate::plan::{Pipeline, TopicSelector};
@@ -34,6 +34,17 @@ pub(super) fn topics_of(pipeline: &Pipeline, settings: &TopicSettings) -> Vec<To
         }
     }
     topics
+}
+
+/// The topics with known names that the sources and transforms of a pipeline write.
+pub(super) fn claims_of(pipeline: &Pipeline, names: &Names) -> Vec<TopicClaim> {
+    let claim = |component: &str, topic: &Template| {
+        let owner = names.owner(&pipeline.name, component, false);
+        Some(TopicClaim { topic: topic.constant()?.to_owned(), owner })
+    };
+    let sources = pipeline.sources.iter().flat_map(|source| source.topics().map(|topic| claim(&source.name, topic)));
+    let transforms = pipeline.transforms.iter().flat_map(|plan| plan.topics().map(|topic| claim(&plan.name, topic)));
+    sources.chain(transforms).flatten().collect()
 }
 
 /// The changelog topics of the transforms with state. A changelog has as many partitions as the

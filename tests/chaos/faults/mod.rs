@@ -13,6 +13,7 @@ mod replay;
 mod rotation;
 mod steps;
 mod store;
+mod warehouses;
 
 pub(crate) use disks::Mounted;
 
@@ -41,8 +42,20 @@ pub(crate) struct FaultKind {
 }
 
 const ALL: &[Path] = &[Path::Bucket, Path::Topics, Path::Tables, Path::MariaDb];
-const EVERY: &[Path] = &[Path::Bucket, Path::Topics, Path::State, Path::Tables, Path::MariaDb, Path::Search];
+const EVERY: &[Path] = &[
+    Path::Bucket,
+    Path::Topics,
+    Path::State,
+    Path::Tables,
+    Path::MariaDb,
+    Path::Search,
+    Path::Snowflake,
+    Path::Redshift,
+];
 const ALL_AND_STATE: &[Path] = &[Path::Bucket, Path::Topics, Path::State, Path::Tables, Path::MariaDb];
+const STORES: &[Path] = &[Path::Bucket, Path::Tables, Path::MariaDb, Path::Snowflake, Path::Redshift];
+const WAREHOUSES: &[Path] = &[Path::Snowflake, Path::Redshift];
+const SNOWFLAKE: &[Path] = &[Path::Snowflake];
 const SEARCH: &[Path] = &[Path::Search];
 const LOGS: &[Path] = &[Path::Bucket, Path::Topics];
 const BUCKETS: &[Path] = &[Path::Bucket, Path::Tables, Path::MariaDb];
@@ -51,6 +64,8 @@ const TABLES: &[Path] = &[Path::Tables, Path::MariaDb];
 
 const BUCKET_EMBEDDED: &[(Path, BrokerKind)] = &[(Path::Bucket, BrokerKind::Embedded)];
 const TOPICS_EMBEDDED: &[(Path, BrokerKind)] = &[(Path::Topics, BrokerKind::Embedded)];
+const SNOWFLAKE_EMBEDDED: &[(Path, BrokerKind)] = &[(Path::Snowflake, BrokerKind::Embedded)];
+const REDSHIFT_EMBEDDED: &[(Path, BrokerKind)] = &[(Path::Redshift, BrokerKind::Embedded)];
 const BUCKET_APACHE: &[(Path, BrokerKind)] = &[(Path::Bucket, BrokerKind::Apache)];
 const TOPICS_APACHE: &[(Path, BrokerKind)] = &[(Path::Topics, BrokerKind::Apache)];
 
@@ -113,9 +128,9 @@ pub(crate) const FAULTS: &[FaultKind] = &[
         BUCKET_EMBEDDED,
         store::lost_replies,
     ),
-    fault("s3-503", "the object store is overloaded for a while", BUCKETS, BUCKET_EMBEDDED, store::overloaded),
-    fault("s3-403", "the object store refuses requests for a while", BUCKETS, &[], store::refusing),
-    fault("s3-slow", "the object store takes seconds to answer", BUCKETS, &[], store::slow),
+    fault("s3-503", "the object store is overloaded for a while", STORES, BUCKET_EMBEDDED, store::overloaded),
+    fault("s3-403", "the object store refuses requests for a while", STORES, &[], store::refusing),
+    fault("s3-slow", "the object store takes seconds to answer", STORES, &[], store::slow),
     fault(
         "search-lost-replies",
         "the search server executes requests, its replies are lost",
@@ -127,6 +142,33 @@ pub(crate) const FAULTS: &[FaultKind] = &[
     fault("search-403", "the search server refuses requests for a while", SEARCH, &[], store::refusing),
     fault("search-slow", "the search server takes seconds to answer", SEARCH, &[], store::slow),
     fault("search-kill", "kill -9 of the search server", SEARCH, &[], store::kill_search),
+    fault(
+        "stage-lost-replies",
+        "the stage executes requests, its replies are lost",
+        WAREHOUSES,
+        &[],
+        store::lost_stage_replies,
+    ),
+    fault(
+        "warehouse-lost-replies",
+        "statements, or only their replies, are lost",
+        WAREHOUSES,
+        SNOWFLAKE_EMBEDDED,
+        warehouses::lost_replies,
+    ),
+    fault(
+        "warehouse-zombie",
+        "a worker hangs at a step of a load, and resumes with its old epoch",
+        WAREHOUSES,
+        REDSHIFT_EMBEDDED,
+        warehouses::zombie,
+    ),
+    fault("warehouse-sessions", "the warehouse ends all sessions", WAREHOUSES, &[], warehouses::killed_sessions),
+    fault("warehouse-conflicts", "storms of error 1023, or of locks", WAREHOUSES, &[], warehouses::conflicts),
+    fault("warehouse-denied", "the role lacks a privilege for a while", WAREHOUSES, &[], warehouses::denied),
+    fault("warehouse-slow", "statements take seconds, and are polled", WAREHOUSES, &[], warehouses::slow),
+    fault("warehouse-queue", "the queue of the warehouse is full", SNOWFLAKE, &[], warehouses::busy),
+    fault("warehouse-tokens", "the tokens of sessions expire", SNOWFLAKE, &[], warehouses::expired_tokens),
     fault("s3-cut", "connections break in the middle of a part", BUCKETS, BUCKET_APACHE, store::cut),
     fault("plugin", "the plugin traps, loops, and exceeds its limits", ALL, TOPICS_EMBEDDED, plugins::run),
     FaultKind {
@@ -151,8 +193,12 @@ pub(crate) const FAULTS: &[FaultKind] = &[
     fault("mixed", "several of these at once", ALL, BUCKET_EMBEDDED, mixed::run),
 ];
 
-const STEPS: &[(Path, BrokerKind)] =
-    &[(Path::Bucket, BrokerKind::Embedded), (Path::Topics, BrokerKind::Embedded), (Path::Tables, BrokerKind::Embedded)];
+const STEPS: &[(Path, BrokerKind)] = &[
+    (Path::Bucket, BrokerKind::Embedded),
+    (Path::Topics, BrokerKind::Embedded),
+    (Path::Tables, BrokerKind::Embedded),
+    (Path::Redshift, BrokerKind::Embedded),
+];
 const KILLED: &[(Path, BrokerKind)] = &[(Path::Bucket, BrokerKind::Apache), (Path::Tables, BrokerKind::Apache)];
 const CROSSED: &[(Path, BrokerKind)] = &[(Path::Topics, BrokerKind::Embedded), (Path::Bucket, BrokerKind::Apache)];
 

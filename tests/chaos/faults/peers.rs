@@ -10,7 +10,7 @@ use crate::fixture::{Fixture, LIMIT};
 
 /// Steps at which a hung worker does the most harm when it resumes: it holds records or a
 /// transaction.
-const HARMFUL_STEPS: [&str; 5] = ["source.", "mysql.", "transform.", "sink.", "producer."];
+const HARMFUL_STEPS: [&str; 6] = ["source.", "mysql.", "transform.", "sink.", "producer.", "warehouse."];
 
 /// How long a worker may take to reach a step. Then it is suspended at any place.
 const REACH_LIMIT: Duration = Duration::from_secs(8);
@@ -43,6 +43,10 @@ fn start_and_suspend(fixture: &mut Fixture<'_>, worker: &str, (step, nth): (&str
     }
     if !zombie.is_suspended() {
         zombie.sigstop();
+    }
+    if let Some(warehouse) = &fixture.warehouse {
+        // It ends a session that is idle in a transaction, so that its locks are free.
+        warehouse.end_sessions();
     }
     fixture.tally.faults += 1;
     zombie

@@ -22,7 +22,7 @@ const TWO_PHASE: [&str; 5] = ["sink.seal.", "sink.prepare.", "sink.intent.", "si
 /// Kills a worker at each step; the next worker must recover.
 pub(crate) fn kill_at_each(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
     check_names(fixture);
-    let points = reachable_steps(fixture, fixture.plan.times(6, u64::MAX));
+    let points = reachable_steps(fixture, short_steps(fixture));
     for point in points {
         fixture.append(LINES);
         if point.reached == Reached::Snapshot {
@@ -52,7 +52,7 @@ pub(crate) fn kill_at_each(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
 /// Makes each step fail once, some as if the disk were full, in a worker that must recover by
 /// itself.
 pub(crate) fn fail_at_each(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
-    let points = reachable_steps(fixture, fixture.plan.times(6, u64::MAX));
+    let points = reachable_steps(fixture, short_steps(fixture));
     for point in points.into_iter().filter(|point| !point.name.starts_with("worker.id")) {
         fixture.append(LINES);
         if point.reached == Reached::Snapshot {
@@ -88,8 +88,8 @@ pub(crate) fn is_reachable(point: &Failpoint, path: Path) -> bool {
         Reached::Database | Reached::Snapshot => path.begins_with_tables(),
         Reached::Directory | Reached::Transform => matches!(path, Path::Topics | Path::State),
         Reached::Delivery => path == Path::Search,
-        // No path has a sink that loads a warehouse.
-        Reached::Rebalance | Reached::Replay | Reached::Warehouse => false,
+        Reached::Warehouse => path.ends_in_warehouse(),
+        Reached::Rebalance | Reached::Replay => false,
         Reached::After(earlier) => {
             // A step that aborts an upload needs an upload.
             let bucket = point.name.starts_with("s3.");
@@ -106,8 +106,17 @@ fn reachable_steps(fixture: &mut Fixture<'_>, limit: u64) -> Vec<Failpoint> {
     for last in (1..points.len()).rev() {
         points.swap(last, fixture.random.below(last as u64 + 1) as usize);
     }
+    if path.ends_in_warehouse() && fixture.plan.short {
+        // The others are those of the path `bucket`, too.
+        points.retain(|point| point.reached == Reached::Warehouse);
+    }
     points.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
     points
+}
+
+/// The number of steps that a run has at most.
+fn short_steps(fixture: &Fixture<'_>) -> u64 {
+    fixture.plan.times(if fixture.plan.path.ends_in_warehouse() { 3 } else { 6 }, u64::MAX)
 }
 
 /// Waits until a worker dies at a step, and writes records so that it reaches the step. After

@@ -28,6 +28,14 @@ pub(crate) fn lost_search_replies(fixture: &mut Fixture<'_>) -> Result<(), Skip>
     lose_replies(fixture, &SEARCH_REQUESTS)
 }
 
+/// The requests to the stage of a warehouse.
+const STAGE_REQUESTS: [(&str, &str); 3] = [("PUT", ".parquet"), ("POST", "?delete"), ("GET", "list-type=2")];
+
+/// The same with the stage of a warehouse.
+pub(crate) fn lost_stage_replies(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    lose_replies(fixture, &STAGE_REQUESTS)
+}
+
 /// Kills the search server while documents are written, and starts it again on its data.
 pub(crate) fn kill_search(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
     let mut worker = fixture.start("a");

@@ -13,14 +13,17 @@ control them with POST /__ctl and a JSON body:
     {"expire": "token"}                      the tokens of all sessions must be renewed before the next statement
     {"expire": "master"}                     they cannot be renewed
     {"replace": true}                        the next renewal gives another session
-    {"refuse": TEXT, "code": CODE, "message": MESSAGE}
-                                             answers the next statement that contains TEXT with this error
-    {"slow": N}                              the next statement is answered after N polls of its result
+    {"refuse": TEXT, "code": CODE, "message": MESSAGE, "times": N}
+                                             answers the next N (1) statements that contain TEXT with this error
+    {"slow": N, "text": TEXT}                the next statement (that contains TEXT) is answered after N polls of
+                                             its result
     {"drop": TEXT, "when": "before|after"}   loses the reply to the next statement that contains TEXT,
                                              before or after (default) the statement runs
     {"kill": true}                           ends all sessions and rolls back their transactions
     {"database": NAME, "schema": NAME, "sql": QUERY}
                                              runs a query in another session; the answer holds its rows, as texts
+
+Other answers hold in `left` how many of these faults of statements have not happened yet.
 
 It differs from Snowflake: a failed statement aborts the transaction; DDL does not commit; primary keys are
 enforced; MERGE accepts duplicate source rows; a statement that meets a lock fails at once (000625) instead of
@@ -168,8 +171,10 @@ class Faults:
     expired = set()           # tokens of sessions that must be renewed
     master_expired = False
     replace_session = False   # by the next renewal
-    refuse = None             # (text, code, message) for the next statement with this text
-    slow_polls = 0            # polls until the next statement is answered
+    refuse = None             # (text, code, message) for the next statements with this text
+    refuse_times = 0          # how many
+    slow_polls = 0            # polls until the next statement with the text is answered
+    slow_text = ""
     drop_text = None          # loses the reply to the next statement with this text
     drop_before_run = False
 
@@ -297,19 +302,21 @@ async def run_statement(request):
     last_used[token] = time.monotonic()
     if token in Faults.expired:
         return failure("390112", "Your session has expired. Please login again.")
-    if Faults.refuse and Faults.refuse[0].lower() in sql.lower():
-        (_, code, message), Faults.refuse = Faults.refuse, None
-        return failure(code, message)
+    if Faults.refuse_times and Faults.refuse[0].lower() in sql.lower():
+        Faults.refuse_times -= 1
+        return failure(*Faults.refuse[1:])
     if Faults.drop_text and Faults.drop_text.lower() in sql.lower():
         Faults.drop_text = None
         if not Faults.drop_before_run:
             await fakesnow.server.query_request(request)
         return JSONResponse({"error": "connection lost"}, status_code=400)
-    answer = complete(json_of(await fakesnow.server.query_request(request)))
-    if Faults.slow_polls:
-        query_id = str(uuid.uuid4())
-        pending[query_id] = [Faults.slow_polls, answer]
+    polls = Faults.slow_polls if Faults.slow_text.lower() in sql.lower() else 0
+    if polls:
         Faults.slow_polls = 0
+    answer = complete(json_of(await fakesnow.server.query_request(request)))
+    if polls:
+        query_id = str(uuid.uuid4())
+        pending[query_id] = [polls, answer]
         return in_progress(query_id, "333334", queryAbortsAfterSecs=300, progressDesc=None)
     return JSONResponse(answer)
 
@@ -348,7 +355,7 @@ async def control(request):
     if "replace" in body:
         Faults.replace_session = body["replace"]
     if "refuse" in body:
-        Faults.refuse = (body["refuse"], body["code"], body["message"])
+        Faults.refuse, Faults.refuse_times = (body["refuse"], body["code"], body["message"]), body.get("times", 1)
     if body.get("kill"):
         for session in fakesnow.server.sessions.values():
             try:
@@ -357,10 +364,10 @@ async def control(request):
                 pass  # it has no transaction
         fakesnow.server.sessions.clear()
     if "slow" in body:
-        Faults.slow_polls = body["slow"]
+        Faults.slow_polls, Faults.slow_text = body["slow"], body.get("text", "")
     if "drop" in body:
         Faults.drop_text, Faults.drop_before_run = body["drop"], body.get("when", "after") == "before"
-    return JSONResponse({"ok": True})
+    return JSONResponse({"left": Faults.refuse_times + (Faults.slow_polls > 0) + (Faults.drop_text is not None)})
 
 
 def main():

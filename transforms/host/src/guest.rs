@@ -28,6 +28,18 @@ struct Offer<'a> {
     host_version: &'a str,
 }
 
+/// The parts of records that a plugin reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Inputs {
+    pub(crate) key: bool,
+    pub(crate) value: bool,
+    pub(crate) headers: bool,
+}
+
+impl Inputs {
+    pub(crate) const ALL: Self = Self { key: true, value: true, headers: true };
+}
+
 /// A plugin's reply to `init`.
 #[derive(Debug, Clone, PartialEq, Eq, ComponentType, Lift)]
 #[component(record)]
@@ -89,6 +101,9 @@ pub(crate) struct GuestState {
     pub(crate) call: CallState,
     /// The state of the batch's topic partition, during a call of `process`.
     pub(crate) state: Option<StateStore>,
+    pub(crate) inputs: Inputs,
+    /// Whether `init` has not returned yet.
+    pub(crate) is_starting: bool,
     memory: MemoryLimiter,
     wasi: WasiCtx,
     table: ResourceTable,
@@ -156,6 +171,7 @@ impl Guest {
                 return Err(GuestStartError::Broken(format!("the plugin crashed during start: {}", crash.message)));
             }
         };
+        store.data_mut().is_starting = false;
         if !FORMATS.contains(&reply.format) {
             let message = format!(
                 "the plugin selected batch format {}, which this worker did not offer; expected one of {FORMATS:?}",
@@ -195,6 +211,11 @@ impl Guest {
         self.end(called, timeout)
     }
 
+    /// The parts of records that the plugin reads.
+    pub(crate) fn inputs(&self) -> Inputs {
+        self.store.data().inputs
+    }
+
     /// Takes the metrics of the last call.
     pub(crate) fn take_metrics(&mut self) -> Metrics {
         std::mem::take(&mut self.store.data_mut().call.metrics)
@@ -223,6 +244,8 @@ fn new_store(compiled: &CompiledPlugin, name: &Arc<str>, limits: &Limits) -> Sto
     let state = GuestState {
         call: CallState::new(name.clone()),
         state: None,
+        inputs: Inputs::ALL,
+        is_starting: true,
         memory: MemoryLimiter { limit: limits.memory, used: 0, refused: false },
         wasi: wasi::isolated_context(&stdout, &stderr),
         table: ResourceTable::new(),

@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use wasmtime::StoreContextMut;
-use wasmtime::component::{ComponentType, Lift, Linker, Lower};
+use wasmtime::component::{ComponentType, Lift, Linker, Lower, WasmList};
 
 use crate::crash_reason;
-use crate::guest::GuestState;
+use crate::guest::{GuestState, Inputs};
 use crate::state::StateStore;
 
 /// Names of the interfaces. Plugins of earlier and later minor versions find them, too.
 const HOST_INTERFACE: &str = "trunkline:transform/host@1.1.0";
+const INPUTS_INTERFACE: &str = "trunkline:transform/inputs@1.1.0";
 const STATE_INTERFACE: &str = "trunkline:transform/state@1.1.0";
 /// The name of the interface for state in any version.
 pub(crate) const ANY_STATE_INTERFACE: &str = "trunkline:transform/state@";
@@ -198,15 +199,24 @@ pub(crate) fn add_to_linker(linker: &mut Linker<GuestState>) -> wasmtime::Result
         Ok(())
     })?;
     host.func_wrap("now-ms", |_, (): ()| Ok((now_ms(),)))?;
+    let mut inputs = linker.instance(INPUTS_INTERFACE)?;
+    inputs.func_wrap("declare", |mut store, (key, value, headers): (bool, bool, bool)| {
+        let state = store.data_mut();
+        if !state.is_starting {
+            return Err(wasmtime::format_err!("the plugin declares its inputs outside of `init`"));
+        }
+        state.inputs = Inputs { key, value, headers };
+        Ok(())
+    })?;
     add_state(linker)
 }
 
-/// An entry as `put` receives it.
+/// An entry as `put` receives it. Keys and values stay in the plugin's memory until they are stored.
 #[derive(ComponentType, Lift)]
 #[component(record)]
 struct NewEntry {
-    key: Vec<u8>,
-    value: Vec<u8>,
+    key: WasmList<u8>,
+    value: WasmList<u8>,
     #[component(name = "ttl-ms")]
     ttl_ms: Option<u64>,
 }
@@ -219,41 +229,53 @@ struct Entry {
     value: Arc<[u8]>,
 }
 
-type Keys = (Vec<Vec<u8>>,);
+type Keys = (Vec<WasmList<u8>>,);
 type Range = (Vec<u8>, Option<Vec<u8>>, u32);
 
 fn add_state(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
-    let mut state = linker.instance(STATE_INTERFACE)?;
-    state.func_wrap("get", |mut store, (keys,): Keys| {
-        let state = state_of(&mut store)?;
-        Ok((keys.iter().map(|key| state.get(key)).collect::<Vec<_>>(),))
+    let mut functions = linker.instance(STATE_INTERFACE)?;
+    functions.func_wrap("get", |mut store, (keys,): Keys| {
+        let values = with_state(&mut store, |state, memory| {
+            Ok(keys.iter().map(|key| state.get(key.as_le_slice(memory))).collect::<Vec<_>>())
+        })?;
+        Ok((values,))
     })?;
-    state.func_wrap("put", |mut store, (entries,): (Vec<NewEntry>,)| {
-        let state = state_of(&mut store)?;
-        for entry in &entries {
-            state.put(&entry.key, &entry.value, entry.ttl_ms)?;
-        }
-        Ok(())
+    functions.func_wrap("put", |mut store, (entries,): (Vec<NewEntry>,)| {
+        with_state(&mut store, |state, memory| {
+            for entry in &entries {
+                state.put(entry.key.as_le_slice(memory), entry.value.as_le_slice(memory), entry.ttl_ms)?;
+            }
+            Ok(())
+        })
     })?;
-    state.func_wrap("delete", |mut store, (keys,): Keys| {
-        let state = state_of(&mut store)?;
-        for key in &keys {
-            state.delete(key)?;
-        }
-        Ok(())
+    functions.func_wrap("delete", |mut store, (keys,): Keys| {
+        with_state(&mut store, |state, memory| {
+            for key in &keys {
+                state.delete(key.as_le_slice(memory))?;
+            }
+            Ok(())
+        })
     })?;
-    state.func_wrap("range", |mut store, (start, end, limit): Range| {
-        let found = state_of(&mut store)?.range(&start, end.as_deref(), usize::try_from(limit).unwrap_or(usize::MAX));
+    functions.func_wrap("range", |mut store, (start, end, limit): Range| {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let found = with_state(&mut store, |state, _| Ok(state.range(&start, end.as_deref(), limit)))?;
         Ok((found.into_iter().map(|(key, value)| Entry { key, value }).collect::<Vec<_>>(),))
     })?;
     Ok(())
 }
 
-/// The state of the current batch; a trap outside of `process`.
-fn state_of<'s>(store: &'s mut StoreContextMut<'_, GuestState>) -> wasmtime::Result<&'s mut StateStore> {
-    let state = store.data_mut().state.as_mut();
-    state
-        .ok_or_else(|| wasmtime::format_err!("the plugin uses state outside of `process`, or in a place without state"))
+/// Calls a function with the state of the current batch and the plugin's memory. Traps outside of
+/// `process`.
+fn with_state<R>(
+    store: &mut StoreContextMut<'_, GuestState>,
+    call: impl FnOnce(&mut StateStore, &StoreContextMut<'_, GuestState>) -> wasmtime::Result<R>,
+) -> wasmtime::Result<R> {
+    let Some(mut state) = store.data_mut().state.take() else {
+        return Err(wasmtime::format_err!("the plugin uses state outside of `process`, or in a place without state"));
+    };
+    let result = call(&mut state, store);
+    store.data_mut().state = Some(state);
+    result
 }
 
 fn now_ms() -> u64 {

@@ -3,8 +3,9 @@
 //! # Processing a batch
 //! Records are passed in calls of at most `batch_records` records and `batch_bytes` bytes. A batch
 //! that fits into one call is passed in place; otherwise, each call gets a packed copy of its
-//! records. The outcome is collected separately and replaces the batch after all calls have
-//! succeeded, so an error leaves the batch unchanged.
+//! records. A batch is also packed if most of its bytes are unused, or are parts of records that the
+//! plugin does not read. The outcome is collected separately and replaces the batch after all calls
+//! have succeeded, so an error leaves the batch unchanged.
 //!
 //! # Isolating a crash
 //! When the plugin crashes in a call with several records, the host bisects the call: it runs each
@@ -25,9 +26,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use trunkline_connector::batch::ENTRY_BYTES;
-use trunkline_connector::{Batch, Entry, Error, Reason, Rejections, Retry, Schema};
+use trunkline_connector::{Batch, Entry, Error, Reason, RecordRef, Rejections, Retry, Schema};
 
-use crate::guest::{CallError, Guest, GuestCrash, InitReply};
+use crate::guest::{CallError, Guest, GuestCrash, InitReply, Inputs};
 use crate::host_functions::Metrics;
 use crate::limits::{CrashLog, CrashWindow, Limits};
 use crate::plugin::Plugin;
@@ -169,7 +170,8 @@ impl Instance {
         self.outcome.clear();
         self.batch_metrics = Metrics::default();
         let all = 0..batch.len();
-        if self.call_len(batch, &all) == batch.len() && !is_sparse(batch) {
+        let inputs = self.guest()?.inputs();
+        if self.call_len(batch, &all, Inputs::ALL) == batch.len() && !is_sparse(batch, inputs) {
             self.run_in_place(batch)?;
         } else {
             self.run_packed(batch, all)?;
@@ -260,7 +262,8 @@ impl Instance {
     fn run_packed(&mut self, batch: &Batch, records: Range<usize>) -> Result<(), Error> {
         let mut start = records.start;
         while start < records.end {
-            let call = start..start + self.call_len(batch, &(start..records.end));
+            let inputs = self.guest()?.inputs();
+            let call = start..start + self.call_len(batch, &(start..records.end), inputs);
             let timeout = self.limits.timeout;
             if let Some(crash) = self.call_packed(batch, call.clone(), timeout)? {
                 self.isolate(batch, call.clone(), crash, timeout)?;
@@ -338,8 +341,8 @@ impl Instance {
         records: Range<usize>,
         timeout: Duration,
     ) -> Result<Option<GuestCrash>, Error> {
-        self.guest()?;
-        copy_records(&mut self.packed, batch, records.clone());
+        let inputs = self.guest()?.inputs();
+        copy_records(&mut self.packed, batch, records.clone(), inputs);
         let savepoint = begin_state(&mut self.state, &self.packed);
         let Some(guest) = &mut self.guest else { return Err(no_instance()) };
         let called = guest.process(self.packed.seal(), timeout, &mut self.state);
@@ -477,11 +480,11 @@ impl Instance {
     }
 
     /// The number of these records that fit into one call; at least one.
-    fn call_len(&self, batch: &Batch, records: &Range<usize>) -> usize {
+    fn call_len(&self, batch: &Batch, records: &Range<usize>, inputs: Inputs) -> usize {
         let entries = &batch.entries()[records.clone()];
         let mut bytes = 0;
         let fit = entries.iter().take(self.limits.batch_records.max(1)).take_while(|entry| {
-            bytes += record_bytes(entry);
+            bytes += record_bytes(entry, inputs);
             bytes <= self.limits.batch_bytes
         });
         fit.count().max(1)
@@ -509,26 +512,49 @@ fn no_instance() -> Error {
     Error::internal("plugin.guest", "a plugin instance is missing after its start")
 }
 
-/// Bytes of a record's parts and its table entry.
-fn record_bytes(entry: &Entry) -> usize {
-    let part = |len: i32| usize::try_from(len).unwrap_or(0);
-    ENTRY_BYTES + part(entry.key_len) + part(entry.value_len) + part(entry.headers_len)
+/// Bytes of a record's table entry and of the parts that the plugin reads.
+fn record_bytes(entry: &Entry, inputs: Inputs) -> usize {
+    let part = |is_read: bool, len: i32| if is_read { usize::try_from(len).unwrap_or(0) } else { 0 };
+    ENTRY_BYTES
+        + part(inputs.key, entry.key_len)
+        + part(inputs.value, entry.value_len)
+        + part(inputs.headers, entry.headers_len)
 }
 
-/// Whether most of the arena is unused, because earlier transforms dropped or replaced records.
-fn is_sparse(batch: &Batch) -> bool {
-    let used: usize = batch.entries().iter().map(record_bytes).sum();
+/// Whether the plugin does not need most of the arena, because it does not read all parts, or
+/// earlier transforms dropped or replaced records. Then a packed copy costs less than the bytes
+/// that are not passed.
+fn is_sparse(batch: &Batch, inputs: Inputs) -> bool {
+    let used: usize = batch.entries().iter().map(|entry| record_bytes(entry, inputs)).sum();
     let all = batch.bytes();
     all.saturating_sub(used) > MAX_UNUSED_BYTES.max(all / 2)
 }
 
-/// Replaces the content of `packed` by copies of these records.
-fn copy_records(packed: &mut Batch, batch: &Batch, records: Range<usize>) {
+/// Replaces the content of `packed` by copies of these records, with the parts that the plugin
+/// reads.
+fn copy_records(packed: &mut Batch, batch: &Batch, records: Range<usize>, inputs: Inputs) {
     packed.clear();
     if packed.topics().len() > MAX_CACHED_TOPICS {
         *packed = Batch::default();
     }
     for index in records {
-        packed.push_copy(batch.get(index));
+        copy_record(packed, batch.get(index), inputs);
     }
+}
+
+fn copy_record(packed: &mut Batch, record: RecordRef<'_>, inputs: Inputs) {
+    let topic = packed.topic_index(record.topic());
+    let entry = record.entry();
+    let mut copy = packed.record();
+    copy.timestamp(entry.timestamp).read_from(topic, entry.partition, entry.offset).port(entry.port);
+    if let Some(key) = record.key().filter(|_| inputs.key) {
+        copy.key(key);
+    }
+    if let Some(value) = record.value().filter(|_| inputs.value) {
+        copy.value(value);
+    }
+    if inputs.headers {
+        copy.header_block(record.header_block());
+    }
+    copy.finish();
 }

@@ -11,12 +11,21 @@
 //! for each batch and each call, so that a crash or a failed batch takes back exactly its own
 //! changes.
 //!
+//! # Layout
+//! Each key has a slot. The index finds it by a hash of the key; the expiries and the undo logs name
+//! its number. A key that was removed keeps its slot while a log names it. The order of the keys is
+//! kept from the first call of `range` on, because most transforms never call it.
+//!
 //! [`Instance`]: crate::Instance
 
+use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasher, Hasher};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use trunkline_connector::{Batch, Error};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Greatest size of key and value together. A record of this size fits into every topic with
 /// Kafka's default limit of 1 MiB.
@@ -46,20 +55,53 @@ pub struct StateEntry {
     pub expires_at: Option<i64>,
 }
 
-/// The previous entries of changed keys; `None` if a key had no entry.
+/// A key with its entry.
+#[derive(Debug, Default)]
+struct Slot {
+    key: Arc<[u8]>,
+    /// `None`: the key has no entry, but an undo log names the slot.
+    entry: Option<StateEntry>,
+    /// Number of undo logs that name the slot.
+    logs: usize,
+    /// The savepoint of the last log that names the slot; without one, of an earlier log.
+    savepoint: u64,
+}
+
+/// The number of a slot.
+type SlotId = u32;
+
+/// The changes since a savepoint.
 #[derive(Debug, Default)]
 struct UndoLog {
-    previous: HashMap<Arc<[u8]>, Option<StateEntry>>,
+    /// Never used again for another log.
+    savepoint: u64,
+    /// At most one for each slot.
+    changes: Vec<Change>,
     time: Option<i64>,
     bytes: usize,
+}
+
+#[derive(Debug)]
+struct Change {
+    slot: SlotId,
+    /// `None` if the key had no entry.
+    previous: Option<StateEntry>,
+    /// The slot's `savepoint` before.
+    savepoint: u64,
 }
 
 /// The state of one topic partition.
 #[derive(Debug)]
 pub struct StateStore {
-    entries: BTreeMap<Arc<[u8]>, StateEntry>,
-    /// The keys of the entries with a TTL, by the time at which they expire.
-    expiries: BTreeSet<(i64, Arc<[u8]>)>,
+    slots: Vec<Slot>,
+    free: Vec<SlotId>,
+    index: HashMap<Arc<[u8]>, SlotId, KeyHash>,
+    /// The keys with an entry in their order, once `range` was called.
+    order: Option<BTreeMap<Arc<[u8]>, SlotId>>,
+    /// The entries with a TTL, by the time at which they expire.
+    expiries: BTreeSet<(i64, SlotId)>,
+    /// Number of entries.
+    len: usize,
     /// The greatest timestamp of the processed records.
     time: Option<i64>,
     /// The same, including the current batch.
@@ -69,6 +111,36 @@ pub struct StateStore {
     is_full: bool,
     /// The first one belongs to the transaction.
     logs: Vec<UndoLog>,
+    last_savepoint: u64,
+}
+
+/// Hashes keys with a seed of the store, because the authors of records may choose them.
+#[derive(Debug, Clone)]
+struct KeyHash {
+    seed: u64,
+}
+
+struct KeyHasher(u64);
+
+impl BuildHasher for KeyHash {
+    type Hasher = KeyHasher;
+
+    fn build_hasher(&self) -> KeyHasher {
+        KeyHasher(self.seed)
+    }
+}
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = xxh3_64_with_seed(bytes, self.0);
+    }
+
+    /// The length of the key, which its hash depends on anyway.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// The plugin violated a limit; the message becomes the reason of a trap.
@@ -84,20 +156,31 @@ impl StateStore {
     /// An empty store that may grow to `max_bytes`.
     pub fn new(max_bytes: usize) -> Self {
         Self {
-            entries: BTreeMap::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            index: HashMap::with_hasher(KeyHash { seed: RandomState::new().hash_one(0) }),
+            order: None,
             expiries: BTreeSet::new(),
+            len: 0,
             time: None,
             batch_time: None,
             bytes: 0,
             max_bytes,
             is_full: false,
-            logs: vec![UndoLog::default()],
+            logs: vec![UndoLog { savepoint: 1, ..UndoLog::default() }],
+            last_savepoint: 1,
         }
     }
 
     /// Takes over an entry from the changelog; `None` removes the key.
     pub fn restore(&mut self, key: &[u8], entry: Option<StateEntry>) {
-        self.replace(&Arc::from(key), entry);
+        if entry.is_some() {
+            let slot = self.slot_of(key);
+            self.replace(slot, entry);
+        } else if let Some(slot) = self.index.get(key).copied() {
+            self.replace(slot, None);
+            self.free_unused(slot);
+        }
     }
 
     /// Takes over the time of the partition from the changelog.
@@ -121,8 +204,7 @@ impl StateStore {
         let message = format!(
             "its state of a topic partition needs more than {} bytes ({} entries): raise `state.max_bytes` of the \
              transform, or keep entries for a shorter time",
-            self.max_bytes,
-            self.entries.len()
+            self.max_bytes, self.len
         );
         Error::config("plugin.state_full", message)
     }
@@ -139,23 +221,18 @@ impl StateStore {
 
     /// Number of entries.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.len
     }
 
     /// Whether the store has no entry.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// The entries in the order of their keys.
-    pub fn entries(&self) -> impl Iterator<Item = (&[u8], &StateEntry)> {
-        self.entries.iter().map(|(key, entry)| (&**key, entry))
+        self.len == 0
     }
 
     /// The keys that the transaction has changed, with their entries; `None` if a key was removed.
     pub fn changes(&self) -> impl Iterator<Item = (&[u8], Option<&StateEntry>)> {
-        let keys = self.logs.iter().flat_map(|log| log.previous.keys());
-        keys.map(|key| (&**key, self.entries.get(key)))
+        let slots = self.logs.iter().flat_map(|log| &log.changes).map(|change| &self.slots[change.slot as usize]);
+        slots.map(|slot| (&*slot.key, slot.entry.as_ref()))
     }
 
     /// Bytes of the keys and previous entries that the transaction has changed.
@@ -171,10 +248,13 @@ impl StateStore {
 
     /// The transaction is committed.
     pub fn commit(&mut self) {
-        self.logs.truncate(1);
-        for log in &mut self.logs {
-            *log = UndoLog { time: self.time, ..UndoLog::default() };
+        for log in std::mem::take(&mut self.logs) {
+            for change in log.changes {
+                self.slots[change.slot as usize].logs -= 1;
+                self.free_unused(change.slot);
+            }
         }
+        self.open_log();
     }
 
     /// The transaction is aborted: takes its changes back.
@@ -184,8 +264,13 @@ impl StateStore {
 
     /// Opens a savepoint. Returns the value for [`StateStore::rollback_to`].
     pub fn savepoint(&mut self) -> usize {
-        self.logs.push(UndoLog { time: self.time, ..UndoLog::default() });
+        self.open_log();
         self.logs.len() - 1
+    }
+
+    fn open_log(&mut self) {
+        self.last_savepoint += 1;
+        self.logs.push(UndoLog { savepoint: self.last_savepoint, time: self.time, ..UndoLog::default() });
     }
 
     /// Takes back all changes since a savepoint, and closes it and the later ones. With 0, takes
@@ -194,12 +279,15 @@ impl StateStore {
         while self.logs.len() > savepoint {
             let Some(log) = self.logs.pop() else { break };
             self.time = log.time;
-            for (key, entry) in log.previous {
-                self.replace(&key, entry);
+            for change in log.changes {
+                self.replace(change.slot, change.previous);
+                let slot = &mut self.slots[change.slot as usize];
+                (slot.logs, slot.savepoint) = (slot.logs - 1, change.savepoint);
+                self.free_unused(change.slot);
             }
         }
         if self.logs.is_empty() {
-            self.logs.push(UndoLog { time: self.time, ..UndoLog::default() });
+            self.open_log();
         }
         self.is_full = false;
     }
@@ -208,8 +296,20 @@ impl StateStore {
     pub fn release(&mut self, savepoint: usize) {
         while self.logs.len() > savepoint.max(1) {
             let (Some(released), Some(below)) = (self.logs.pop(), self.logs.last_mut()) else { break };
-            for (key, entry) in released.previous {
-                below.add(key, entry);
+            if below.changes.is_empty() {
+                // The log below becomes the one that the slots name.
+                *below = UndoLog { time: below.time, ..released };
+                continue;
+            }
+            for change in released.changes {
+                let slot = &mut self.slots[change.slot as usize];
+                slot.savepoint = below.savepoint;
+                if change.savepoint == below.savepoint {
+                    slot.logs -= 1;
+                } else {
+                    below.bytes += change.bytes(&slot.key);
+                    below.changes.push(change);
+                }
             }
         }
     }
@@ -229,15 +329,16 @@ impl StateStore {
     pub(crate) fn end_batch(&mut self) {
         self.time = self.batch_time;
         let Some(time) = self.time else { return };
-        while let Some((expires_at, key)) = self.expiries.first().cloned()
+        while let Some((expires_at, slot)) = self.expiries.first().copied()
             && expires_at <= time
         {
-            self.change(&key, None);
+            self.change(slot, None);
         }
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Option<Arc<[u8]>> {
-        self.entries.get(key).map(|entry| entry.value.clone())
+        let slot = &self.slots[*self.index.get(key)? as usize];
+        slot.entry.as_ref().map(|entry| entry.value.clone())
     }
 
     pub(crate) fn put(&mut self, key: &[u8], value: &[u8], ttl_ms: Option<u64>) -> Result<(), StateError> {
@@ -248,23 +349,30 @@ impl StateStore {
         // Without any timestamp, time does not advance and the entry stays.
         let now = self.batch_time.unwrap_or(0);
         let expires_at = ttl_ms.map(|ttl| now.saturating_add(i64::try_from(ttl).unwrap_or(i64::MAX)));
-        self.change(&Arc::from(key), Some(StateEntry { value: Arc::from(value), expires_at }));
+        let slot = self.slot_of(key);
+        self.change(slot, Some(StateEntry { value: Arc::from(value), expires_at }));
         self.check_limit()
     }
 
     pub(crate) fn delete(&mut self, key: &[u8]) -> Result<(), StateError> {
-        if let Some((key, _)) = self.entries.get_key_value(key) {
-            self.change(&key.clone(), None);
+        if let Some(slot) = self.index.get(key).copied()
+            && self.slots[slot as usize].entry.is_some()
+        {
+            self.change(slot, None);
         }
         self.check_limit()
     }
 
-    pub(crate) fn range(&self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Vec<KeyAndValue> {
+    pub(crate) fn range(&mut self, start: &[u8], end: Option<&[u8]>, limit: usize) -> Vec<KeyAndValue> {
+        let slots = &self.slots;
+        let order = self.order.get_or_insert_with(|| {
+            let with_entry = self.index.iter().filter(|(_, slot)| slots[**slot as usize].entry.is_some());
+            with_entry.map(|(key, slot)| (key.clone(), *slot)).collect()
+        });
         let mut found = Vec::new();
         let mut bytes = 0;
-        for (key, entry) in
-            self.entries.range::<[u8], _>((std::ops::Bound::Included(start), std::ops::Bound::Unbounded))
-        {
+        for (key, slot) in order.range::<[u8], _>((Bound::Included(start), Bound::Unbounded)) {
+            let Some(entry) = &slots[*slot as usize].entry else { continue };
             bytes += key.len() + entry.value.len();
             let is_past = end.is_some_and(|end| &**key >= end);
             if is_past || found.len() == limit || (bytes > MAX_RANGE_BYTES && !found.is_empty()) {
@@ -286,41 +394,96 @@ impl StateStore {
         Err(StateError::Full(self.max_bytes))
     }
 
-    /// Replaces an entry, and notes the previous one in the undo log.
-    fn change(&mut self, key: &Arc<[u8]>, entry: Option<StateEntry>) {
-        let previous = self.replace(key, entry);
-        if let Some(log) = self.logs.last_mut() {
-            log.add(key.clone(), previous);
+    /// The slot of a key. Creates it without an entry if the key has none: the caller gives it one.
+    fn slot_of(&mut self, key: &[u8]) -> SlotId {
+        if let Some(slot) = self.index.get(key) {
+            return *slot;
+        }
+        let key: Arc<[u8]> = Arc::from(key);
+        let slot = Slot { key: key.clone(), ..Slot::default() };
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.slots[id as usize] = slot;
+                id
+            }
+            None => {
+                self.slots.push(slot);
+                (self.slots.len() - 1) as SlotId
+            }
+        };
+        self.index.insert(key, id);
+        id
+    }
+
+    /// Frees the slot of a key without an entry, unless an undo log names it.
+    fn free_unused(&mut self, id: SlotId) {
+        let slot = &mut self.slots[id as usize];
+        if slot.logs == 0 && slot.entry.is_none() {
+            self.index.remove(&slot.key);
+            *slot = Slot::default();
+            self.free.push(id);
         }
     }
 
-    fn replace(&mut self, key: &Arc<[u8]>, entry: Option<StateEntry>) -> Option<StateEntry> {
-        let expires_at = entry.as_ref().and_then(|entry| entry.expires_at);
-        let added = entry.as_ref().map_or(0, |entry| entry_bytes(key, entry));
-        let previous = match entry {
-            Some(entry) => self.entries.insert(key.clone(), entry),
-            None => self.entries.remove(key),
-        };
-        let removed = previous.as_ref().map_or(0, |previous| entry_bytes(key, previous));
-        self.bytes = (self.bytes + added).saturating_sub(removed);
-        if let Some(before) = previous.as_ref().and_then(|previous| previous.expires_at) {
-            self.expiries.remove(&(before, key.clone()));
+    /// Replaces an entry, and notes the previous one in the undo log.
+    fn change(&mut self, id: SlotId, entry: Option<StateEntry>) {
+        let previous = self.replace(id, entry);
+        let Some(log) = self.logs.last_mut() else { return };
+        let slot = &mut self.slots[id as usize];
+        if slot.savepoint == log.savepoint {
+            return;
         }
-        if let Some(expires_at) = expires_at {
-            self.expiries.insert((expires_at, key.clone()));
+        let change = Change { slot: id, previous, savepoint: slot.savepoint };
+        (slot.logs, slot.savepoint) = (slot.logs + 1, log.savepoint);
+        log.bytes += change.bytes(&slot.key);
+        log.changes.push(change);
+    }
+
+    fn replace(&mut self, id: SlotId, entry: Option<StateEntry>) -> Option<StateEntry> {
+        let slot = &mut self.slots[id as usize];
+        let bytes = |entry: &Option<StateEntry>| entry.as_ref().map_or(0, |entry| entry_bytes(&slot.key, entry));
+        let expiry = |entry: &Option<StateEntry>| entry.as_ref().and_then(|entry| entry.expires_at);
+        self.bytes = (self.bytes + bytes(&entry)).saturating_sub(bytes(&slot.entry));
+        let (before, after) = (expiry(&slot.entry), expiry(&entry));
+        if before != after {
+            if let Some(before) = before {
+                self.expiries.remove(&(before, id));
+            }
+            if let Some(after) = after {
+                self.expiries.insert((after, id));
+            }
+        }
+        let is_present = entry.is_some();
+        let previous = std::mem::replace(&mut slot.entry, entry);
+        match (previous.is_some(), is_present) {
+            (false, true) => {
+                self.len += 1;
+                if let Some(order) = &mut self.order {
+                    order.insert(slot.key.clone(), id);
+                }
+            }
+            (true, false) => {
+                self.len -= 1;
+                if let Some(order) = &mut self.order {
+                    order.remove(&slot.key);
+                }
+            }
+            _ => {}
         }
         previous
     }
+
+    /// The entries in the order of their keys. It sorts them, so it is for tests and diagnosis.
+    pub fn entries(&self) -> impl Iterator<Item = (&[u8], &StateEntry)> {
+        let entries = self.slots.iter().filter_map(|slot| Some((&*slot.key, slot.entry.as_ref()?)));
+        entries.collect::<BTreeMap<_, _>>().into_iter()
+    }
 }
 
-impl UndoLog {
-    /// Notes the entry of a key from before its first change.
-    fn add(&mut self, key: Arc<[u8]>, previous: Option<StateEntry>) {
-        let bytes = key.len() + previous.as_ref().map_or(0, |entry| entry.value.len()) + ENTRY_OVERHEAD_BYTES;
-        if let std::collections::hash_map::Entry::Vacant(vacant) = self.previous.entry(key) {
-            vacant.insert(previous);
-            self.bytes += bytes;
-        }
+impl Change {
+    /// Its estimated memory.
+    fn bytes(&self, key: &[u8]) -> usize {
+        key.len() + self.previous.as_ref().map_or(0, |entry| entry.value.len()) + ENTRY_OVERHEAD_BYTES
     }
 }
 
@@ -374,6 +537,11 @@ mod tests {
     fn contents(store: &StateStore) -> Model {
         let entries = store.entries().map(|(key, entry)| (key.to_vec(), (entry.value.to_vec(), entry.expires_at)));
         Model { entries: entries.collect(), time: store.time() }
+    }
+
+    /// The keys of one call of `range`.
+    fn ranged(store: &mut StateStore) -> Vec<Vec<u8>> {
+        store.range(&[], None, usize::MAX).iter().map(|(key, _)| key.to_vec()).collect()
     }
 
     /// Writes the changes of the transaction as a commit does.
@@ -457,6 +625,10 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(contents(&store), model.clone());
+                prop_assert_eq!(store.len(), model.entries.len());
+                prop_assert_eq!(ranged(&mut store), model.entries.keys().cloned().collect::<Vec<_>>());
+                let named = store.slots.iter().filter(|slot| slot.entry.is_some() || slot.logs > 0).count();
+                prop_assert_eq!((store.index.len(), store.slots.len()), (named, named + store.free.len()));
                 let bytes: usize = store.entries().map(|(key, entry)| entry_bytes(key, entry)).sum();
                 prop_assert_eq!(store.bytes, bytes);
                 let with_ttl = store.entries().filter(|(_, entry)| entry.expires_at.is_some()).count();
@@ -513,7 +685,10 @@ mod tests {
                         prop_assert_eq!(is_large, matches!(outcome, Err(StateError::LargeEntry(_))));
                     }
                     Call::Delete(key) => drop(store.delete(&key)),
-                    Call::Get(key) => prop_assert_eq!(store.get(&key).is_some(), store.entries.contains_key(key.as_slice())),
+                    Call::Get(key) => {
+                        let known = store.entries().find(|(known, _)| *known == key).map(|(_, entry)| entry.value.clone());
+                        prop_assert_eq!(store.get(&key), known);
+                    }
                     Call::Range(start, end, limit) => {
                         let found = store.range(&start, end.as_deref(), limit);
                         prop_assert!(found.len() <= limit);

@@ -418,6 +418,40 @@ pub mod trunkline {
 
       }
 
+/// The parts of records that the plugin reads.
+      #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+      pub mod inputs {
+        #[used]
+        #[doc(hidden)]
+        static __FORCE_SECTION_REF: fn() =
+        super::super::super::__link_custom_section_describing_imports;
+        
+        #[allow(unused_unsafe, clippy::all)]
+/// Declares which parts of records `process` reads. A plugin may call it in `init` only; a call
+/// elsewhere traps. Without a call, the plugin reads all parts.
+///
+/// The host does not copy the other parts if that saves time: in the batch, they are null or
+/// unchanged. Output records keep them, unless a verdict replaces them. Timestamp, offset,
+/// partition, topic and port are always passed.
+        #[allow(async_fn_in_trait)]
+        pub fn declare(key: bool,value: bool,headers: bool,) -> (){
+          unsafe {
+
+            #[cfg(target_arch = "wasm32")]
+            #[link(wasm_import_module = "trunkline:transform/inputs@1.1.0")]
+            unsafe extern "C" {
+              #[link_name = "declare"]
+              fn wit_import0(_: i32, _: i32, _: i32, );
+            }
+
+            #[cfg(not(target_arch = "wasm32"))]
+            unsafe extern "C" fn wit_import0(_: i32, _: i32, _: i32, ) { unreachable!() }
+            wit_import0(match &key { true => 1, false => 0 }, match &value { true => 1, false => 0 }, match &headers { true => 1, false => 0 });
+          }
+        }
+
+      }
+
     }
   }
   #[allow(dead_code, clippy::all)]
@@ -926,9 +960,9 @@ macro_rules! __export_stateful_impl {
     #[unsafe(link_section = "component-type:wit-bindgen:0.63.0:trunkline:transform@1.1.0:stateful:imports and exports")]
     #[doc(hidden)]
     #[allow(clippy::octal_escapes)]
-    pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 837] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xc6\x05\x01A\x02\x01\
-A\x06\x01B\x13\x01p}\x01r\x02\x03key\0\x05value\0\x04\0\x05entry\x03\0\x01\x01kw\
+    pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 915] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x94\x06\x01A\x02\x01\
+A\x08\x01B\x13\x01p}\x01r\x02\x03key\0\x05value\0\x04\0\x05entry\x03\0\x01\x01kw\
 \x01r\x03\x03key\0\x05value\0\x06ttl-ms\x03\x04\0\x09new-entry\x03\0\x04\x01p\0\x01\
 k\0\x01p\x07\x01@\x01\x04keys\x06\0\x08\x04\0\x03get\x01\x09\x01p\x05\x01@\x01\x07\
 entries\x0a\x01\0\x04\0\x03put\x01\x0b\x01@\x01\x04keys\x06\x01\0\x04\0\x06delet\
@@ -938,15 +972,16 @@ ce\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01@\x02\x05level\x0
 \x07messages\x01\0\x04\0\x03log\x01\x02\x01@\x02\x04names\x02byw\x01\0\x04\0\x0b\
 counter-add\x01\x03\x01@\x02\x04names\x05valueu\x01\0\x04\0\x10histogram-record\x01\
 \x04\x01@\0\0w\x04\0\x06now-ms\x01\x05\x03\0\x1etrunkline:transform/host@1.1.0\x05\
-\x01\x01B\x12\x01py\x01r\x02\x07formats\0\x0chost-versions\x04\0\x05offer\x03\0\x01\
-\x01ps\x01r\x03\x06formaty\x05ports\x03\x0ckeeps-schema\x7f\x04\0\x0ainit-reply\x03\
-\0\x04\x01ks\x01r\x02\x07messages\x03key\x06\x04\0\x0ainit-error\x03\0\x07\x01j\x01\
-\x05\x01\x08\x01@\x02\x06configs\x04host\x02\0\x09\x04\0\x04init\x01\x0a\x01p}\x01\
-j\x01\x0b\x01s\x01@\x01\x05batch\x0b\0\x0c\x04\0\x07process\x01\x0d\x01@\0\0\x0c\
-\x04\0\x05flush\x01\x0e\x04\0\x20trunkline:transform/plugin@1.1.0\x05\x02\x04\0\"\
-trunkline:transform/stateful@1.1.0\x04\0\x0b\x0e\x01\0\x08stateful\x03\0\0\0G\x09\
-producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rus\
-t\x060.63.0";
+\x01\x01B\x02\x01@\x03\x03key\x7f\x05value\x7f\x07headers\x7f\x01\0\x04\0\x07dec\
+lare\x01\0\x03\0\x20trunkline:transform/inputs@1.1.0\x05\x02\x01B\x12\x01py\x01r\
+\x02\x07formats\0\x0chost-versions\x04\0\x05offer\x03\0\x01\x01ps\x01r\x03\x06fo\
+rmaty\x05ports\x03\x0ckeeps-schema\x7f\x04\0\x0ainit-reply\x03\0\x04\x01ks\x01r\x02\
+\x07messages\x03key\x06\x04\0\x0ainit-error\x03\0\x07\x01j\x01\x05\x01\x08\x01@\x02\
+\x06configs\x04host\x02\0\x09\x04\0\x04init\x01\x0a\x01p}\x01j\x01\x0b\x01s\x01@\
+\x01\x05batch\x0b\0\x0c\x04\0\x07process\x01\x0d\x01@\0\0\x0c\x04\0\x05flush\x01\
+\x0e\x04\0\x20trunkline:transform/plugin@1.1.0\x05\x03\x04\0\"trunkline:transfor\
+m/stateful@1.1.0\x04\0\x0b\x0e\x01\0\x08stateful\x03\0\0\0G\x09producers\x01\x0c\
+processed-by\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
   };
   )
 }
@@ -957,9 +992,9 @@ pub use __export_stateful_impl as __export_guest_types;
 #[unsafe(link_section = "component-type:wit-bindgen:0.63.0:trunkline:transform@1.1.0:stateful-with-all-of-its-exports-removed:encoded world")]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 652] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xed\x03\x01A\x02\x01\
-A\x04\x01B\x13\x01p}\x01r\x02\x03key\0\x05value\0\x04\0\x05entry\x03\0\x01\x01kw\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 730] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xbb\x04\x01A\x02\x01\
+A\x06\x01B\x13\x01p}\x01r\x02\x03key\0\x05value\0\x04\0\x05entry\x03\0\x01\x01kw\
 \x01r\x03\x03key\0\x05value\0\x06ttl-ms\x03\x04\0\x09new-entry\x03\0\x04\x01p\0\x01\
 k\0\x01p\x07\x01@\x01\x04keys\x06\0\x08\x04\0\x03get\x01\x09\x01p\x05\x01@\x01\x07\
 entries\x0a\x01\0\x04\0\x03put\x01\x0b\x01@\x01\x04keys\x06\x01\0\x04\0\x06delet\
@@ -969,9 +1004,11 @@ ce\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01@\x02\x05level\x0
 \x07messages\x01\0\x04\0\x03log\x01\x02\x01@\x02\x04names\x02byw\x01\0\x04\0\x0b\
 counter-add\x01\x03\x01@\x02\x04names\x05valueu\x01\0\x04\0\x10histogram-record\x01\
 \x04\x01@\0\0w\x04\0\x06now-ms\x01\x05\x03\0\x1etrunkline:transform/host@1.1.0\x05\
-\x01\x04\0Btrunkline:transform/stateful-with-all-of-its-exports-removed@1.1.0\x04\
-\0\x0b.\x01\0(stateful-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\
-\x0cprocessed-by\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
+\x01\x01B\x02\x01@\x03\x03key\x7f\x05value\x7f\x07headers\x7f\x01\0\x04\0\x07dec\
+lare\x01\0\x03\0\x20trunkline:transform/inputs@1.1.0\x05\x02\x04\0Btrunkline:tra\
+nsform/stateful-with-all-of-its-exports-removed@1.1.0\x04\0\x0b.\x01\0(stateful-\
+with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0d\
+wit-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
 
 #[inline(never)]
 #[doc(hidden)]

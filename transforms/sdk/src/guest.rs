@@ -14,10 +14,11 @@
 use std::cell::RefCell;
 
 use crate::bindings::exports::trunkline::transform::plugin::{InitError, InitReply, Offer};
-use crate::bindings::trunkline::transform::{host, state};
+use crate::bindings::trunkline::transform::{host, inputs, state};
 use crate::config::ConfigError;
 use crate::host::Level;
-use crate::{Transform, runner};
+use crate::state::Packed;
+use crate::{Inputs, Transform, runner};
 
 /// The format of `batch.rs` and `verdict.rs`.
 const FORMAT: u32 = 1;
@@ -52,6 +53,10 @@ pub fn init<T: Transform>(config: &str, offer: &Offer) -> Result<InitReply, Init
         return Err(rejected(ConfigError::new(message)));
     }
     let transform = T::new(ConfigError::read(config).map_err(rejected)?).map_err(rejected)?;
+    let Inputs { key, value, headers } = transform.inputs();
+    if !(key && value && headers) {
+        inputs::declare(key, value, headers);
+    }
     let reply = InitReply { format: FORMAT, ports: transform.ports(), keeps_schema: transform.keeps_schema() };
     INSTANCE.with(|instance| *instance.borrow_mut() = Some(Box::new(transform)));
     Ok(reply)
@@ -132,21 +137,98 @@ pub(crate) fn now_ms() -> u64 {
     host::now_ms()
 }
 
-pub(crate) fn state_get(keys: &[Vec<u8>]) -> Vec<Option<Vec<u8>>> {
-    state::get(keys)
+pub(crate) fn state_get(keys: &Packed) -> Vec<Option<Vec<u8>>> {
+    let keys: Vec<Bytes> = keys.iter().map(Bytes::of).collect();
+    let mut values = Values { first: std::ptr::null_mut(), count: 0 };
+    // SAFETY: the arguments have the layout of `list<list<u8>>`. The host writes the address and
+    // length of a list of its type, whose blocks it allocated with `realloc` for this call.
+    unsafe {
+        imports::get(keys.as_ptr(), keys.len(), &mut values);
+        if values.count == 0 {
+            return Vec::new();
+        }
+        let taken = (0..values.count).map(|index| {
+            let value = &*values.first.add(index);
+            (value.is_some == 1).then(|| Vec::from_raw_parts(value.bytes, value.len, value.len))
+        });
+        let taken = taken.collect();
+        drop(Vec::from_raw_parts(values.first, 0, values.count));
+        taken
+    }
 }
 
-pub(crate) fn state_put(entries: Vec<(Vec<u8>, Vec<u8>)>, ttl_ms: Option<u64>) {
-    let entries = entries.into_iter().map(|(key, value)| state::NewEntry { key, value, ttl_ms });
-    state::put(&entries.collect::<Vec<_>>());
+/// `entries`: keys and values in turn.
+pub(crate) fn state_put(entries: &Packed, ttl_ms: Option<u64>) {
+    let mut stored = Vec::with_capacity(entries.iter().len() / 2);
+    let mut items = entries.iter();
+    while let (Some(key), Some(value)) = (items.next(), items.next()) {
+        let (has_ttl, ttl_ms) = (ttl_ms.is_some().into(), ttl_ms.unwrap_or_default());
+        stored.push(NewEntry { key: Bytes::of(key), value: Bytes::of(value), has_ttl, ttl_ms });
+    }
+    // SAFETY: the arguments have the layout of `list<new-entry>`.
+    unsafe { imports::put(stored.as_ptr(), stored.len()) }
 }
 
-pub(crate) fn state_delete(keys: &[Vec<u8>]) {
-    state::delete(keys);
+pub(crate) fn state_delete(keys: &Packed) {
+    let keys: Vec<Bytes> = keys.iter().map(Bytes::of).collect();
+    // SAFETY: the arguments have the layout of `list<list<u8>>`.
+    unsafe { imports::delete(keys.as_ptr(), keys.len()) }
 }
 
 pub(crate) fn state_range(start: &[u8], end: &[u8], limit: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
     state::range(start, Some(end), limit).into_iter().map(|entry| (entry.key, entry.value)).collect()
+}
+
+/// The interface `state` as the host sees it. `bindings.rs` has these functions too, but there each
+/// key and value is a vector of its own.
+mod imports {
+    use super::{Bytes, NewEntry, Values};
+
+    #[link(wasm_import_module = "trunkline:transform/state@1.1.0")]
+    unsafe extern "C" {
+        pub(super) fn get(keys: *const Bytes, count: usize, values: *mut Values);
+        pub(super) fn put(entries: *const NewEntry, count: usize);
+        pub(super) fn delete(keys: *const Bytes, count: usize);
+    }
+}
+
+/// A `list<u8>`.
+#[repr(C)]
+#[allow(dead_code, reason = "the host reads it")]
+struct Bytes {
+    first: *const u8,
+    len: usize,
+}
+
+impl Bytes {
+    fn of(bytes: &[u8]) -> Self {
+        Self { first: bytes.as_ptr(), len: bytes.len() }
+    }
+}
+
+/// A `new-entry`.
+#[repr(C)]
+#[allow(dead_code, reason = "the host reads it")]
+struct NewEntry {
+    key: Bytes,
+    value: Bytes,
+    has_ttl: u8,
+    ttl_ms: u64,
+}
+
+/// A `list<option<list<u8>>>`.
+#[repr(C)]
+struct Values {
+    first: *mut Value,
+    count: usize,
+}
+
+/// An `option<list<u8>>`.
+#[repr(C)]
+struct Value {
+    is_some: u8,
+    bytes: *mut u8,
+    len: usize,
 }
 
 /// The allocator of the canonical ABI.

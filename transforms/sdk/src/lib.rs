@@ -85,6 +85,34 @@ pub use batch::{Batch, Headers, InvalidBatch, Record};
 pub use config::ConfigError;
 pub use verdict::{DEFAULT_PORT, Done, Emit, Parts, Port, Verdict, Verdicts};
 
+/// The parts of records that a transform reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inputs {
+    /// The keys.
+    pub key: bool,
+    /// The values.
+    pub value: bool,
+    /// The headers.
+    pub headers: bool,
+}
+
+impl Inputs {
+    /// All parts.
+    pub const ALL: Self = Self { key: true, value: true, headers: true };
+    /// The keys only.
+    pub const KEY: Self = Self { key: true, value: false, headers: false };
+    /// The values only.
+    pub const VALUE: Self = Self { key: false, value: true, headers: false };
+    /// The headers only.
+    pub const HEADERS: Self = Self { key: false, value: false, headers: true };
+
+    /// The parts of both.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self { key: self.key || other.key, value: self.value || other.value, headers: self.headers || other.headers }
+    }
+}
+
 /// A transform. Implement [`Transform::record`], or [`Transform::process`] if a verdict depends on
 /// several records of the batch.
 pub trait Transform: Sized + 'static {
@@ -99,6 +127,13 @@ pub trait Transform: Sized + 'static {
     /// Names of the output ports, without the default port. They may depend on the configuration.
     fn ports(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// The parts of records that the transform reads. The host need not copy the others: they can
+    /// be null in [`Record`], and output records keep them. The timestamp and the origin of a record
+    /// can always be read.
+    fn inputs(&self) -> Inputs {
+        Inputs::ALL
     }
 
     /// Returns true if every changed value still fits the schema of its input record. If false, the

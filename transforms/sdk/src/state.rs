@@ -93,8 +93,7 @@ impl<V: Serialize + DeserializeOwned> State<V> {
 
     /// The values of several keys, in order.
     pub fn get_all(&self, keys: &[impl AsRef<[u8]>]) -> Result<Vec<Option<V>>, String> {
-        let stored: Vec<Vec<u8>> = keys.iter().map(|key| self.stored_key(key.as_ref())).collect();
-        let values = implementation::state_get(&stored).into_iter();
+        let values = implementation::state_get(&self.stored_keys(keys)).into_iter();
         values.map(|value| value.map(|value| decode(&value)).transpose()).collect()
     }
 
@@ -104,8 +103,7 @@ impl<V: Serialize + DeserializeOwned> State<V> {
         if keys.is_empty() {
             return Vec::new();
         }
-        let stored: Vec<Vec<u8>> = keys.iter().map(|key| self.stored_key(key.as_ref())).collect();
-        implementation::state_get(&stored)
+        implementation::state_get(&self.stored_keys(keys))
     }
 
     /// Stores a value.
@@ -118,13 +116,15 @@ impl<V: Serialize + DeserializeOwned> State<V> {
     where
         V: 'v,
     {
-        let stored = entries.into_iter().map(|(key, value)| {
-            let value = serde_json::to_vec(value).map_err(|error| format!("a value cannot be stored: {error}"))?;
-            Ok((self.stored_key(key.as_ref()), value))
-        });
-        let stored: Vec<(Vec<u8>, Vec<u8>)> = stored.collect::<Result<_, String>>()?;
+        let mut stored = Packed::default();
+        for (key, value) in entries {
+            self.add_key(&mut stored, key.as_ref());
+            serde_json::to_writer(&mut stored.bytes, value)
+                .map_err(|error| format!("a value cannot be stored: {error}"))?;
+            stored.end();
+        }
         if !stored.is_empty() {
-            implementation::state_put(stored, self.ttl_ms);
+            implementation::state_put(&stored, self.ttl_ms);
         }
         Ok(())
     }
@@ -137,8 +137,7 @@ impl<V: Serialize + DeserializeOwned> State<V> {
     /// Removes several entries.
     pub fn delete_all(&self, keys: &[impl AsRef<[u8]>]) {
         if !keys.is_empty() {
-            let stored: Vec<Vec<u8>> = keys.iter().map(|key| self.stored_key(key.as_ref())).collect();
-            implementation::state_delete(&stored);
+            implementation::state_delete(&self.stored_keys(keys));
         }
     }
 
@@ -161,6 +160,44 @@ impl<V: Serialize + DeserializeOwned> State<V> {
 
     fn stored_key(&self, key: &[u8]) -> Vec<u8> {
         [&self.prefix, key].concat()
+    }
+
+    fn stored_keys(&self, keys: &[impl AsRef<[u8]>]) -> Packed {
+        let mut stored = Packed::default();
+        keys.iter().for_each(|key| self.add_key(&mut stored, key.as_ref()));
+        stored
+    }
+
+    fn add_key(&self, to: &mut Packed, key: &[u8]) {
+        to.bytes.extend_from_slice(&self.prefix);
+        to.bytes.extend_from_slice(key);
+        to.end();
+    }
+}
+
+/// Keys, or keys and values in turn, in one block of memory: an allocation for each of them would
+/// cost more than the call of the host.
+#[derive(Debug, Default)]
+pub(crate) struct Packed {
+    bytes: Vec<u8>,
+    /// Where each item ends.
+    ends: Vec<usize>,
+}
+
+impl Packed {
+    /// Ends the item whose bytes were appended.
+    fn end(&mut self) {
+        self.ends.push(self.bytes.len());
+    }
+
+    fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The items, in order.
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        let mut start = 0;
+        self.ends.iter().map(move |end| &self.bytes[std::mem::replace(&mut start, *end)..*end])
     }
 }
 

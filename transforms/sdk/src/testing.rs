@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use crate::batch::Headers;
 use crate::config::ConfigError;
 use crate::host::Level;
+use crate::state::Packed;
 use crate::verdict::write_header;
-use crate::{Transform, runner};
+use crate::{Inputs, Transform, runner};
 
 thread_local! {
     static CALL_STATE: RefCell<CallState> = RefCell::new(CallState::default());
@@ -41,19 +42,23 @@ fn with_state<R>(call: impl FnOnce(&mut MockState) -> R) -> R {
     })
 }
 
-pub(crate) fn state_get(keys: &[Vec<u8>]) -> Vec<Option<Vec<u8>>> {
+pub(crate) fn state_get(keys: &Packed) -> Vec<Option<Vec<u8>>> {
     with_state(|state| keys.iter().map(|key| state.entries.get(key).map(|(value, _)| value.clone())).collect())
 }
 
-pub(crate) fn state_put(entries: Vec<(Vec<u8>, Vec<u8>)>, ttl_ms: Option<u64>) {
+/// `entries`: keys and values in turn.
+pub(crate) fn state_put(entries: &Packed, ttl_ms: Option<u64>) {
     with_state(|state| {
         let ttl = ttl_ms.map(|ttl| i64::try_from(ttl).unwrap_or(i64::MAX));
         let expires_at = ttl.map(|ttl| state.time.saturating_add(ttl));
-        state.entries.extend(entries.into_iter().map(|(key, value)| (key, (value, expires_at))));
+        let mut items = entries.iter();
+        while let (Some(key), Some(value)) = (items.next(), items.next()) {
+            state.entries.insert(key.to_vec(), (value.to_vec(), expires_at));
+        }
     });
 }
 
-pub(crate) fn state_delete(keys: &[Vec<u8>]) {
+pub(crate) fn state_delete(keys: &Packed) {
     with_state(|state| keys.iter().for_each(|key| drop(state.entries.remove(key))));
 }
 
@@ -173,6 +178,7 @@ pub struct MockHost<T> {
     transform: T,
     config: String,
     ports: Vec<String>,
+    inputs: Inputs,
 }
 
 impl<T: Transform> MockHost<T> {
@@ -184,7 +190,8 @@ impl<T: Transform> MockHost<T> {
         let transform = T::new(ConfigError::read(&config)?)?;
         let mut ports = vec!["default".to_owned()];
         ports.extend(transform.ports());
-        Ok(Self { transform, config, ports })
+        let inputs = transform.inputs();
+        Ok(Self { transform, config, ports, inputs })
     }
 
     /// Replaces the transform by a new one, as after a crash: its memory is lost, the state stays.
@@ -193,7 +200,8 @@ impl<T: Transform> MockHost<T> {
         Ok(())
     }
 
-    /// Processes a batch. After an error, the state is as before.
+    /// Processes a batch. After an error, the state is as before. The transform sees the parts of
+    /// the records that it [reads](Transform::inputs); the others are null.
     ///
     /// # Panics
     /// If the transform panics or uses a port that it does not declare.
@@ -205,7 +213,7 @@ impl<T: Transform> MockHost<T> {
             call.state.in_process = true;
             before
         });
-        let called = runner::process(&mut self.transform, &seal(records));
+        let called = runner::process(&mut self.transform, &seal(records, self.inputs));
         CALL_STATE.with_borrow_mut(|call| {
             call.state.in_process = false;
             if called.is_err() {
@@ -352,8 +360,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Packs records as a host does.
-fn seal(records: &[Input]) -> Vec<u8> {
+/// Packs records as a host does, without the parts that the transform does not read.
+fn seal(records: &[Input], inputs: Inputs) -> Vec<u8> {
     let mut bytes = vec![0; 32];
     let mut table = Vec::new();
     let mut topics: Vec<&str> = Vec::new();
@@ -371,10 +379,11 @@ fn seal(records: &[Input]) -> Vec<u8> {
         table.extend_from_slice(&partition.to_le_bytes());
         table.extend_from_slice(&(topic as u32).to_le_bytes()); // the port, 0, is its upper half
         let mut headers = Vec::new();
-        for (name, value) in &record.headers {
+        for (name, value) in record.headers.iter().filter(|_| inputs.headers) {
             write_header(&mut headers, name, value.as_deref());
         }
-        for part in [record.key.as_deref(), record.value.as_deref(), Some(headers.as_slice())] {
+        let (key, value) = (record.key.as_deref(), record.value.as_deref());
+        for part in [key.filter(|_| inputs.key), value.filter(|_| inputs.value), Some(headers.as_slice())] {
             table.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
             table.extend_from_slice(&part.map_or(-1, |part| part.len() as i32).to_le_bytes());
             bytes.extend_from_slice(part.unwrap_or_default());

@@ -11,7 +11,8 @@ const state =
   worldName === 'stateful'
     ? "import * as hostState from 'trunkline:transform/state@1.1.0';"
     : 'const hostState = undefined;';
-const { component } = await componentize(`${state}\n${sdk}\n${app}`, {
+const inputs = "import { declare as declareInputs } from 'trunkline:transform/inputs@1.1.0';";
+const { component } = await componentize(`${inputs}\n${state}\n${sdk}\n${app}`, {
   witPath: resolve('wit'),
   worldName,
   disableFeatures: ['http', 'fetch-event', 'stdio', 'random', 'clocks'],

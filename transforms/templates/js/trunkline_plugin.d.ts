@@ -32,6 +32,11 @@ export interface Transform {
   ports?: string[];
   /** Whether every changed value still fits the schema of its record. */
   keepsSchema?: boolean;
+  /**
+   * The parts of records that the transform reads. The worker need not pass the others: they can be null, and output
+   * records keep them.
+   */
+  inputs?: ('key' | 'value' | 'headers')[];
   /** The verdict on a record. */
   record?(record: PluginRecord): Verdict;
   /** The verdicts on the records of a batch, in order, instead of `record`. */

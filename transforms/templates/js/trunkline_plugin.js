@@ -125,6 +125,8 @@ export function exportTransform(TransformClass) {
         if (error instanceof ConfigError) throw { message: error.message, key: error.key };
         throw error;
       }
+      const inputs = transform.inputs ?? ['key', 'value', 'headers'];
+      declareInputs(...['key', 'value', 'headers'].map((part) => inputs.includes(part)));
       const ports = transform.ports ?? [];
       portNumbers = new Map(['default', ...ports].map((name, index) => [name, index]));
       return { format: FORMAT, ports, keepsSchema: transform.keepsSchema ?? false };

@@ -12,6 +12,7 @@ from typing import Dict, Generic, Iterable, List, Mapping, Optional, Tuple, Type
 
 from componentize_py_types import Err
 from wit_world.exports.plugin import InitError, InitReply
+from wit_world.imports import inputs as host_inputs
 
 try:
     from wit_world.imports import state as host_state
@@ -122,6 +123,9 @@ class Transform:
     ports: List[str] = []
     #: True if every changed value still fits the schema of its record.
     keeps_schema: bool = False
+    #: The parts of records that the transform reads. The worker need not pass the others: they can be `None`, and
+    #: output records keep them.
+    inputs: Iterable[str] = ("key", "value", "headers")
 
     def __init__(self, config: dict):
         pass
@@ -183,6 +187,7 @@ def export(transform_class):
                 Plugin.transform = transform_class(json.loads(config))
             except ConfigError as error:
                 raise Err(InitError(str(error), error.key))
+            host_inputs.declare(*(part in self.transform.inputs for part in ("key", "value", "headers")))
             Plugin.port_numbers = {name: index for index, name in enumerate(["default", *Plugin.transform.ports])}
             return InitReply(FORMAT, list(self.transform.ports), self.transform.keeps_schema)
 

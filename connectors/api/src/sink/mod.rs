@@ -16,9 +16,11 @@ mod commit_policy;
 mod idempotent;
 mod two_phase;
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::batch::Batch;
 use crate::budget::MemoryBudget;
 use crate::config::{OptionSpec, Section};
 use crate::error::{Error, Result};
@@ -47,6 +49,10 @@ pub trait SinkConnector: Send + Sync {
     fn configure(&self, section: &Section<'_>, template_variables: &[&str]) -> Option<Box<dyn SinkSpec>>;
 }
 
+/// Reads the newest records of a sink's inputs, without those of topics whose records pass
+/// transforms in the sink.
+pub type RecordSample<'a> = dyn FnMut() -> Result<Batch> + 'a;
+
 /// A configured sink. The runtime opens it once for each task, and again after a failure.
 pub trait SinkSpec: Send + Sync {
     /// Connects, and checks that the destination can be written to.
@@ -62,6 +68,14 @@ pub trait SinkSpec: Send + Sync {
     /// Changes nothing there that stays. `name` is the value that [`SinkContext::name`] will have.
     fn preflight(&self, name: &str, runtime: &tokio::runtime::Handle) -> Vec<PreflightIssue> {
         let _ = (name, runtime);
+        Vec::new()
+    }
+
+    /// Checks that records such as the newest ones of the sink's inputs, which `records` reads, can
+    /// be written to what the destination has, and reports each reason why not. Changes nothing
+    /// there.
+    fn preflight_records(&self, context: SinkContext, records: &mut RecordSample<'_>) -> Vec<PreflightIssue> {
+        let _ = (context, records);
         Vec::new()
     }
 
@@ -87,6 +101,46 @@ pub trait SinkSpec: Send + Sync {
     /// sink's output does not name the records in it.
     fn list_output(&self, runtime: &tokio::runtime::Handle) -> Result<Option<OutputListing>> {
         let _ = runtime;
+        Ok(None)
+    }
+
+    /// Passes the rows of a file of [`SinkSpec::list_output`] to `each`: the columns with a value,
+    /// in the order of their names, with the value as text. `scratch` is a folder for temporary
+    /// files.
+    fn read_rows(
+        &self,
+        file: &OutputFile,
+        scratch: &Path,
+        runtime: &tokio::runtime::Handle,
+        each: EachRow<'_>,
+    ) -> Result<()> {
+        let _ = (file, scratch, runtime, each);
+        Err(Error::internal("sink.read_rows", "the connector lists files, and cannot read them"))
+    }
+
+    /// The folder of a file of [`SinkSpec::list_output`], relative to the destination.
+    fn folder_of(&self, file: &OutputFile) -> String {
+        let _ = file;
+        String::new()
+    }
+
+    /// Counts the rows at the destination that hold records of these offsets (from the first to the
+    /// one before the last), where rows name their records. `None` where they do not. At most
+    /// `gaps` ranges of offsets without a row are listed for each partition.
+    fn count_rows(
+        &self,
+        ranges: &OffsetRanges,
+        gaps: usize,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<Option<RowCounts>> {
+        let _ = (ranges, gaps, runtime);
+        Ok(None)
+    }
+
+    /// Rows at the destination that a replay of these offsets must not meet, because it would write
+    /// them again or over newer ones: what they are, for a message.
+    fn rows_in_the_way(&self, ranges: &OffsetRanges, runtime: &tokio::runtime::Handle) -> Result<Option<String>> {
+        let _ = (ranges, runtime);
         Ok(None)
     }
 
@@ -121,6 +175,10 @@ fn removal_unsupported() -> Error {
     Error::internal("sink.removal", "the connector declares replaceable files, and cannot remove them")
 }
 
+/// Receives the columns of a row that have a value, in the order of their names, with the values as
+/// text.
+pub type EachRow<'a> = &'a mut dyn FnMut(&[(&str, &str)]) -> Result<()>;
+
 /// How a replay can take the place of what a sink wrote before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Supersede {
@@ -130,6 +188,11 @@ pub enum Supersede {
     /// collects prepared output of the replay ([`TwoPhaseSink`]) until the range is complete. Then
     /// it commits all of it, and removes the earlier files.
     Files,
+    /// Output consists of rows that name their records ([`SinkSpec::count_rows`]). The stage
+    /// collects prepared output of the replay ([`TwoPhaseSink`]) until the range is complete. Then
+    /// one call of [`TwoPhaseSink::commit`] with all of it removes the earlier rows of
+    /// [`SinkReplay::ranges`] and adds the new ones, in one transaction of the destination.
+    Rows,
     /// A record that is delivered again by a sink with [`SinkReplay::supersedes`] replaces what was
     /// written for it, unless a later record has replaced that since ([`IdempotentSink`]).
     Documents {
@@ -147,6 +210,37 @@ pub struct SinkReplay {
     /// The replay takes the place of what the live sink wrote. The live sink runs at the same time
     /// with the same [`SinkContext::name`].
     pub supersedes: bool,
+    /// The offsets that it replays.
+    pub ranges: OffsetRanges,
+}
+
+/// The first offset of topic partitions, and the one after the last.
+pub type OffsetRanges = BTreeMap<TopicPartition, (i64, i64)>;
+
+/// The rows of a destination that hold records of topic partitions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RowCounts {
+    /// Rows by table and topic partition. Those without rows are left out.
+    pub partitions: Vec<RowCount>,
+    /// Rows of the tables that do not name their records.
+    pub unnamed: u64,
+}
+
+/// The rows of a table that hold records of one topic partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowCount {
+    /// The table.
+    pub table: String,
+    /// The topic partition.
+    pub partition: TopicPartition,
+    /// Number of the rows.
+    pub rows: u64,
+    /// Number of different offsets in them.
+    pub offsets: u64,
+    /// The first and the last offset in them.
+    pub extremes: (i64, i64),
+    /// Ranges of offsets between these that have no row, the longest first.
+    pub gaps: Vec<(i64, i64)>,
 }
 
 /// The visible files of a destination.

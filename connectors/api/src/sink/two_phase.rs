@@ -98,7 +98,8 @@ pub trait TwoPhaseSink: SinkWriter {
     }
 
     /// Removes prepared output that will never be committed. May be repeated. Required for
-    /// [`Supersede::Files`](crate::Supersede::Files).
+    /// [`Supersede::Files`](crate::Supersede::Files) and
+    /// [`Supersede::Rows`](crate::Supersede::Rows).
     fn discard_prepared(&mut self, committables: &[Self::Committable]) -> Result<()> {
         let _ = committables;
         Err(Error::internal("sink.discard_prepared", "the connector cannot remove prepared output"))

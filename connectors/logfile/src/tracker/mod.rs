@@ -125,7 +125,12 @@ impl Tracker {
         let mut files = BTreeMap::new();
         let mut missing = Vec::new();
         for (key, id, saved) in saved {
-            let file = TrackedFile::load(key, id, saved, now);
+            let mut file = TrackedFile::load(key, id, saved, now);
+            if options.multiline.is_some() && file.has_rest {
+                // Whether an event waits at its end is known when it was read: if a newer file has
+                // lines, the event precedes them.
+                file.at_end = None;
+            }
             if let Some(other) = files.insert(id, file) {
                 // Two positions with one inode: the file, and the one that had the inode before it.
                 missing.push(other.into_missing(MissingReason::Deleted));

@@ -54,7 +54,7 @@ pub(crate) async fn current_position(connection: &mut QueryConnection, flavor: S
         _ => binlog_end(connection).await?,
     };
     let processed = parse_gtids(connection, flavor, executed.as_deref().unwrap_or_default())?;
-    Ok(StreamPosition { processed, end, partial: None, anchor: None })
+    Ok(StreamPosition { processed, end, partial: None, anchor: None, epoch: None })
 }
 
 /// Checks that the server has every transaction that the source has processed. A server that lacks

@@ -1,6 +1,7 @@
 //! Turns row changes into records: the envelope, the key, tombstones, and the three records of a
 //! changed key.
 
+use trunkline_connector::batch::write_header;
 use trunkline_connector::json::write_string;
 use trunkline_connector::{Batch, Reason, SourceBatch, headers};
 
@@ -9,6 +10,7 @@ use super::options::Envelope;
 use super::table::{DATABASE, Table};
 use super::transaction_metadata::{MarkerFormat, TransactionMetadata};
 use crate::decode::{Malformed, Value};
+use crate::position::file_number;
 
 /// Header with the new key, on the record that deletes the old key.
 const NEW_KEY: &str = "__debezium.newkey";
@@ -23,6 +25,8 @@ pub(crate) const MAX_RECORDS_PER_CHANGE: usize = 3;
 pub(crate) struct SourceBlock {
     head: Vec<u8>,
     tail: Vec<u8>,
+    file_number: u64,
+    pos: u64,
     /// The time of the commit, in milliseconds since the Unix epoch.
     pub(crate) committed_at: i64,
 }
@@ -73,7 +77,8 @@ impl SourceBlock {
             }
         }
         tail.push(b'}');
-        Self { head: bytes, tail, committed_at: parts.committed_at }
+        let (file_number, pos) = (file_number(parts.file), parts.pos);
+        Self { head: bytes, tail, file_number, pos, committed_at: parts.committed_at }
     }
 
     /// Appends the `source` of a row.
@@ -120,6 +125,10 @@ struct Parts<'a, 'v> {
 pub(crate) struct Emitter {
     encoder: Encoder,
     tombstones: bool,
+    /// The number of the history that is followed.
+    epoch: u64,
+    /// The header with the epoch, as a batch encodes it.
+    epoch_header: Vec<u8>,
     /// The time at which the records of this batch were made, in milliseconds since the Unix epoch.
     now: i64,
     before_key: Vec<u8>,
@@ -139,7 +148,7 @@ pub(crate) struct DefinitionRecord<'a> {
     pub(crate) schema: &'a str,
 }
 
-/// A row before and after a change, and its index within the event.
+/// A row before and after a change, and its number among the rows of its position.
 #[derive(Clone, Copy)]
 pub(crate) struct Change<'a, 'v> {
     pub(crate) op: Op,
@@ -149,10 +158,14 @@ pub(crate) struct Change<'a, 'v> {
 }
 
 impl Emitter {
-    pub(crate) fn new(tombstones: bool) -> Self {
+    pub(crate) fn new(tombstones: bool, epoch: u64) -> Self {
+        let mut epoch_header = Vec::new();
+        write_header(&mut epoch_header, headers::EPOCH, Some(epoch.to_string().as_bytes()));
         Self {
             encoder: Encoder::default(),
             tombstones,
+            epoch,
+            epoch_header,
             now: 0,
             before_key: Vec::new(),
             after_key: Vec::new(),
@@ -207,6 +220,13 @@ impl Emitter {
         self.now = now;
     }
 
+    /// The key of a row, if it can be decoded.
+    pub(crate) fn key(&mut self, table: &Table, row: &[Value<'_>]) -> Option<Vec<u8>> {
+        let mut key = Vec::new();
+        self.encoder.key(&mut key, table, row).ok()?;
+        (!table.key.is_empty()).then_some(key)
+    }
+
     /// Adds the records of a change. `on_key` receives the keys that the change affects.
     pub(crate) fn change(
         &mut self,
@@ -251,7 +271,7 @@ impl Emitter {
             let delete = Change { op: Op::Delete, after: None, ..change };
             let other_key = Some((NEW_KEY, after_key));
             self.record(out, &Parts { table, source_block, change: delete, key: before_key, other_key })?;
-            self.tombstone(out, table, source_block, before_key);
+            self.tombstone(out, table, source_block, before_key, change.row);
             let create = Change { op: Op::Create, before: None, ..change };
             let other_key = Some((OLD_KEY, before_key));
             return self.record(out, &Parts { table, source_block, change: create, key: after_key, other_key });
@@ -259,7 +279,7 @@ impl Emitter {
         let key = if change.after.is_some() { after_key } else { before_key };
         self.record(out, &Parts { table, source_block, change, key, other_key: None })?;
         if change.op == Op::Delete && keyed {
-            self.tombstone(out, table, source_block, key);
+            self.tombstone(out, table, source_block, key, change.row);
         }
         Ok(())
     }
@@ -310,6 +330,11 @@ impl Emitter {
             return Ok(false);
         }
         record.timestamp(source_block.committed_at).ordering_key(table.ordering_key).header_block(&table.headers);
+        match table.format.envelope {
+            // The rest of the order is in `source`.
+            Envelope::Debezium => record.header_block(&self.epoch_header),
+            Envelope::Row => record.header(headers::ORDER, Some(&self.order(source_block, change.row))),
+        };
         if let Some((name, key)) = other_key {
             record.header(name, Some(key));
         }
@@ -355,7 +380,19 @@ impl Emitter {
         Ok(())
     }
 
-    fn tombstone(&self, out: &mut SourceBatch, table: &Table, source_block: &SourceBlock, key: &[u8]) {
+    /// The order of a change whose record has no `source`.
+    fn order(&self, source_block: &SourceBlock, row: u64) -> Vec<u8> {
+        let mut order = Vec::with_capacity(40);
+        for number in [self.epoch, source_block.file_number, source_block.pos, row] {
+            if !order.is_empty() {
+                order.push(b'.');
+            }
+            order.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+        }
+        order
+    }
+
+    fn tombstone(&self, out: &mut SourceBatch, table: &Table, source_block: &SourceBlock, key: &[u8], row: u64) {
         // With `envelope = "row"`, the tombstone is the only record of a delete.
         if self.tombstones || table.format.envelope == Envelope::Row {
             let mut record = out.records.record();
@@ -363,7 +400,8 @@ impl Emitter {
                 .key(key)
                 .timestamp(source_block.committed_at)
                 .ordering_key(table.ordering_key)
-                .header_block(&table.tombstone_headers);
+                .header_block(&table.tombstone_headers)
+                .header(headers::ORDER, Some(&self.order(source_block, row)));
             record.finish();
         }
     }

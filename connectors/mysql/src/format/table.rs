@@ -11,6 +11,7 @@ use trunkline_connector::{Result, Schema, headers, json};
 
 use super::options::FormatOptions;
 use super::schemas::row_schema;
+use crate::schema::column_mode::ColumnMode;
 use crate::schema::table_name::TableName;
 use crate::schema::types::Column;
 
@@ -80,6 +81,11 @@ impl Table {
     /// The table, with a key that the configuration names.
     pub(crate) fn without_order(self) -> Self {
         Self { order: Vec::new(), ..self }
+    }
+
+    /// Whether the configuration excludes or masks columns.
+    pub(crate) fn has_hidden_columns(&self) -> bool {
+        self.columns.iter().any(|column| column.mode != ColumnMode::Include)
     }
 
     /// Names of the key's columns, in the key's order.

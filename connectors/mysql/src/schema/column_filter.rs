@@ -48,6 +48,11 @@ pub(crate) struct ColumnFilter {
 }
 
 impl ColumnFilter {
+    /// Whether every column is included, and none is masked.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Adds the globs of `columns`. An error has the index of the wrong glob and the end of the
     /// sentence "`columns` ...".
     pub(crate) fn add_globs(&mut self, globs: &[String]) -> Result<(), (usize, String)> {
@@ -83,7 +88,7 @@ impl ColumnFilter {
     /// Sets the mode of each column of a table. Columns of the key (indices) are always included,
     /// because they identify the record.
     pub(crate) fn apply(&self, table: &TableName, columns: &mut [Column], key: &[usize]) -> Result<()> {
-        if *self == Self::default() {
+        if self.is_empty() {
             return Ok(());
         }
         // A table that no including glob names keeps every column that no glob excludes.

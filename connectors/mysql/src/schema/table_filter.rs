@@ -52,6 +52,16 @@ impl TableFilter {
         unmatched.map(|(database, table)| format!("{database}.{table}")).collect()
     }
 
+    /// The included tables that globs without wildcards name.
+    pub(crate) fn named(&self) -> Vec<TableName> {
+        let is_exact = |pattern: &Pattern| !pattern.as_str().contains(['*', '?', '[']);
+        let globs = self.included.iter().filter(|(database, table)| is_exact(database) && is_exact(table));
+        globs
+            .map(|(database, table)| TableName::new(database.as_str(), table.as_str()))
+            .filter(|name| self.includes(&name.database, &name.table))
+            .collect()
+    }
+
     /// Whether a table of this database could be included.
     pub(crate) fn may_include_database(&self, database: &str) -> bool {
         !SYSTEM_DATABASES.contains(&database) && self.included.iter().any(|(pattern, _)| pattern.matches(database))
@@ -79,6 +89,8 @@ mod tests {
         assert!(!tables.includes("shop", "audit_1") && !tables.includes("crm", "orders"));
         assert!(!tables.includes("shops", "x"));
         assert!(!filter(&["*.*"]).unwrap().includes("mysql", "user"));
+        let named = filter(&["a.b", "a.c*", "[x].y", "a.d", "!a.d", "mysql.user"]).unwrap().named();
+        assert_eq!(named, [TableName::new("a", "b")]);
     }
 
     #[test]

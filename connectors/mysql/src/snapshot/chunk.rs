@@ -162,6 +162,9 @@ impl Reader {
                     .await;
             }
         };
+        if encoder.has_malformed && self.has_changed(&description.table, connection).await? {
+            return Ok(ReadResult::Changed);
+        }
         let (high_watermark, _) = binlog_end(connection).await?;
         failpoint!("mysql.chunk.after")?;
         let is_full = is_too_large || encoder.count() >= chunk.max_rows;
@@ -230,11 +233,9 @@ impl Reader {
             // decoded nevertheless are not emitted: the change is in the binlog before the high
             // watermark.)
             ReadError::Malformed(error) => {
-                return match self.describe(&table.name, connection).await? {
-                    Some(now) if now.table.columns == table.columns => {
-                        Err(malformed_row(connection, &table.name, &error))
-                    }
-                    _ => Ok(ReadResult::Changed),
+                return match self.has_changed(table, connection).await? {
+                    true => Ok(ReadResult::Changed),
+                    false => Err(malformed_row(connection, &table.name, &error)),
                 };
             }
             ReadError::Query(error) => error,

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
-use trunkline_connector::Result;
+use trunkline_connector::{Error, Result};
 
 use super::condition::try_on_server;
 use super::describe::{self, TableDescription};
@@ -64,7 +64,7 @@ struct TableRead {
 impl Reader {
     /// Starts a consistent read. A separate task sends the rows.
     pub(super) async fn start_consistent_read(
-        &self,
+        self: &Arc<Self>,
         requests: Vec<TableRequest>,
         page: PageLimits,
         mut connection: QueryConnection,
@@ -105,9 +105,10 @@ impl Reader {
                 reads.push(TableRead { description: Arc::clone(description), condition, encoder });
             }
         }
+        let reader = Arc::clone(self);
         tokio::spawn(async move {
             for table_read in reads {
-                if let Err(error) = send_pages(&mut connection, table_read, &sender).await {
+                if let Err(error) = reader.send_pages(&mut connection, table_read, &sender).await {
                     // The receiver may be closed.
                     let _ = sender.send(Err(error)).await;
                     return;
@@ -137,45 +138,67 @@ async fn check_conditions(
     Ok((accepted, rejected))
 }
 
-/// Reads a table, and sends its rows in pages.
-async fn send_pages(
-    connection: &mut QueryConnection,
-    table_read: TableRead,
-    sender: &mpsc::Sender<Result<PageMessage>>,
-) -> Result<()> {
-    let TableRead { description, condition, mut encoder } = table_read;
-    let table = &description.table;
-    connection.set_application_session(description.has_virtual_columns).await?;
-    let sql = select::rows(&description, condition.as_deref(), KeyRange::default(), None);
-    let mut rows = connection.fetch(&sql);
-    let result = loop {
-        match rows.next().await {
-            None => break Ok(()),
-            Some(Err(error)) => break Err(error),
-            Some(Ok(row)) => {
-                if let Err(error) = encoder.add(table, &row) {
-                    drop(rows);
-                    return Err(malformed_row(connection, &table.name, &error));
+impl Reader {
+    /// Reads a table, and sends its rows in pages.
+    async fn send_pages(
+        &self,
+        connection: &mut QueryConnection,
+        table_read: TableRead,
+        sender: &mpsc::Sender<Result<PageMessage>>,
+    ) -> Result<()> {
+        let TableRead { description, condition, mut encoder } = table_read;
+        let table = &description.table;
+        connection.set_application_session(description.has_virtual_columns).await?;
+        let sql = select::rows(&description, condition.as_deref(), KeyRange::default(), None);
+        let mut rows = connection.fetch(&sql);
+        let result = loop {
+            match rows.next().await {
+                None => break Ok(()),
+                Some(Err(error)) => break Err(error),
+                Some(Ok(row)) => {
+                    let had_malformed = encoder.has_malformed;
+                    if let Err(error) = encoder.add(table, &row) {
+                        drop(rows);
+                        return Err(malformed_row(connection, &table.name, &error));
+                    }
+                    if encoder.has_malformed && !had_malformed {
+                        self.check_unchanged(table).await?;
+                    }
                 }
             }
+            while let Some(page) = encoder.next_full() {
+                if sender.send(Ok(PageMessage::Rows(Box::new(page)))).await.is_err() {
+                    return Ok(());
+                }
+            }
+        };
+        drop(rows);
+        let rejection = result.as_ref().err().and_then(|error| condition.as_ref().and_then(|_| condition_error(error)));
+        if let (Err(error), None) = (&result, &rejection) {
+            return Err(connection.error(&format!("read {}", table.name), error));
         }
-        while let Some(page) = encoder.next_full() {
-            if sender.send(Ok(PageMessage::Rows(Box::new(page)))).await.is_err() {
+        let rest = encoder.finish().into_iter().map(|page| PageMessage::Rows(Box::new(page)));
+        let rejection = rejection.map(|why| PageMessage::Rejected(table.name.clone(), why));
+        for message in rest.chain(rejection) {
+            if sender.send(Ok(message)).await.is_err() {
                 return Ok(());
             }
         }
-    };
-    drop(rows);
-    let rejection = result.as_ref().err().and_then(|error| condition.as_ref().and_then(|_| condition_error(error)));
-    if let (Err(error), None) = (&result, &rejection) {
-        return Err(connection.error(&format!("read {}", table.name), error));
+        Ok(())
     }
-    let rest = encoder.finish().into_iter().map(|page| PageMessage::Rows(Box::new(page)));
-    let rejection = rejection.map(|why| PageMessage::Rejected(table.name.clone(), why));
-    for message in rest.chain(rejection) {
-        if sender.send(Ok(message)).await.is_err() {
+
+    /// Checks that a table with a row that cannot be decoded has the columns of its description.
+    /// Tables without transactions may change during the read.
+    async fn check_unchanged(&self, table: &Table) -> Result<()> {
+        let mut connection = QueryConnection::open(&self.options.connection).await?;
+        let has_changed = self.has_changed(table, &mut connection).await?;
+        let server = connection.server_label();
+        connection.close().await;
+        if !has_changed {
             return Ok(());
         }
+        let message =
+            format!("{server}: the columns of {} changed while it was read; the source tries again", table.name);
+        Err(Error::external("mysql.snapshot", message))
     }
-    Ok(())
 }

@@ -174,9 +174,11 @@ impl Snapshot {
             found_bound: chunk.found_bound,
             end: chunk.end,
         };
+        let mut position = stream.position.clone();
+        position.end = position.end.max(stream.reached.clone());
         let request = ChunkRequest {
             request: chunk.request,
-            position: stream.position.clone(),
+            position,
             last_end: stream.last_end.clone(),
             described: chunk.described,
             upper_bound: chunk.upper_bound,

@@ -12,7 +12,9 @@ use super::tracker::ChangedKeys;
 use crate::decode::protocol::{self, TimestampEncoding};
 use crate::decode::{Malformed, Value};
 use crate::format::envelope::{Change, Emitter, Op, SourceBlock};
+use crate::format::rejected::MalformedRows;
 use crate::format::table::Table;
+use crate::position::BinlogPosition;
 use crate::schema::types::Column;
 
 /// Limits of a page: those of the batch that it is emitted to.
@@ -109,6 +111,12 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
+    /// Removes the keys after the first `rows`.
+    fn truncate(&mut self, rows: usize) {
+        self.ends.truncate(rows * self.columns);
+        self.text.truncate(self.ends.last().copied().unwrap_or(0));
+    }
+
     fn push(&mut self, table: &Table, row: &[Value<'_>]) -> Result<(), Malformed> {
         self.columns = table.order.len();
         for index in &table.order {
@@ -133,6 +141,12 @@ impl Keys {
 pub(crate) struct RowEncoder {
     emitter: Emitter,
     source_block: SourceBlock,
+    /// The position in the binlog that the records name.
+    at: BinlogPosition,
+    /// Rows that cannot be decoded are rejected.
+    rejects_malformed: bool,
+    /// A row was rejected because it cannot be decoded.
+    pub(crate) has_malformed: bool,
     limits: PageLimits,
     timestamps: TimestampEncoding,
     full: VecDeque<RowPage>,
@@ -146,12 +160,16 @@ impl RowEncoder {
     pub(crate) fn new(
         emitter: Emitter,
         source_block: SourceBlock,
-        limits: PageLimits,
-        timestamps: TimestampEncoding,
+        at: &BinlogPosition,
+        rejects_malformed: bool,
+        (limits, timestamps): (PageLimits, TimestampEncoding),
     ) -> Self {
         Self {
             emitter,
             source_block,
+            at: at.clone(),
+            rejects_malformed,
+            has_malformed: false,
             limits,
             timestamps,
             full: VecDeque::new(),
@@ -163,21 +181,66 @@ impl RowEncoder {
 
     /// Adds a row.
     pub(crate) fn add(&mut self, table: &Table, row: &MySqlRow) -> Result<(), Malformed> {
+        match self.encode(table, row) {
+            Err(error) if self.rejects_malformed => self.reject(table, row, &error)?,
+            result => result?,
+        }
+        self.count += 1;
+        let RowPage { records, rejected, .. } = &self.page;
+        if records.bytes() >= self.limits.bytes || rejected.len() >= self.limits.rows {
+            self.full_bytes += records.bytes();
+            self.full.push_back(std::mem::take(&mut self.page));
+        }
+        Ok(())
+    }
+
+    fn encode(&mut self, table: &Table, row: &MySqlRow) -> Result<(), Malformed> {
         let mut values = Vec::with_capacity(table.columns.len());
         for (index, column) in table.columns.iter().enumerate() {
             values.push(read_value(row, index, column, self.timestamps)?);
         }
         let RowPage { records, rejected, keys, .. } = &mut self.page;
         let before = records.rejected.len();
+        keys.push(table, &values)?;
         let change = Change { op: Op::Read, before: None, after: Some(&values), row: self.count };
         self.emitter.change(records, table, &self.source_block, change, |_| {})?;
         rejected.push(records.rejected.len() > before);
-        keys.push(table, &values)?;
-        self.count += 1;
-        if records.bytes() >= self.limits.bytes || rejected.len() >= self.limits.rows {
-            self.full_bytes += records.bytes();
-            self.full.push_back(std::mem::take(&mut self.page));
+        Ok(())
+    }
+
+    /// Rejects a row that cannot be decoded. A row whose position among the others is unknown stops
+    /// the snapshot: it could not continue after it.
+    fn reject(&mut self, table: &Table, row: &MySqlRow, error: &Malformed) -> Result<(), Malformed> {
+        let RowPage { records, rejected, keys, .. } = &mut self.page;
+        keys.truncate(rejected.len());
+        let mut values = vec![Value::Null; table.columns.len()];
+        for index in &table.order {
+            values[*index] = read_value(row, *index, &table.columns[*index], self.timestamps)?;
         }
+        keys.push(table, &values)?;
+        let is_read = |index: &usize| {
+            let value = read_value(row, *index, &table.columns[*index], self.timestamps).ok();
+            value.map(|value| values[*index] = value).is_some()
+        };
+        let key = if table.key.iter().all(is_read) { self.emitter.key(table, &values) } else { None };
+        let bytes = if table.has_hidden_columns() { None } else { Some(packed_row(row)) };
+        let BinlogPosition { file, pos } = &self.at;
+        let message =
+            format!("a row of {} that the snapshot read at {file}:{pos} cannot be decoded: {error}", table.name);
+        let rows = MalformedRows {
+            table: Some(table),
+            key: key.as_deref(),
+            bytes: bytes.as_deref(),
+            file,
+            pos: *pos,
+            row: self.count,
+            gtid: None,
+            is_snapshot: true,
+            time: self.source_block.committed_at,
+        };
+        rows.reject(&mut records.rejected, message);
+        rejected.push(true);
+        self.has_malformed = true;
         Ok(())
     }
 
@@ -228,6 +291,42 @@ fn read_value<'a>(
         Some(bytes) => protocol::read(&column.column_type, timestamps, bytes)
             .map_err(|error| Malformed(format!("column `{}`: {error}", column.name))),
         None => Ok(Value::Null),
+    }
+}
+
+/// The columns of a row as the protocol's length-encoded strings; the byte 0xfb stands for null.
+fn packed_row(row: &MySqlRow) -> Vec<u8> {
+    let mut packed = Vec::new();
+    for index in 0..row.len() {
+        // A value that cannot be taken from its packet has no bytes.
+        match raw_bytes(row, index) {
+            Ok(Some(bytes)) => {
+                write_packed_length(&mut packed, bytes.len());
+                packed.extend_from_slice(bytes);
+            }
+            Ok(None) | Err(_) => packed.push(0xfb),
+        }
+    }
+    packed
+}
+
+/// Writes a length-encoded integer.
+fn write_packed_length(out: &mut Vec<u8>, length: usize) {
+    let bytes = (length as u64).to_le_bytes();
+    match length {
+        0..=0xfa => out.push(bytes[0]),
+        0xfb..=0xffff => {
+            out.push(0xfc);
+            out.extend_from_slice(&bytes[..2]);
+        }
+        0x1_0000..=0xff_ffff => {
+            out.push(0xfd);
+            out.extend_from_slice(&bytes[..3]);
+        }
+        _ => {
+            out.push(0xfe);
+            out.extend_from_slice(&bytes);
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use crate::connection::dialect::{Dialect, ServerFlavor};
 use crate::connection::query::{NO_CONNECTION, QueryConnection, is_server_error};
 use crate::decode::Malformed;
 use crate::format::envelope::{Emitter, SourceBlock, SourceFields};
+use crate::format::table::Table;
 use crate::position::BinlogPosition;
 use crate::schema::charset::Charsets;
 use crate::schema::table_name::TableName;
@@ -37,6 +38,8 @@ pub(crate) struct Reader {
     pub(crate) charsets: Arc<Charsets>,
     pub(crate) budget: MemoryBudget,
     pub(crate) server_id: u32,
+    /// The number of the history that the source follows.
+    pub(crate) epoch: u64,
     pub(crate) flavor: ServerFlavor,
     /// A position in MariaDB's binlog. A query that sees everything before it sees everything that
     /// was processed before the source opened.
@@ -70,7 +73,11 @@ pub(super) enum ReadResult {
 
 impl Reader {
     /// Reads. The connection is kept for the next request.
-    pub(super) async fn read(&self, request: ReadRequest, kept: &mut Option<QueryConnection>) -> Result<ReadResult> {
+    pub(super) async fn read(
+        self: &Arc<Self>,
+        request: ReadRequest,
+        kept: &mut Option<QueryConnection>,
+    ) -> Result<ReadResult> {
         let mut connection = match kept.take() {
             Some(connection) => connection,
             None => match (self.connect().await, &request) {
@@ -107,6 +114,13 @@ impl Reader {
         connection: &mut QueryConnection,
     ) -> Result<Option<Arc<TableDescription>>> {
         Ok(describe::tables(&self.options, connection, &self.charsets, Some(name)).await?.pop())
+    }
+
+    /// Whether the columns of a table changed since its description: a row that cannot be decoded
+    /// may have other columns.
+    pub(super) async fn has_changed(&self, table: &Table, connection: &mut QueryConnection) -> Result<bool> {
+        let now = self.describe(&table.name, connection).await?;
+        Ok(now.is_none_or(|now| now.table.columns != table.columns))
     }
 
     /// Locks tables against writers.
@@ -152,9 +166,11 @@ impl Reader {
             thread: None,
             query: None,
         };
-        let mut emitter = Emitter::new(self.options.tombstones);
+        let mut emitter = Emitter::new(self.options.tombstones, self.epoch);
         emitter.set_now(now);
-        RowEncoder::new(emitter, SourceBlock::new(&fields, &description.table), page, description.timestamps())
+        let source_block = SourceBlock::new(&fields, &description.table);
+        let rejects_malformed = self.options.rejects_malformed();
+        RowEncoder::new(emitter, source_block, position, rejects_malformed, (page, description.timestamps()))
     }
 }
 

@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use trunkline_connector::conformance::configure_source;
-use trunkline_connector::{Error, Fill, MemoryBudget, Source, SourceBatch, SourceContext, SourceSpec};
+use trunkline_connector::{
+    Error, Fill, MemoryBudget, RecordRef, Source, SourceBatch, SourceContext, SourceSpec, headers,
+};
 use trunkline_mysql::MysqlConnector;
 
 /// The maximum duration of a wait.
@@ -163,6 +165,11 @@ impl Server {
         }
     }
 
+    /// The folder with the files of a database.
+    pub(crate) fn files(&self, database: &str) -> PathBuf {
+        self.folder.join(format!("{}.data", self.port)).join(database)
+    }
+
     /// A new database for a test.
     pub(crate) fn database(&self) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -244,6 +251,8 @@ pub(crate) struct Bench {
     pub(crate) schemas: BTreeMap<String, String>,
     /// The tables that the source has announced.
     pub(crate) data_sets: Vec<Vec<(&'static str, String)>>,
+    /// The order of the last record of each row, by database and table, and key.
+    orders: BTreeMap<Vec<Vec<u8>>, [u64; 4]>,
     source: Option<Box<dyn Source>>,
     pub(crate) budget: MemoryBudget,
     runtime: tokio::runtime::Runtime,
@@ -264,6 +273,7 @@ impl Bench {
             dropped: 0,
             schemas: BTreeMap::new(),
             data_sets: Vec::new(),
+            orders: BTreeMap::new(),
             source: None,
             budget: MemoryBudget::new(1 << 30),
             runtime: tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap(),
@@ -331,12 +341,26 @@ impl Bench {
         self.source.as_ref().unwrap().lag()
     }
 
+    /// The order of a record is greater than that of every earlier record of its key: sinks drop
+    /// changes with a lower one. A row may be read again, and a tombstone belongs to its delete.
+    fn check_order(&mut self, record: RecordRef<'_>) {
+        let Some(key) = record.key() else { return };
+        let value: Option<Value> = record.value().map(|value| serde_json::from_slice(value).unwrap());
+        let order = source_order(record, value.as_ref());
+        let names = ["trunkline.database", "trunkline.table"].map(|name| record.header(name).unwrap().to_vec());
+        let before = self.orders.insert([names.as_slice(), &[key.to_vec()]].concat(), order);
+        let may_equal = value.as_ref().is_none_or(|value| value["op"] == "r" || value.get("op").is_none());
+        let is_ordered = before.is_none_or(|before| before < order || may_equal && before == order);
+        assert!(is_ordered, "{before:?}, then {order:?}: {}", String::from_utf8_lossy(key));
+    }
+
     fn commit(&mut self, batch: &SourceBatch) {
         let spec = self.spec();
         for schema in batch.schemas.iter().chain(&spec.schemas()) {
             self.schemas.insert(schema.id().to_string(), schema.to_json().unwrap());
         }
         for record in batch.records.iter() {
+            self.check_order(record);
             let record = seen(record);
             if let Some(id) = record.headers.get("trunkline.schema") {
                 assert!(self.schemas.contains_key(id), "a record names a schema that was not emitted");
@@ -353,7 +377,7 @@ impl Bench {
             self.side_outputs.push(SideOutput { port, key: json(record.key()), value: json(record.value()), headers });
         }
         for (record, reason) in batch.rejected.iter() {
-            self.rejected.push((seen(record), reason.code.clone()));
+            self.rejected.push((rejected(record), reason.code.clone()));
         }
         self.dropped += batch.dropped;
         self.data_sets.extend(batch.data_sets.iter().cloned());
@@ -366,16 +390,41 @@ impl Bench {
     }
 }
 
-fn seen(record: trunkline_connector::RecordRef<'_>) -> Seen {
+/// Epoch, file number, position and row of a record.
+pub(crate) fn source_order(record: RecordRef<'_>, value: Option<&Value>) -> [u64; 4] {
+    let header = |name| record.header(name).map(|text| String::from_utf8(text.to_vec()).unwrap());
+    if let Some(order) = header(headers::ORDER) {
+        let numbers: Vec<u64> = order.split('.').map(|number| number.parse().unwrap()).collect();
+        return numbers.try_into().unwrap();
+    }
+    let source = &value.unwrap()["source"];
+    let file = source["file"].as_str().unwrap().rsplit('.').next().unwrap().parse().unwrap_or(0);
+    let epoch = header(headers::EPOCH).unwrap().parse().unwrap();
+    [epoch, file, source["pos"].as_u64().unwrap(), source["row"].as_u64().unwrap()]
+}
+
+/// A record without the headers of its order, which differ between two sources.
+fn seen(record: RecordRef<'_>) -> Seen {
+    seen_with(record, |value| {
+        serde_json::from_slice(value).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(value)))
+    })
+}
+
+/// A value that is not JSON becomes hexadecimal digits.
+fn rejected(record: RecordRef<'_>) -> Seen {
+    let digits = |value: &[u8]| value.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    seen_with(record, |value| serde_json::from_slice(value).unwrap_or_else(|_| Value::String(digits(value))))
+}
+
+fn seen_with(record: RecordRef<'_>, parse: impl Fn(&[u8]) -> Value) -> Seen {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-    let headers: BTreeMap<_, _> =
+    let mut headers: BTreeMap<_, _> =
         record.headers().map(|(name, value)| (name.to_owned(), value.map(text).unwrap_or_default())).collect();
+    headers.retain(|name, _| ![headers::EPOCH, headers::ORDER].contains(&name.as_str()));
     Seen {
         table: format!("{}.{}", headers["trunkline.database"], headers["trunkline.table"]),
         key: record.key().map(text),
-        value: record.value().map(|value| {
-            serde_json::from_slice(value).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(value)))
-        }),
+        value: record.value().map(parse),
         headers,
     }
 }

@@ -4,6 +4,7 @@ pub(crate) mod bucket;
 pub(crate) mod directory;
 pub(crate) mod listing;
 pub(crate) mod removal;
+pub(crate) mod rows;
 
 use std::path::Path;
 

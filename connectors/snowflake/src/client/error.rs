@@ -25,6 +25,8 @@ pub(crate) type SqlResult<T> = std::result::Result<T, SqlError>;
 pub(crate) enum ErrorKind {
     /// The user, password or key is wrong, or the user is locked.
     LoginRefused,
+    /// The role does not exist, or the user does not have it.
+    RoleRefused,
     /// An OAuth token or a programmatic access token is invalid or has expired.
     TokenRefused,
     /// There is no such account at the address.
@@ -98,6 +100,7 @@ impl SqlError {
         let code = self.kind.code();
         match self.kind {
             ErrorKind::LoginRefused
+            | ErrorKind::RoleRefused
             | ErrorKind::TokenRefused
             | ErrorKind::AccountUnknown
             | ErrorKind::TlsAuthorities
@@ -123,6 +126,7 @@ impl ErrorKind {
     pub(crate) fn code(self) -> &'static str {
         match self {
             Self::LoginRefused => "snowflake.login_refused",
+            Self::RoleRefused => "snowflake.role_refused",
             Self::TokenRefused => "snowflake.token_refused",
             Self::AccountUnknown => "snowflake.account_unknown",
             Self::AccessDenied => "snowflake.access_denied",
@@ -146,6 +150,7 @@ impl ErrorKind {
                 "check `account`, `user` and `password`; for a key: `DESCRIBE USER` must show its fingerprint, and the \
                  clock of this machine must be right"
             }
+            Self::RoleRefused => "correct `role`, or run `GRANT ROLE .. TO USER ..`",
             Self::TokenRefused => "issue a new token, and restart the pipeline",
             Self::AccountUnknown => "check `account` (for example `xy12345.eu-central-1` or `org-account`) and `url`",
             Self::AccessDenied => "create the object, or grant the privilege to the role of `role`",
@@ -179,10 +184,11 @@ impl fmt::Display for SqlError {
 
 fn kind_of(code: &str, sql_state: &str, message: &str) -> ErrorKind {
     match code {
+        "390189" => ErrorKind::RoleRefused,
         // 390100 wrong user or password, 390102 user locked, 390144 and 390142 wrong signed login,
-        // 390189 the role does not exist, 390190 and 390191 wrong authenticator, 390422 network
-        // policy, 394300 to 394399 key of the user.
-        "390100" | "390101" | "390102" | "390142" | "390144" | "390189" | "390190" | "390191" | "390422" => {
+        // 390190 and 390191 wrong authenticator, 390422 network policy, 394300 to 394399 key of the
+        // user.
+        "390100" | "390101" | "390102" | "390142" | "390144" | "390190" | "390191" | "390422" => {
             ErrorKind::LoginRefused
         }
         // OAuth and programmatic access tokens.
@@ -221,6 +227,7 @@ mod tests {
         for (code, sql_state, kind, domain) in [
             ("390100", "08001", ErrorKind::LoginRefused, Domain::Config),
             ("390144", "08001", ErrorKind::LoginRefused, Domain::Config),
+            ("390189", "08001", ErrorKind::RoleRefused, Domain::Config),
             ("390318", "08001", ErrorKind::TokenRefused, Domain::Config),
             ("390112", "08001", ErrorKind::SessionLost, Domain::External),
             ("002003", "42S02", ErrorKind::AccessDenied, Domain::External),

@@ -39,6 +39,11 @@ pub(crate) enum Credentials {
 }
 
 impl ClientOptions {
+    /// The schema that the sink loads, without secrets.
+    pub(crate) fn place(&self) -> String {
+        format!("snowflake://{}/{}/{}", self.account, self.database, self.schema)
+    }
+
     /// The address of an account.
     pub(crate) fn origin_of(account: &str) -> String {
         // Host names have no underscores.

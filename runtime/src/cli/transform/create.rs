@@ -49,6 +49,7 @@ const RUST_SDK: &[File] = sdk!(
     "guest.rs",
     "host.rs",
     "json.rs",
+    "json/scan.rs",
     "lib.rs",
     "runner.rs",
     "state.rs",

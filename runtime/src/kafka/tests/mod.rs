@@ -262,3 +262,66 @@ fn two_tasks_with_the_same_joined_name_do_not_share_a_position() {
         assert!(error.message().contains("`a.web.logs.x.y`") && error.message().contains("node `x.y`"), "{error}");
     }
 }
+
+#[test]
+fn a_topic_belongs_to_the_component_that_claims_it_first() {
+    use crate::checkpoint::{TaskOwner, TopicClaim, TopicOwners, system_topics};
+
+    let fixture = Fixture::start();
+    let cluster = fixture.cluster();
+    Admin::new(&cluster).unwrap().ensure(&system_topics(&cluster, 1)).unwrap();
+    let claims = |name: &str, component: &str, topics: &[&str]| -> Vec<TopicClaim> {
+        let owner = TaskOwner {
+            cluster: name.to_owned(),
+            pipeline: "p".to_owned(),
+            component: component.to_owned(),
+            node: None,
+        };
+        topics.iter().map(|topic| TopicClaim { topic: (*topic).to_owned(), owner: owner.clone() }).collect()
+    };
+    let worker = || TopicOwners::new(&cluster, "c");
+    let (first, second) = (worker(), worker());
+    first.claim(&claims("c", "a", &["x", "y"]), false).unwrap();
+    first.claim(&claims("c", "a", &["x"]), false).unwrap();
+    second.claim(&claims("c", "b", &["z"]), false).unwrap();
+    // The other worker and one that starts later find the owner.
+    for owners in [&first, &second, &worker()] {
+        let error = owners.claim(&claims("c", "b", &["z", "y"]), false).unwrap_err();
+        assert_eq!((error.domain, error.code), (Domain::Config, "stage.topic_taken"));
+        for part in ["`y`", "`a` of the pipeline `p`", "`b` of the pipeline `p`", "--append"] {
+            assert!(error.message().contains(part), "{error}");
+        }
+        owners.claim(&claims("c", "b", &["z"]), false).unwrap();
+        owners.claim(&claims("c", "a", &["x", "y"]), false).unwrap();
+    }
+    // Another cluster has owners of its own.
+    TopicOwners::new(&cluster, "d").claim(&claims("d", "b", &["x"]), false).unwrap();
+
+    // Of components that claim a topic at the same time, one gets it.
+    for round in 0..5 {
+        let topic = format!("t{round}");
+        let barrier = std::sync::Barrier::new(3);
+        let results: Vec<bool> = std::thread::scope(|scope| {
+            let start = |component: &'static str| {
+                let (barrier, claims, owners) = (&barrier, claims("c", component, &[&topic]), worker());
+                scope.spawn(move || {
+                    barrier.wait();
+                    owners.claim(&claims, false).is_ok()
+                })
+            };
+            ["a", "b", "d"].map(start).map(|thread| thread.join().unwrap()).to_vec()
+        });
+        assert_eq!(results.iter().filter(|won| **won).count(), 1, "{results:?}");
+        let again = ["a", "b", "d"].map(|component| worker().claim(&claims("c", component, &[&topic]), false).is_ok());
+        assert_eq!(again.to_vec(), results);
+    }
+
+    // A component that no longer exists is replaced on request.
+    second.claim(&claims("c", "b", &["x"]), true).unwrap();
+    for owners in [&second, &worker()] {
+        owners.claim(&claims("c", "b", &["x"]), false).unwrap();
+        let error = owners.claim(&claims("c", "a", &["x"]), false).unwrap_err();
+        assert_eq!(error.code, "stage.topic_taken");
+        owners.claim(&claims("c", "a", &["y"]), false).unwrap();
+    }
+}

@@ -159,7 +159,7 @@ impl Lake {
     fn open(&self, replay: Option<&str>) -> Box<dyn ErasedTwoPhaseSink> {
         let sink = self.spec.open(SinkContext {
             name: "p.lake".to_owned(),
-            replay: replay.map(|run| SinkReplay { run: run.to_owned(), supersedes: true }),
+            replay: replay.map(|run| SinkReplay { run: run.to_owned(), supersedes: true, ranges: run_ranges() }),
             budget: MemoryBudget::new(64 << 20),
             runtime: self.runtime.handle().clone(),
             scratch: self.folder.path().to_owned(),
@@ -218,6 +218,7 @@ fn run() -> Run {
         id: "r".to_owned(),
         pipeline: "p".to_owned(),
         sink: "lake".to_owned(),
+        transform: false,
         destination: String::new(),
         into: String::new(),
         request: Request {
@@ -228,6 +229,7 @@ fn run() -> Run {
             dead_letters: false,
             pipeline_file: None,
             supersede: true,
+            append: false,
         },
         ranges: vec![PartitionRange { topic: "t".to_owned(), partition: 0, from: RANGE.0, to: RANGE.1 }],
         supersede: Some(Superseding::default()),
@@ -237,6 +239,10 @@ fn run() -> Run {
         started: 0,
         ended: None,
     }
+}
+
+fn run_ranges() -> BTreeMap<TopicPartition, (i64, i64)> {
+    BTreeMap::from([(partition(), RANGE)])
 }
 
 /// Rows of each offset in the range.
@@ -268,7 +274,7 @@ fn a_crash_at_any_step_ends_with_the_earlier_or_with_the_new_files() {
         let attempt = |crash: &Crash| {
             let mut record = TestRecord { stored: &stored, crash };
             let mut output = TestOutput { lake: &lake, sink: None, crash };
-            advance(&mut record, &mut output, &staged, 1, &StopSignal::default())
+            advance(&mut record, &mut output, &staged, Some(1), &StopSignal::default())
         };
         let is_crashed = match attempt(&crash) {
             Ok(ending) => {
@@ -318,7 +324,7 @@ fn nothing_is_published_if_staged_files_or_the_range_have_changed() {
         let crash = Crash(Cell::new(None));
         let mut record = TestRecord { stored, crash: &crash };
         let mut output = TestOutput { lake: &lake, sink: None, crash: &crash };
-        advance(&mut record, &mut output, staged, 1, &StopSignal::default()).map_err(|error| error.code)
+        advance(&mut record, &mut output, staged, Some(1), &StopSignal::default()).map_err(|error| error.code)
     };
     // A file across the end of the range: the position of the live sink was moved back.
     let across = lake.prepare(live.as_mut(), 15..25);

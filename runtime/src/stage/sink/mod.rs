@@ -9,7 +9,6 @@
 //! The loop runs in one thread. Rebalances are served only inside polls and are handled right after
 //! them, so a topic partition is never lost between two lines.
 
-mod bounds;
 mod committer;
 mod delivery_pool;
 mod idempotent;
@@ -25,14 +24,13 @@ use trunkline_connector::{
     Batch, Buffered, Rejections, Reservation, Result, Sink, SinkContext, TopicPartition, failpoint,
 };
 
-pub use self::bounds::Bounds;
-use self::bounds::Throttle;
 use self::committer::{Assignment, Committer};
 use self::idempotent::IdempotentCommitter;
 use self::partition_state::{PartitionState, time_in_topic};
 use self::stop_points::{Rejected, StopPoints};
 use self::transactions::Transactions;
 use self::two_phase::TwoPhaseCommitter;
+use super::bounds::{Bounds, Throttle};
 use super::careful::{Mark, RECORD_REJECTED, single};
 use super::error_limits::ErrorLimits;
 use super::first_records;
@@ -234,25 +232,12 @@ impl SinkTask<'_> {
         self.transactions.consumer.fill(&limits, batches)
     }
 
-    /// Drops the records that a replay does not read, and fetches no more from partitions that are
-    /// complete. Returns the number of the other records.
+    /// Drops the records that a replay does not read. Returns the number of the other records.
     fn drop_out_of_bounds(&mut self, batches: &mut PartitionBatches, polled: usize) -> Result<usize> {
-        let Some(bounds) = &self.transactions.stage.bounds else { return Ok(polled) };
-        let (mut kept, mut selected, mut complete) = (0, 0, Vec::new());
-        for (partition, batch) in batches.iter_mut() {
-            if bounds.retain(partition, batch) {
-                complete.push(partition.clone());
-            }
-            kept += batch.len();
-            selected += bounds.selected(partition, batch);
+        match &self.transactions.stage.bounds {
+            Some(bounds) => bounds.apply(batches, &self.transactions.consumer, self.throttle.as_mut()),
+            None => Ok(polled),
         }
-        if !complete.is_empty() {
-            self.transactions.consumer.pause_partitions(&complete)?;
-        }
-        if let Some(throttle) = &mut self.throttle {
-            throttle.count(selected);
-        }
-        Ok(kept)
     }
 
     /// Commits the records before a stop point, and then the record of the stop point alone. If it

@@ -5,6 +5,7 @@
 
 mod crashes;
 mod handwritten_guests;
+mod inputs;
 mod loading;
 mod log_capture;
 mod mask;

@@ -27,7 +27,7 @@ fn only_plugins_that_import_state_use_it() {
     let uses_state = |name: &str| host().bundled(name).unwrap().unwrap().uses_state();
     assert!(uses_state("dedupe.wasm") && !uses_state("filter.wasm") && !uses_state("mask.wasm"));
     let imports = host().bundled("filter.wasm").unwrap().unwrap().contents().imports;
-    assert_eq!(imports, ["trunkline:transform/host@1.1.0"]);
+    assert_eq!(imports, ["trunkline:transform/host@1.1.0", "trunkline:transform/inputs@1.1.0"]);
 }
 
 #[test]

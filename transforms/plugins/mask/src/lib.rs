@@ -32,7 +32,7 @@ mod config;
 mod mode;
 
 use trunkline_plugin::json::Paths;
-use trunkline_plugin::{ConfigError, DEFAULT_PORT, Done, Record, Transform, Verdict};
+use trunkline_plugin::{ConfigError, DEFAULT_PORT, Done, Inputs, Record, Transform, Verdict};
 
 pub use config::Config;
 use mode::Mode;
@@ -66,6 +66,10 @@ impl Transform for Mask {
 
     fn keeps_schema(&self) -> bool {
         true
+    }
+
+    fn inputs(&self) -> Inputs {
+        Inputs::VALUE.and(Inputs::HEADERS)
     }
 
     fn record(&mut self, record: Record<'_>, verdict: Verdict<'_>) -> Result<Done, String> {

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use trunkline_plugin::state::State;
-use trunkline_plugin::{Batch, ConfigError, Port, Record, Verdict, Verdicts, json};
+use trunkline_plugin::{Batch, ConfigError, Inputs, Port, Record, Verdict, Verdicts, json};
 
 use self::accumulator::{Accumulator, Function};
 use crate::expression::Scope;
@@ -119,6 +119,19 @@ struct Window {
     accumulators: Vec<Accumulator>,
 }
 
+/// The group of a record.
+struct Grouped<'a> {
+    record: Record<'a>,
+    /// The row of its value.
+    row: &'a [u8],
+    time: i64,
+    /// The values of the fields as a JSON array.
+    group: Vec<u8>,
+}
+
+/// `None` for a tombstone.
+type Group<'a> = Result<Option<Grouped<'a>>, String>;
+
 /// A result.
 struct Output {
     key: Option<Vec<u8>>,
@@ -163,34 +176,33 @@ impl Aggregate {
         })
     }
 
-    /// The group of a record as a JSON array; `None` for a tombstone.
-    fn group(&self, record: Record<'_>) -> Result<Option<Vec<u8>>, String> {
+    fn group<'a>(&self, record: Record<'a>) -> Group<'a> {
         let Some(value) = record.value() else { return Ok(None) };
-        if record.timestamp().is_none() {
-            return Err("the record has no timestamp".to_owned());
-        }
+        let Some(time) = record.timestamp() else { return Err("the record has no timestamp".to_owned()) };
+        let row = rows::row_of(value);
         let mut group = b"[".to_vec();
         for (index, (_, path)) in self.group_by.iter().enumerate() {
             if index > 0 {
                 group.push(b',');
             }
-            group.extend_from_slice(field(value, path)?);
+            group.extend_from_slice(field(row, path)?);
         }
         group.push(b']');
-        Ok(Some(group))
+        Ok(Some(Grouped { record, row, time, group }))
     }
 
     /// The accumulators of a window after a record.
-    fn add(&self, window: Option<&Window>, record: Record<'_>, time: i64) -> Result<Window, String> {
+    fn add(&self, window: Option<&Window>, record: &Grouped<'_>) -> Result<Window, String> {
+        let scope = Scope { record: record.record, row: Some(record.row) };
         let mut accumulators = match window {
             Some(window) => window.accumulators.clone(),
             None => self.functions.iter().map(|(_, function)| function.start()).collect(),
         };
         for ((name, function), accumulator) in self.functions.iter().zip(&mut accumulators) {
-            let added = function.add(accumulator, Scope::of(record), time);
+            let added = function.add(accumulator, scope, record.time);
             added.map_err(|problem| format!("`aggregates.{name}`: {problem}"))?;
         }
-        let time = window.map_or(time, |window| window.time.max(time));
+        let time = window.map_or(record.time, |window| window.time.max(record.time));
         Ok(Window { form: self.form, time, accumulators })
     }
 
@@ -321,12 +333,16 @@ impl Everyday for Aggregate {
         if self.late == Late::Port { vec!["late".to_owned()] } else { Vec::new() }
     }
 
+    fn inputs(&self) -> Inputs {
+        self.functions.iter().fold(Inputs::VALUE, |inputs, (_, function)| inputs.and(function.inputs()))
+    }
+
     fn process(&mut self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {
         let groups: Vec<_> = batch.iter().map(|record| self.group(record)).collect();
         let before = self.watermark.get("")?;
         let watermark = match self.kind {
-            Kind::Fixed(fixed) => windows::process(self, fixed, batch, &groups, before, verdicts)?,
-            Kind::Session(gap) => sessions::process(self, gap, batch, &groups, before, verdicts)?,
+            Kind::Fixed(fixed) => windows::process(self, fixed, &groups, before, verdicts)?,
+            Kind::Session(gap) => sessions::process(self, gap, &groups, before, verdicts)?,
         };
         match watermark {
             Some(watermark) if before != Some(watermark) => self.watermark.put("", &watermark),

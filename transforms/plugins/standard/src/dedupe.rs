@@ -3,12 +3,13 @@
 //! The state holds the time of the last record that passed, by key. Times are the timestamps of
 //! records, so that the result does not depend on when records are read.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 
 use serde::Deserialize;
 use trunkline_plugin::state::State;
-use trunkline_plugin::{Batch, ConfigError, Record, Verdicts};
+use trunkline_plugin::{Batch, ConfigError, Inputs, Record, Verdicts};
 
+use crate::distinct::DistinctKeys;
 use crate::key::{Key, KeyFormat};
 use crate::{Everyday, duration};
 
@@ -45,9 +46,9 @@ impl Dedupe {
     }
 
     /// The key of a record; `None` if it has none and passes.
-    fn key(&self, record: Record<'_>) -> Result<Option<Vec<u8>>, String> {
+    fn key<'a>(&'a self, record: Record<'a>) -> Result<Option<Cow<'a, [u8]>>, String> {
         match (&self.key, record.value()) {
-            (None, _) => Ok(record.key().map(<[u8]>::to_vec)),
+            (None, _) => Ok(record.key().map(Cow::Borrowed)),
             (Some(_), None) => Ok(None),
             (Some(key), Some(value)) => key.of(record, value),
         }
@@ -59,29 +60,28 @@ impl Everyday for Dedupe {
         true
     }
 
+    fn inputs(&self) -> Inputs {
+        self.key.as_ref().map_or(Inputs::KEY, Key::inputs)
+    }
+
     fn process(&mut self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {
         let keys: Vec<_> = batch.iter().map(|record| self.key(record)).collect();
-        let mut distinct: Vec<&[u8]> = keys.iter().filter_map(|key| key.as_ref().ok()?.as_deref()).collect();
-        distinct.sort_unstable();
-        distinct.dedup();
-        let stored = self.passed.get_all(&distinct)?;
-        let mut passed: HashMap<&[u8], Option<i64>> = distinct.iter().copied().zip(stored).collect();
-        let mut changed: HashMap<&[u8], i64> = HashMap::new();
-        for (record, key) in batch.iter().zip(&keys) {
+        let mut distinct = DistinctKeys::default();
+        let positions: Vec<_> = keys.iter().map(|key| Some(distinct.add(key.as_ref().ok()?.as_deref()?))).collect();
+        // the time of the last record that passed, and whether this batch has changed it
+        let stored = self.passed.get_all(distinct.keys())?.into_iter();
+        let mut passed: Vec<(Option<i64>, bool)> = stored.map(|time| (time, false)).collect();
+        for ((record, key), position) in batch.iter().zip(&keys).zip(positions) {
             let verdict = verdicts.next_verdict();
-            let key = match key {
-                Ok(Some(key)) => key.as_slice(),
-                Ok(None) => {
-                    let _ = verdict.pass();
-                    continue;
-                }
-                Err(problem) => {
-                    let _ = verdict.reject("dedupe.no_key", &format!("the record has no key: {problem}"));
-                    continue;
-                }
+            if let Err(problem) = key {
+                let _ = verdict.reject("dedupe.no_key", &format!("the record has no key: {problem}"));
+                continue;
+            }
+            let Some((last, has_changed)) = position.and_then(|position| passed.get_mut(position)) else {
+                let _ = verdict.pass();
+                continue;
             };
             let time = record.timestamp().unwrap_or(0);
-            let last = passed.entry(key).or_default();
             if last.is_some_and(|last| last.abs_diff(time) < self.within_ms.unsigned_abs()) {
                 let _ = verdict.drop();
                 continue;
@@ -89,10 +89,10 @@ impl Everyday for Dedupe {
             let _ = verdict.pass();
             // A record that is older than the last one by more than `within` is not its duplicate.
             if last.is_none_or(|last| last < time) {
-                *last = Some(time);
-                changed.insert(key, time);
+                (*last, *has_changed) = (Some(time), true);
             }
         }
-        self.passed.put_all(changed.iter().map(|(key, time)| (*key, time)))
+        let changed = distinct.keys().iter().zip(&passed).filter(|(_, (_, has_changed))| *has_changed);
+        self.passed.put_all(changed.filter_map(|(key, (time, _))| Some((*key, time.as_ref()?))))
     }
 }

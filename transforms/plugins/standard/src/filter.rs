@@ -1,7 +1,7 @@
 //! `filter`: passes records that meet a condition.
 
 use serde::Deserialize;
-use trunkline_plugin::{ConfigError, Done, Record, Verdict};
+use trunkline_plugin::{ConfigError, Done, Inputs, Record, Verdict};
 
 use crate::Everyday;
 use crate::expression::{self, Expression, Scope};
@@ -41,6 +41,10 @@ impl Filter {
 impl Everyday for Filter {
     fn keeps_schema(&self) -> bool {
         true
+    }
+
+    fn inputs(&self) -> Inputs {
+        self.condition.inputs()
     }
 
     fn record(&mut self, record: Record<'_>, verdict: Verdict<'_>) -> Done {

@@ -1,7 +1,9 @@
 //! Keys from fields of the row, or from an expression.
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
-use trunkline_plugin::{ConfigError, Record, json};
+use trunkline_plugin::{ConfigError, Inputs, Record, json};
 
 use crate::expression::{self, Expression, Scope};
 use crate::rows::{self, ObjectWriter};
@@ -49,35 +51,45 @@ impl Key {
         })
     }
 
-    /// The key of a record; `None` stands for null.
-    pub(crate) fn of(&self, record: Record<'_>, value: &[u8]) -> Result<Option<Vec<u8>>, String> {
-        let text = |raw: &[u8]| match json::text(raw) {
-            Some(text) => Ok(text.into_owned().into_bytes()),
-            None => Err("the field is not valid UTF-8".to_owned()),
-        };
+    /// The parts of records that it reads.
+    pub(crate) fn inputs(&self) -> Inputs {
         match self {
-            Self::Expression(expression) => {
-                Ok(expression.evaluate(Scope::of(record))?.into_text().map(|text| text.into_owned().into_bytes()))
-            }
-            Self::Text(path) => match field(value, path)? {
+            Self::Expression(expression) => expression.inputs(),
+            Self::Text(_) | Self::Object(_) => Inputs::VALUE,
+        }
+    }
+
+    /// The key of a record; `None` stands for null.
+    pub(crate) fn of<'a>(&'a self, record: Record<'a>, value: &'a [u8]) -> Result<Option<Cow<'a, [u8]>>, String> {
+        match self {
+            Self::Expression(expression) => Ok(expression.evaluate(Scope::of(record))?.into_text().map(bytes)),
+            Self::Text(path) => match field(rows::row_of(value), path)? {
                 b"null" => Ok(None),
-                raw => text(raw).map(Some),
+                raw => Ok(Some(bytes(json::text(raw).ok_or("the field is not valid UTF-8")?))),
             },
             Self::Object(fields) => {
+                let row = rows::row_of(value);
                 let mut key = Vec::new();
                 let mut object = ObjectWriter::new(&mut key);
                 for (name, path) in fields {
-                    object.key(name).extend_from_slice(field(value, path)?);
+                    object.key(name).extend_from_slice(field(row, path)?);
                 }
                 object.finish();
-                Ok(Some(key))
+                Ok(Some(Cow::Owned(key)))
             }
         }
     }
 }
 
-/// A field of the row of a value.
-pub(crate) fn field<'v>(value: &'v [u8], path: &[String]) -> Result<&'v [u8], String> {
-    let found = rows::lookup(rows::row_of(value), path)?;
+fn bytes(text: Cow<'_, str>) -> Cow<'_, [u8]> {
+    match text {
+        Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+        Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+    }
+}
+
+/// A field of a row.
+pub(crate) fn field<'v>(row: &'v [u8], path: &[String]) -> Result<&'v [u8], String> {
+    let found = rows::lookup(row, path)?;
     found.ok_or_else(|| format!("there is no field `{}`", path.join(".")))
 }

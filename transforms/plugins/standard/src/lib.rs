@@ -9,6 +9,7 @@
 
 mod aggregate;
 mod dedupe;
+mod distinct;
 mod duration;
 mod explode;
 mod expression;
@@ -26,7 +27,7 @@ mod timestamp;
 mod unwrap_envelope;
 
 use serde::Deserialize;
-use trunkline_plugin::{Batch, ConfigError, Done, Record, Transform, Verdict, Verdicts};
+use trunkline_plugin::{Batch, ConfigError, Done, Inputs, Record, Transform, Verdict, Verdicts};
 
 /// The configuration: the name of the transform, and its table `config`.
 #[derive(Debug, Deserialize)]
@@ -74,6 +75,10 @@ trait Everyday: std::fmt::Debug {
         false
     }
 
+    fn inputs(&self) -> Inputs {
+        Inputs::VALUE
+    }
+
     /// The verdict on a record, for transforms that look at each record by itself.
     fn record(&mut self, record: Record<'_>, verdict: Verdict<'_>) -> Done {
         let _ = record;
@@ -116,6 +121,10 @@ impl Transform for Standard {
 
     fn keeps_schema(&self) -> bool {
         self.transform.keeps_schema()
+    }
+
+    fn inputs(&self) -> Inputs {
+        self.transform.inputs()
     }
 
     fn process(&mut self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {

@@ -3,13 +3,14 @@
 //! The host keeps the table: the last record of each key of a topic. It is read like state, in the
 //! collection `table`, and is never changed here. The key of a row is the key of its record.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 
 use serde::Deserialize;
 use trunkline_plugin::state::State;
-use trunkline_plugin::{Batch, ConfigError, Port, Record, Verdict, Verdicts, json};
+use trunkline_plugin::{Batch, ConfigError, Inputs, Port, Record, Verdict, Verdicts, json};
 
 use crate::Everyday;
+use crate::distinct::DistinctKeys;
 use crate::key::{Key, KeyFormat};
 use crate::rows::{self, ObjectWriter};
 
@@ -78,10 +79,10 @@ impl Lookup {
     }
 
     /// The key of a record's row; `None` if it has none.
-    fn key(&self, record: Record<'_>) -> Result<Option<Vec<u8>>, String> {
+    fn key<'a>(&'a self, record: Record<'a>) -> Result<Option<Cow<'a, [u8]>>, String> {
         match (&self.key, record.value()) {
             (_, None) => Ok(None),
-            (None, _) => Ok(record.key().map(<[u8]>::to_vec)),
+            (None, _) => Ok(record.key().map(Cow::Borrowed)),
             (Some(key), Some(value)) => key.of(record, value),
         }
     }
@@ -170,19 +171,21 @@ impl Everyday for Lookup {
         if self.missing == Missing::Port { vec!["missing".to_owned()] } else { Vec::new() }
     }
 
+    fn inputs(&self) -> Inputs {
+        Inputs::VALUE.and(self.key.as_ref().map_or(Inputs::KEY, Key::inputs))
+    }
+
     fn process(&mut self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {
         let keys: Vec<_> = batch.iter().map(|record| self.key(record)).collect();
-        let mut distinct: Vec<&[u8]> = keys.iter().filter_map(|key| key.as_ref().ok()?.as_deref()).collect();
-        distinct.sort_unstable();
-        distinct.dedup();
-        let found = self.table.get_all_bytes(&distinct);
-        let table: HashMap<&[u8], Option<Vec<u8>>> = distinct.iter().copied().zip(found).collect();
-        for (record, key) in batch.iter().zip(&keys) {
+        let mut distinct = DistinctKeys::default();
+        let positions: Vec<_> = keys.iter().map(|key| Some(distinct.add(key.as_ref().ok()?.as_deref()?))).collect();
+        let table = self.table.get_all_bytes(distinct.keys());
+        for ((record, key), position) in batch.iter().zip(&keys).zip(positions) {
             let verdict = verdicts.next_verdict();
             match (record.value(), key) {
                 (None, _) => _ = verdict.pass(),
-                (Some(value), Ok(key)) => {
-                    let row = key.as_deref().and_then(|key| table.get(key)?.as_deref());
+                (Some(value), Ok(_)) => {
+                    let row = position.and_then(|position| table.get(position)?.as_deref());
                     self.enrich(value, row, verdict);
                 }
                 (Some(_), Err(problem)) => {

@@ -7,6 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Fractional digits, and significant digits at least, of a quotient that does not end.
 const QUOTIENT_DIGITS: i32 = 20;
+/// The digits, and a point, of a number whose digits fit into 64 bits.
+const MAX_SHORT_DIGITS: usize = 18;
 /// Numbers with more zeros than this are written with an exponent.
 const MAX_ZEROS: i32 = 40;
 
@@ -56,6 +58,41 @@ impl From<i64> for Decimal {
 impl Decimal {
     /// Parses a JSON number. `None` if the text is no number or has more than 38 digits.
     pub(crate) fn parse(text: &str) -> Option<Self> {
+        Self::parse_short(text.as_bytes()).or_else(|| Self::parse_any(text))
+    }
+
+    /// Like [`Decimal::parse`], for the bytes of a number.
+    pub(crate) fn parse_bytes(text: &[u8]) -> Option<Self> {
+        Self::parse_short(text).or_else(|| Self::parse_any(std::str::from_utf8(text).ok()?))
+    }
+
+    /// A number of few digits without exponent, as most are. 128-bit arithmetic is slow on wasm32.
+    fn parse_short(text: &[u8]) -> Option<Self> {
+        let unsigned = text.strip_prefix(b"-").unwrap_or(text);
+        if unsigned.len() > MAX_SHORT_DIGITS {
+            return None;
+        }
+        let mut digits = 0i64;
+        let mut point = None;
+        for (at, byte) in unsigned.iter().enumerate() {
+            match byte {
+                b'0'..=b'9' => digits = digits * 10 + i64::from(byte - b'0'),
+                b'.' if point.is_none() && at > 0 => point = Some(at),
+                _ => return None,
+            }
+        }
+        let places = match point {
+            Some(point) => unsigned.len() - 1 - point,
+            None => 0,
+        };
+        if unsigned.is_empty() || (point.is_some() && places == 0) {
+            return None;
+        }
+        let digits = if unsigned.len() < text.len() { -digits } else { digits };
+        Some(Self { digits: digits.into(), exponent: -(places as i32) })
+    }
+
+    fn parse_any(text: &str) -> Option<Self> {
         let (negative, unsigned) = match text.strip_prefix('-') {
             Some(rest) => (true, rest),
             None => (false, text),
@@ -84,10 +121,13 @@ impl Decimal {
     }
 
     fn scaled_to(self, exponent: i32) -> Option<i128> {
-        if self.digits == 0 {
-            return Some(0);
+        if self.digits == 0 || self.exponent == exponent {
+            return Some(self.digits);
         }
         let power = u32::try_from(self.exponent.checked_sub(exponent)?).ok()?;
+        if let (Ok(digits), 0..10) = (i32::try_from(self.digits), power) {
+            return Some((i64::from(digits) * 10i64.pow(power)).into());
+        }
         self.digits.checked_mul(10i128.checked_pow(power)?)
     }
 
@@ -224,7 +264,8 @@ impl Ord for Decimal {
 impl fmt::Display for Decimal {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.digits < 0 { "-" } else { "" };
-        let digits = self.digits.unsigned_abs().to_string();
+        let digits = self.digits.unsigned_abs();
+        let digits = u64::try_from(digits).map_or_else(|_| digits.to_string(), |digits| digits.to_string());
         if self.exponent > MAX_ZEROS || self.exponent < -2 * MAX_ZEROS {
             return write!(formatter, "{sign}{digits}e{}", self.exponent);
         }
@@ -258,6 +299,38 @@ mod tests {
         assert_eq!(decimal("15e-3").to_string(), "0.015");
         for text in ["", "-", ".5", "1.", "1e", "0x1", "abc", "1 ", "1234567890123456789012345678901234567890"] {
             assert!(Decimal::parse(text).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn short_numbers_are_those_of_the_general_parser() {
+        let parts =
+            ["", "-", "--", ".", "0", "7", "00", "12", "-0.", ".5", "1.", "0.10", "999999999999999", "x", " ", "e1"];
+        for (first, second) in parts.iter().flat_map(|first| parts.map(|second| (first, second))) {
+            let text = format!("{first}{second}");
+            let form = |number: Option<Decimal>| number.map(|number| (number.digits, number.exponent));
+            assert_eq!(form(Decimal::parse(&text)), form(Decimal::parse_any(&text)), "{text}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_all_sizes_are_aligned_exactly() {
+        let mut random = 1u64;
+        let mut next = |below: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 33) % below
+        };
+        let mut number = || {
+            let digits = i128::from(next(1 << 31)) >> next(31);
+            let digits = if next(4) == 0 { digits * 1_000_000_007 } else { digits };
+            let digits = if next(2) == 0 { -digits } else { digits };
+            Decimal { digits, exponent: next(13) as i32 - 6 }
+        };
+        for _ in 0..10_000 {
+            let (left, right) = (number(), number());
+            let whole = |number: Decimal| number.digits * 10i128.pow((number.exponent + 6).unsigned_abs());
+            assert_eq!(left.cmp(&right), whole(left).cmp(&whole(right)), "{left:?} {right:?}");
+            assert_eq!(whole(left.add(right).unwrap()), whole(left) + whole(right), "{left:?} {right:?}");
         }
     }
 

@@ -1,11 +1,12 @@
 //! `previous`: adds the previous record with the same key to each record.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 use trunkline_plugin::state::State;
-use trunkline_plugin::{Batch, ConfigError, DEFAULT_PORT, Record, Verdict, Verdicts, json};
+use trunkline_plugin::{Batch, ConfigError, DEFAULT_PORT, Inputs, Record, Verdict, Verdicts, json};
 
+use crate::distinct::DistinctKeys;
 use crate::key::{Key, KeyFormat};
 use crate::rows::{self, ObjectWriter};
 use crate::{Everyday, duration};
@@ -58,10 +59,10 @@ impl Previous {
     }
 
     /// The key of a record; `None` if it has none.
-    fn key(&self, record: Record<'_>) -> Result<Option<Vec<u8>>, String> {
+    fn key<'a>(&'a self, record: Record<'a>) -> Result<Option<Cow<'a, [u8]>>, String> {
         match (&self.key, record.value()) {
             (_, None) => Ok(None),
-            (None, _) => Ok(record.key().map(<[u8]>::to_vec)),
+            (None, _) => Ok(record.key().map(Cow::Borrowed)),
             (Some(key), Some(value)) => key.of(record, value),
         }
     }
@@ -120,22 +121,25 @@ fn reject(verdict: Verdict<'_>, problem: &str) {
 }
 
 impl Everyday for Previous {
+    fn inputs(&self) -> Inputs {
+        Inputs::VALUE.and(self.key.as_ref().map_or(Inputs::KEY, Key::inputs))
+    }
+
     fn process(&mut self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {
         let keys: Vec<_> = batch.iter().map(|record| self.key(record)).collect();
-        let mut distinct: Vec<&[u8]> = keys.iter().filter_map(|key| key.as_ref().ok()?.as_deref()).collect();
-        distinct.sort_unstable();
-        distinct.dedup();
-        let stored = self.last.get_all(&distinct)?;
-        let mut last: HashMap<&[u8], (Option<Last>, bool)> =
-            distinct.iter().copied().zip(stored.into_iter().map(|last| (last, false))).collect();
-        for (record, key) in batch.iter().zip(&keys) {
+        let mut distinct = DistinctKeys::default();
+        let positions: Vec<_> = keys.iter().map(|key| Some(distinct.add(key.as_ref().ok()?.as_deref()?))).collect();
+        // the last record, and whether this batch has changed it
+        let stored = self.last.get_all(distinct.keys())?.into_iter();
+        let mut last: Vec<(Option<Last>, bool)> = stored.map(|last| (last, false)).collect();
+        for ((record, key), position) in batch.iter().zip(&keys).zip(positions) {
             let verdict = verdicts.next_verdict();
-            let (value, key) = match (record.value(), key) {
+            let value = match (record.value(), key) {
                 (None, _) => {
                     let _ = verdict.pass();
                     continue;
                 }
-                (Some(value), Ok(key)) => (value, key.as_deref()),
+                (Some(value), Ok(_)) => value,
                 (Some(_), Err(problem)) => {
                     let _ = verdict.reject("previous.no_key", &format!("the record has no key: {problem}"));
                     continue;
@@ -149,7 +153,7 @@ impl Everyday for Previous {
                 }
             };
             let time = record.timestamp().unwrap_or(0);
-            let Some((known, has_changed)) = key.and_then(|key| last.get_mut(key)) else {
+            let Some((known, has_changed)) = position.and_then(|position| last.get_mut(position)) else {
                 self.write(value, None, verdict);
                 continue;
             };
@@ -160,7 +164,7 @@ impl Everyday for Previous {
                 (*known, *has_changed) = (Some(Last { time, row }), true);
             }
         }
-        let changed = last.iter().filter(|(_, (_, has_changed))| *has_changed);
+        let changed = distinct.keys().iter().zip(&last).filter(|(_, (_, has_changed))| *has_changed);
         self.last.put_all(changed.filter_map(|(key, (last, _))| Some((*key, last.as_ref()?))))
     }
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use trunkline_plugin::{ConfigError, DEFAULT_PORT, Done, Record, Verdict, json};
+use trunkline_plugin::{ConfigError, DEFAULT_PORT, Done, Inputs, Record, Verdict, json};
 
 use crate::Everyday;
 use crate::expression::{self, Expression, Scope};
@@ -284,6 +284,12 @@ impl Cast {
 impl Everyday for Project {
     fn keeps_schema(&self) -> bool {
         !self.changes_value
+    }
+
+    fn inputs(&self) -> Inputs {
+        let changes_headers = !self.headers.is_empty() || !self.drop_headers.is_empty();
+        let inputs = if changes_headers { Inputs::VALUE.and(Inputs::HEADERS) } else { Inputs::VALUE };
+        self.compute.iter().chain(&self.headers).fold(inputs, |inputs, (_, value)| inputs.and(value.inputs()))
     }
 
     fn record(&mut self, record: Record<'_>, verdict: Verdict<'_>) -> Done {

@@ -1,7 +1,7 @@
 //! `rekey`: sets the key.
 
 use serde::Deserialize;
-use trunkline_plugin::{ConfigError, Done, Record, Verdict};
+use trunkline_plugin::{ConfigError, Done, Inputs, Record, Verdict};
 
 use crate::Everyday;
 use crate::key::{Key, KeyFormat};
@@ -47,6 +47,10 @@ impl Rekey {
 impl Everyday for Rekey {
     fn keeps_schema(&self) -> bool {
         true
+    }
+
+    fn inputs(&self) -> Inputs {
+        self.key.inputs()
     }
 
     fn record(&mut self, record: Record<'_>, verdict: Verdict<'_>) -> Done {

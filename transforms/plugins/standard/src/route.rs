@@ -1,7 +1,7 @@
 //! `route`: passes records to ports.
 
 use serde::Deserialize;
-use trunkline_plugin::{ConfigError, DEFAULT_PORT, Done, Port, Record, Verdict};
+use trunkline_plugin::{ConfigError, DEFAULT_PORT, Done, Inputs, Port, Record, Verdict};
 
 use crate::Everyday;
 use crate::expression::{self, Expression, Scope};
@@ -88,6 +88,10 @@ impl Everyday for Route {
 
     fn keeps_schema(&self) -> bool {
         true
+    }
+
+    fn inputs(&self) -> Inputs {
+        self.routes.iter().fold(Inputs::VALUE, |inputs, (condition, _)| inputs.and(condition.inputs()))
     }
 
     fn record(&mut self, record: Record<'_>, verdict: Verdict<'_>) -> Done {

@@ -18,6 +18,9 @@ pub(crate) fn trim(raw: &[u8]) -> &[u8] {
 
 /// The change event in a value: an object with the text `op`, and `before` or `after`.
 pub(crate) fn event(value: &[u8]) -> Option<Event<'_>> {
+    if !json::may_have_key(value, "op") {
+        return None;
+    }
     let mut event = Event { before: None, after: None, operation: b"" };
     let mut has_image = false;
     for member in json::members(value) {
@@ -114,6 +117,46 @@ pub(crate) fn path(dotted: &str) -> Result<Vec<String>, String> {
 
 /// The raw value at a path; `None` if it does not exist.
 pub(crate) fn lookup<'a>(row: &'a [u8], path: &[String]) -> Result<Option<&'a [u8]>, String> {
-    let path: Vec<&str> = path.iter().map(String::as_str).collect();
-    json::lookup(row, &path).map_err(|error| error.to_string())
+    json::lookup(row, path).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a value is a change event, by its members alone.
+    fn is_event(value: &[u8]) -> bool {
+        let Ok(members) = json::members(value).collect::<Result<Vec<_>, _>>() else { return false };
+        let has = |name: &[u8]| members.iter().any(|member| member.key == name);
+        let operations = members.iter().filter(|member| member.key == b"op").map(|member| member.value);
+        let are_texts = operations.clone().all(|raw| raw.starts_with(b"\"") && raw.len() > 1);
+        (has(b"before") || has(b"after")) && are_texts && operations.last().is_some_and(|raw| raw.len() > 2)
+    }
+
+    #[test]
+    fn change_events_are_found_by_their_members() {
+        let members = [
+            r#""op":"u""#,
+            r#""op":"""#,
+            r#""op":1"#,
+            r#""o\u0070":"u""#,
+            r#""after":{"op":"c"}"#,
+            r#""after":null"#,
+            r#""before":{"id":1}"#,
+            r#""note":"an \"op\" and more than sixteen bytes""#,
+            r#""a":1"#,
+            "broken",
+        ];
+        for first in members {
+            for second in members {
+                for third in members {
+                    let value = format!("{{{first},{second},{third}}}");
+                    assert_eq!(event(value.as_bytes()).is_some(), is_event(value.as_bytes()), "{value}");
+                }
+            }
+        }
+        let value = br#"{"before":{"id":1},"after":{"id":2},"op":"u"}"#;
+        assert_eq!(row_of(value), br#"{"id":2}"#);
+        assert_eq!(row_of(br#"{"before":{"id":1},"after":null,"op":"d"}"#), br#"{"id":1}"#);
+    }
 }

@@ -483,3 +483,65 @@ fn aggregate_outputs_updates_and_rejects_what_it_cannot_add() {
         assert_eq!(rejected_config(json!({ "aggregate": config })).0.as_deref(), Some(key));
     }
 }
+
+/// A pseudo-random number below a limit.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % limit
+    }
+
+    fn of<'a>(&mut self, choices: &[&'a str]) -> &'a str {
+        choices[self.below(choices.len())]
+    }
+
+    /// A value that is JSON most of the time.
+    fn document(&mut self, depth: usize) -> String {
+        let members = (0..self.below(4)).map(|_| {
+            let key = self.of(&["a", "a", "b", "\\u0061", "op", "after", "before"]);
+            let value = match self.below(8) {
+                0 | 1 if depth < 2 => self.document(depth + 1),
+                2 => self.of(&["\"x\"", "\"u\"", "\"\"", "\"x\\u0021\"", "\"5\"", "\"y\"", "\"é\""]).to_owned(),
+                3 => self.of(&["null", "true", "false", "[1]", "{}", "", "nul"]).to_owned(),
+                _ => self
+                    .of(&["5", "5.0", "-5", "4.99", "5e0", "50", "05", "1e400", "5.", "123456789012345678901"])
+                    .to_owned(),
+            };
+            format!("{}\"{key}\"{}:{value}", self.of(&["", "", "", " "]), self.of(&["", "", "", " "]))
+        });
+        let members: Vec<String> = members.collect();
+        let end = self.of(&["}", "}", "}", "}", "}", "} ", "}x", ""]);
+        format!("{{{}{end}", members.join(self.of(&[",", ",", ",", ", ", "  ", ";"])))
+    }
+}
+
+/// A comparison of a member with a literal has a fast form; a literal in a conditional expression
+/// does not.
+#[test]
+fn comparisons_of_members_agree_with_the_general_evaluation() {
+    let mut random = Random(7);
+    let mut outcomes = std::collections::BTreeMap::new();
+    for _ in 0..400 {
+        let member = random.of(&["value.a", "row.a", "value.a.b", "row.after.a", "value.b.a.a"]);
+        let operator = random.of(&["==", "!=", "<", "<=", ">", ">="]);
+        let literal = random.of(&["5", "5.00", "-5", "4.995", "'x'", "'x!'", "'é'", "'5'", "true", "null"]);
+        let fast = json!({ "filter": { "condition": format!("{member} {operator} {literal}") } });
+        let general = format!("{member} {operator} (true ? {literal} : {literal})");
+        let inputs: Vec<Input> = (0..50).map(|_| Input::value(random.document(0))).collect();
+        let expected = run(json!({ "filter": { "condition": &general } }), &inputs);
+        let found = run(fast, &inputs);
+        for ((input, found), expected) in inputs.iter().zip(found).zip(expected) {
+            let value = String::from_utf8_lossy(input.value.as_deref().unwrap_or_default()).into_owned();
+            assert_eq!(found, expected, "{general} of {value}");
+            let kind = match found {
+                Outcome::Passed(_) => "passed",
+                Outcome::Dropped => "dropped",
+                _ => "rejected",
+            };
+            *outcomes.entry(kind).or_insert(0) += 1;
+        }
+    }
+    assert!(outcomes.len() == 3 && outcomes.values().all(|count| *count > 300), "{outcomes:?}");
+}

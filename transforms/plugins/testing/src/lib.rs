@@ -11,7 +11,7 @@
 
 use serde::Deserialize;
 use trunkline_plugin::host::{self, Level};
-use trunkline_plugin::{ConfigError, Done, Emit, Port, Record, Transform, Verdict};
+use trunkline_plugin::{ConfigError, Done, Emit, Inputs, Port, Record, Transform, Verdict};
 
 /// The output port of `port_on`.
 const SIDE: Port = 1;
@@ -52,6 +52,12 @@ pub struct Config {
     pub noop: bool,
     /// Declares that changed values keep their schema.
     pub keeps_schema: bool,
+    /// Declares that the plugin reads these parts of records only: `key`, `value` or `headers`.
+    pub inputs: Option<Vec<String>>,
+    /// Sets the value to the names of the parts that are not null: `key value headers`.
+    pub show_parts: bool,
+    /// Declares inputs outside of `init`.
+    pub declare_on: Option<String>,
     /// Emits a record with this value on flush.
     pub flush: Option<String>,
     /// Panics in `init`.
@@ -81,10 +87,26 @@ impl Transform for Testing {
         self.0.keeps_schema
     }
 
+    fn inputs(&self) -> Inputs {
+        let Some(inputs) = &self.0.inputs else { return Inputs::ALL };
+        let has = |part: &str| inputs.iter().any(|name| name == part);
+        Inputs { key: has("key"), value: has("value"), headers: has("headers") }
+    }
+
     fn record(&mut self, record: Record<'_>, verdict: Verdict<'_>) -> Result<Done, String> {
         let config = &self.0;
         if config.noop {
             return Ok(verdict.pass());
+        }
+        if config.show_parts {
+            let parts = [
+                ("key", record.key().is_some()),
+                ("value", record.value().is_some()),
+                ("headers", !record.header_block().is_empty()),
+            ];
+            let present: Vec<&str> =
+                parts.iter().filter(|(_, is_present)| *is_present).map(|(name, _)| *name).collect();
+            return Ok(verdict.value(present.join(" ").as_bytes()));
         }
         let text = String::from_utf8_lossy(record.value().unwrap_or_default());
         let matches = |key: &Option<String>| key.as_ref().is_some_and(|wanted| text.contains(wanted.as_str()));
@@ -94,6 +116,10 @@ impl Transform for Testing {
             host::histogram_record("length", text.len() as f64);
         }
         assert!(!matches(&config.trap_on), "panic requested by {text}");
+        #[cfg(target_arch = "wasm32")]
+        if matches(&config.declare_on) {
+            trunkline_plugin::bindings::trunkline::transform::inputs::declare(true, true, true);
+        }
         if matches(&config.loop_on) {
             spin();
         }

@@ -89,6 +89,9 @@ struct Transaction {
     xa: Option<Vec<u8>>,
     /// Its place in the binlog.
     anchor: AnchorTransaction,
+    /// The position of the last event with rows, and the number of captured rows that events before
+    /// the next one have at this position.
+    numbered: (u64, u64),
 }
 
 /// A rows event whose rows are being emitted.
@@ -101,8 +104,11 @@ struct OpenRows {
     index: u64,
     /// The offset of the next row.
     at: usize,
-    /// The number of rows before it.
+    /// The number of rows before it in the event.
     row: u64,
+    /// The number of the event's first row among all rows with the event's position. Events of a
+    /// prepared or of a compressed transaction have one position.
+    first_row: u64,
     source_block: Option<SourceBlock>,
 }
 
@@ -113,7 +119,8 @@ struct PreparedXa {
 
 impl Follower {
     pub(crate) fn new(options: Arc<MysqlOptions>, server: ServerInfo, position: StreamPosition) -> Result<Self> {
-        let mut emitter = Emitter::new(options.tombstones);
+        let epoch = position.epoch.as_ref().map_or(0, |epoch| epoch.number);
+        let mut emitter = Emitter::new(options.tombstones, epoch);
         if let Some(port) = options.port(TRANSACTION_PORT) {
             emitter.enable_transaction_markers(MarkerFormat { port, schema: marker_schema()?.id().to_string() });
         }
@@ -388,6 +395,7 @@ impl Follower {
             skip,
             xa: start.xa,
             anchor,
+            numbered: (0, 0),
         });
         Ok(())
     }

@@ -1,29 +1,19 @@
-//! `on_malformed = "dead_letter"`: rows that cannot be decoded are rejected with their bytes and
-//! their place in the binlog, and the source continues after them.
+//! `on_malformed = "dead_letter"` for rows of the binlog: see [`MalformedRows`].
 
-use trunkline_connector::{Reason, SourceBatch};
+use trunkline_connector::SourceBatch;
 
 use super::Follower;
-use crate::config::OnMalformed;
 use crate::decode::Malformed;
+use crate::format::rejected::MalformedRows;
 use crate::format::table::Table;
 use crate::format::transaction_metadata::TransactionMetadata;
 use crate::position::{BinlogPosition, PartialTransaction};
 use crate::replication::event_frame::Event;
 
-/// Header with the binlog file of rejected bytes.
-const BINLOG_FILE: &str = "trunkline.binlog_file";
-/// Header with the end of their event in the file.
-const BINLOG_POS: &str = "trunkline.binlog_pos";
-/// Header with the index of their first row within the event.
-const ROW: &str = "trunkline.row";
-/// Header with the GTID of their transaction.
-const GTID: &str = "trunkline.gtid";
-
 impl Follower {
     /// Whether bytes that cannot be decoded are rejected, and do not stop the source.
     pub(super) fn rejects_malformed(&self) -> bool {
-        self.options.on_malformed == OnMalformed::DeadLetter
+        self.options.rejects_malformed()
     }
 
     /// Rejects bytes of a rows event: a row, or the rows from one on whose ends are unknown.
@@ -38,17 +28,19 @@ impl Follower {
         let name = table.map_or_else(|| "an unknown table".to_owned(), |table| table.name.to_string());
         let message = format!("row {row} of an event of {name} at {file}:{pos} cannot be decoded: {error}");
         let transaction = self.transaction.as_ref();
-        out.rejected.push_with(Reason::new("mysql.malformed", message), |record| {
-            record.value(bytes).timestamp(transaction.map_or(0, |transaction| transaction.committed_at));
-            if let Some(table) = table {
-                record.ordering_key(table.ordering_key).header_block(&table.tombstone_headers);
-            }
-            record.header(BINLOG_FILE, Some(file.as_bytes())).header(BINLOG_POS, Some(pos.to_string().as_bytes()));
-            record.header(ROW, Some(row.to_string().as_bytes()));
-            if let Some(gtid) = transaction.and_then(|transaction| transaction.gtid_text.as_deref()) {
-                record.header(GTID, Some(gtid.as_bytes()));
-            }
-        });
+        let has_hidden = table.map_or(!self.options.columns.is_empty(), Table::has_hidden_columns);
+        let rows = MalformedRows {
+            table,
+            key: None,
+            bytes: (!has_hidden).then_some(bytes),
+            file,
+            pos: *pos,
+            row,
+            gtid: transaction.and_then(|transaction| transaction.gtid_text.as_deref()),
+            is_snapshot: false,
+            time: transaction.map_or(0, |transaction| transaction.committed_at),
+        };
+        rows.reject(&mut out.rejected, message);
     }
 
     /// Rejects a rows event whose table or columns are unknown. Returns whether it could: the rows

@@ -26,6 +26,8 @@ struct RowsPlan {
     is_skipped: bool,
     /// The number of rows at the start that were processed before a restart; `u64::MAX` for all.
     skip_rows: u64,
+    /// Other events may have the position of this one, so its rows are counted.
+    shares_position: bool,
 }
 
 impl Follower {
@@ -47,7 +49,8 @@ impl Follower {
             return Ok(());
         }
         let query = transaction.query.clone();
-        let open = OpenRows { event, mapped, kind, query, index, at: header.rows_at, row: 0, source_block: None };
+        let (at, source_block) = (header.rows_at, None);
+        let open = OpenRows { event, mapped, kind, query, index, at, row: 0, first_row: 0, source_block };
         match transaction.xa.as_ref().and_then(|id| self.prepared_xa.get_mut(id)) {
             Some(prepared) => prepared.rows.push(open),
             None => self.rows.push_back(open),
@@ -116,6 +119,11 @@ impl Follower {
             let gtid = self.transaction.as_ref().and_then(|transaction| transaction.gtid_text.clone());
             self.position.partial = Some(PartialTransaction { gtid, events, rows, counts });
         }
+        if result == Ok(true)
+            && let Some(transaction) = &mut self.transaction
+        {
+            transaction.numbered = (self.reached.pos, open.first_row + open.row);
+        }
         result
     }
 
@@ -139,6 +147,8 @@ impl Follower {
                 query: open.query.as_deref(),
             };
             open.source_block = Some(SourceBlock::new(&fields, table));
+            let (pos, rows) = transaction.numbered;
+            open.first_row = if pos == self.reached.pos { rows } else { 0 };
         }
         let skip_rows = match &transaction.skip {
             Some(skip) if open.index < skip.events => u64::MAX,
@@ -146,7 +156,8 @@ impl Follower {
             _ => 0,
         };
         let is_skipped = self.options.skips(open.kind.op);
-        Some(RowsPlan { mode: tracker.mode(&table.name), is_skipped, skip_rows })
+        let shares_position = self.reached.pos as u32 != open.event.header().log_pos();
+        Some(RowsPlan { mode: tracker.mode(&table.name), is_skipped, skip_rows, shares_position })
     }
 
     fn emit_planned(
@@ -161,7 +172,7 @@ impl Follower {
         let mut bytes = Bytes::new(&open.event.data()[open.at..]);
         let (mut before, mut after) = (Vec::new(), Vec::new());
         let result = loop {
-            if bytes.is_empty() || plan.skip_rows == u64::MAX {
+            if bytes.is_empty() || (plan.skip_rows == u64::MAX && !plan.shares_position) {
                 break Ok(true);
             }
             let records = out.records.len() + out.rejected.len();
@@ -184,7 +195,7 @@ impl Follower {
                     op: open.kind.op,
                     before: (open.kind.op != Op::Create).then_some(before.as_slice()),
                     after: (open.kind.op != Op::Delete).then_some(after.as_slice()),
-                    row: open.row,
+                    row: open.first_row + open.row,
                 };
                 let on_key = |key: &[u8]| {
                     if plan.mode == TableMode::EmitAndTrack {

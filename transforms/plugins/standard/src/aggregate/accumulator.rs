@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use serde::{Deserialize, Serialize};
-use trunkline_plugin::ConfigError;
+use trunkline_plugin::{ConfigError, Inputs};
 
 use super::sketch::{Distinct, Quantiles};
 use crate::expression::{self, Expression, Scope, Value};
@@ -89,6 +89,11 @@ impl Function {
             argument => Some(expression::compile(key, argument)?),
         };
         Ok(Self { kind, argument, percent })
+    }
+
+    /// The parts of records that its argument reads.
+    pub(super) fn inputs(&self) -> Inputs {
+        self.argument.as_ref().map_or(Inputs::VALUE, Expression::inputs)
     }
 
     /// The accumulator before the first record.

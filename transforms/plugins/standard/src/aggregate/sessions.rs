@@ -11,9 +11,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
-use trunkline_plugin::{Batch, Record, Verdict, Verdicts};
+use trunkline_plugin::{Verdict, Verdicts};
 
-use super::{Aggregate, Emit, Output, PAGE, Window, emit, late, reject};
+use super::{Aggregate, Emit, Grouped, Output, PAGE, Window, emit, late, reject};
 
 /// A stored session.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -27,23 +27,21 @@ pub(super) struct Session {
 pub(super) fn process(
     aggregate: &Aggregate,
     gap: i64,
-    batch: Batch<'_>,
-    groups: &[Result<Option<Vec<u8>>, String>],
+    groups: &[super::Group<'_>],
     watermark: Option<i64>,
     verdicts: &mut Verdicts,
 ) -> Result<Option<i64>, String> {
     let mut open = Open { aggregate, gap, watermark, earliest: None, groups: HashMap::new() };
     open.find_earliest()?;
-    for group in groups.iter().filter_map(|group| group.as_ref().ok()?.as_deref()) {
-        open.load(group)?;
+    for grouped in groups.iter().filter_map(|group| group.as_ref().ok()?.as_ref()) {
+        open.load(&grouped.group)?;
     }
-    for (record, group) in batch.iter().zip(groups) {
+    for group in groups {
         let verdict = verdicts.next_verdict();
-        match (group, record.timestamp()) {
-            // Times before 1970 would not be in the order of their bytes.
-            (Ok(Some(group)), Some(time)) if time >= 0 => open.record(record, time, group, verdict)?,
-            (Ok(_), _) => _ = verdict.drop(),
-            (Err(problem), _) => reject(verdict, problem),
+        match group {
+            Ok(Some(grouped)) => open.record(grouped, verdict)?,
+            Ok(None) => _ = verdict.drop(),
+            Err(problem) => reject(verdict, problem),
         }
     }
     open.store()?;
@@ -129,8 +127,8 @@ impl<'a> Open<'a> {
         self.aggregate.sessions.put_all(changed)
     }
 
-    fn record(&mut self, record: Record<'_>, time: i64, group: &[u8], verdict: Verdict<'_>) -> Result<(), String> {
-        let aggregate = self.aggregate;
+    fn record(&mut self, record: &Grouped<'_>, verdict: Verdict<'_>) -> Result<(), String> {
+        let (aggregate, time, group) = (self.aggregate, record.time, record.group.as_slice());
         let Some(sessions) = self.groups.get(group).map(|group| &group.sessions) else {
             return Err("a group of the batch was not loaded".to_owned());
         };
@@ -151,7 +149,7 @@ impl<'a> Open<'a> {
             Some(earliest) => windows.try_fold(earliest, |window, later| aggregate.merge(window, later)).map(Some),
             None => Ok(None),
         };
-        let window = match merged.and_then(|merged| aggregate.add(merged.as_ref(), record, time)) {
+        let window = match merged.and_then(|merged| aggregate.add(merged.as_ref(), record)) {
             Ok(window) => window,
             Err(problem) => {
                 reject(verdict, &problem);

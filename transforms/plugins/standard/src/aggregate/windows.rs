@@ -1,39 +1,70 @@
 //! Tumbling and hopping windows.
 
-use std::collections::HashMap;
+use std::ops::Range;
 
-use trunkline_plugin::{Batch, Record, Verdict, Verdicts};
+use trunkline_plugin::{Verdict, Verdicts};
 
-use super::{Aggregate, Emit, Fixed, Output, PAGE, Window, emit, late, reject};
+use super::{Aggregate, Emit, Fixed, Group, Grouped, Output, PAGE, Window, emit, late, reject};
+use crate::distinct::DistinctKeys;
 
 /// Processes a batch whose records have these groups. Returns the watermark after it.
 pub(super) fn process(
     aggregate: &Aggregate,
     fixed: Fixed,
-    batch: Batch<'_>,
-    groups: &[Result<Option<Vec<u8>>, String>],
+    groups: &[Group<'_>],
     watermark: Option<i64>,
     verdicts: &mut Verdicts,
 ) -> Result<Option<i64>, String> {
-    let keys_of = |(record, group): (Record<'_>, &Result<Option<Vec<u8>>, String>)| match group {
-        Ok(Some(group)) => window_keys(fixed, record.timestamp().unwrap_or(0), group),
-        Ok(None) | Err(_) => Vec::new(),
-    };
-    let keys: Vec<Vec<Vec<u8>>> = batch.iter().zip(groups).map(keys_of).collect();
-    let mut distinct: Vec<&[u8]> = keys.iter().flatten().map(Vec::as_slice).collect();
-    distinct.sort_unstable();
-    distinct.dedup();
+    let mut keys = WindowKeys::default();
+    let ranges: Vec<Range<usize>> = groups.iter().map(|group| keys.add(fixed, group)).collect();
+    let mut distinct = DistinctKeys::default();
+    let positions: Vec<usize> = keys.iter().map(|key| distinct.add(key)).collect();
     let mut open = Open::load(aggregate, fixed, watermark, &distinct)?;
-    for ((record, group), keys) in batch.iter().zip(groups).zip(&keys) {
+    for (group, range) in groups.iter().zip(ranges) {
         let verdict = verdicts.next_verdict();
-        match group {
-            Ok(_) if keys.is_empty() => _ = verdict.drop(),
-            Ok(_) => open.record(record, keys, verdict)?,
-            Err(problem) => reject(verdict, problem),
+        match (group, positions.get(range)) {
+            (Ok(Some(grouped)), Some(positions @ [_, ..])) => open.record(grouped, positions, verdict)?,
+            (Ok(_), _) => _ = verdict.drop(),
+            (Err(problem), _) => reject(verdict, problem),
         }
     }
     open.store()?;
     Ok(open.watermark)
+}
+
+/// The keys of the windows of a batch's records: their starts and the groups.
+#[derive(Default)]
+struct WindowKeys {
+    bytes: Vec<u8>,
+    /// Where each key ends.
+    ends: Vec<usize>,
+}
+
+impl WindowKeys {
+    /// Adds the keys of a record's windows, in the order of their starts. Returns their indices.
+    fn add(&mut self, fixed: Fixed, group: &Group<'_>) -> Range<usize> {
+        let first = self.ends.len();
+        if let Ok(Some(Grouped { time, group, .. })) = group {
+            let last = time - time.rem_euclid(fixed.advance);
+            let mut start = last;
+            // A window before 1970 would not be in the order of the bytes of its start.
+            while start - fixed.advance > time - fixed.size && start >= fixed.advance {
+                start -= fixed.advance;
+            }
+            while start <= last {
+                self.bytes.extend_from_slice(&start.to_be_bytes());
+                self.bytes.extend_from_slice(group);
+                self.ends.push(self.bytes.len());
+                start += fixed.advance;
+            }
+        }
+        first..self.ends.len()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let mut start = 0;
+        self.ends.iter().map(move |end| &self.bytes[std::mem::replace(&mut start, *end)..*end])
+    }
 }
 
 /// The state that a batch uses.
@@ -43,22 +74,22 @@ struct Open<'a> {
     watermark: Option<i64>,
     /// The start of the earliest open window.
     earliest: Option<i64>,
-    /// The windows of the batch, and whether they have changed.
-    windows: HashMap<Vec<u8>, (Option<Window>, bool)>,
+    keys: &'a DistinctKeys<'a>,
+    /// The windows of the keys, and whether they have changed.
+    windows: Vec<(Option<Window>, bool)>,
 }
 
 impl<'a> Open<'a> {
-    fn load(aggregate: &'a Aggregate, fixed: Fixed, watermark: Option<i64>, keys: &[&[u8]]) -> Result<Self, String> {
-        let windows = aggregate.windows.get_all(keys)?;
+    fn load(
+        aggregate: &'a Aggregate,
+        fixed: Fixed,
+        watermark: Option<i64>,
+        keys: &'a DistinctKeys<'a>,
+    ) -> Result<Self, String> {
+        let windows = aggregate.windows.get_all(keys.keys())?;
         windows.iter().flatten().try_for_each(|window| aggregate.check(window))?;
-        let windows = windows.into_iter().map(|window| (window, false));
-        let mut open = Self {
-            aggregate,
-            fixed,
-            watermark,
-            earliest: None,
-            windows: keys.iter().map(|key| key.to_vec()).zip(windows).collect(),
-        };
+        let windows = windows.into_iter().map(|window| (window, false)).collect();
+        let mut open = Self { aggregate, fixed, watermark, earliest: None, keys, windows };
         open.find_earliest()?;
         Ok(open)
     }
@@ -71,10 +102,10 @@ impl<'a> Open<'a> {
 
     /// Stores the changed windows.
     fn store(&mut self) -> Result<(), String> {
-        let changed = self.windows.iter().filter(|(_, (_, changed))| *changed);
-        let changed = changed.filter_map(|(key, (window, _))| Some((key, window.as_ref()?)));
+        let changed = self.keys.keys().iter().zip(&self.windows).filter(|(_, (_, changed))| *changed);
+        let changed = changed.filter_map(|(key, (window, _))| Some((*key, window.as_ref()?)));
         self.aggregate.windows.put_all(changed)?;
-        self.windows.values_mut().for_each(|(_, changed)| *changed = false);
+        self.windows.iter_mut().for_each(|(_, changed)| *changed = false);
         Ok(())
     }
 
@@ -99,7 +130,9 @@ impl<'a> Open<'a> {
                 if self.aggregate.emit == Emit::Final {
                     outputs.push(self.output(key, window)?);
                 }
-                self.windows.remove(key);
+                if let Some(window) = self.keys.position(key).and_then(|position| self.windows.get_mut(position)) {
+                    *window = (None, false);
+                }
             }
             let keys: Vec<&[u8]> = page.iter().map(|(key, _)| key.as_slice()).collect();
             self.aggregate.windows.delete_all(&keys);
@@ -108,19 +141,19 @@ impl<'a> Open<'a> {
         Ok(outputs)
     }
 
-    fn record(&mut self, record: Record<'_>, keys: &[Vec<u8>], verdict: Verdict<'_>) -> Result<(), String> {
+    fn record(&mut self, record: &Grouped<'_>, positions: &[usize], verdict: Verdict<'_>) -> Result<(), String> {
         let aggregate = self.aggregate;
-        let time = record.timestamp().unwrap_or(0);
         // All windows change, or none does.
-        let mut changed = Vec::new();
-        for key in keys {
+        let mut changed = Vec::with_capacity(positions.len());
+        for position in positions {
+            let key = self.keys.keys()[*position];
             let start = start_of(key)?;
             if self.is_closed(start) {
                 continue;
             }
-            let window = self.windows.get(key).and_then(|(window, _)| window.as_ref());
-            match aggregate.add(window, record, time) {
-                Ok(window) => changed.push((start, key, window)),
+            let window = self.windows.get(*position).and_then(|(window, _)| window.as_ref());
+            match aggregate.add(window, record) {
+                Ok(window) => changed.push((start, *position, window)),
                 Err(problem) => {
                     reject(verdict, &problem);
                     return Ok(());
@@ -132,14 +165,14 @@ impl<'a> Open<'a> {
             return Ok(());
         }
         let mut outputs = Vec::new();
-        for (start, key, window) in changed {
+        for (start, position, window) in changed {
             if aggregate.emit == Emit::Updates {
-                outputs.push(self.output(key, &window)?);
+                outputs.push(self.output(self.keys.keys()[position], &window)?);
             }
             self.earliest = Some(self.earliest.map_or(start, |earliest| earliest.min(start)));
-            self.windows.insert(key.clone(), (Some(window), true));
+            self.windows[position] = (Some(window), true);
         }
-        self.watermark = self.watermark.max(Some(time));
+        self.watermark = self.watermark.max(Some(record.time));
         outputs.extend(self.close()?);
         emit(verdict, &outputs);
         Ok(())
@@ -155,19 +188,6 @@ impl<'a> Open<'a> {
         let start = start_of(key)?;
         self.aggregate.output(&key[8..], (start, start.saturating_add(self.fixed.size)), window)
     }
-}
-
-/// The keys of a record's windows: their starts and the group.
-fn window_keys(fixed: Fixed, time: i64, group: &[u8]) -> Vec<Vec<u8>> {
-    let mut keys = Vec::new();
-    let mut start = time - time.rem_euclid(fixed.advance);
-    // A window before 1970 would not be in the order of the bytes of its start.
-    while start > time - fixed.size && start >= 0 {
-        keys.push([&start.to_be_bytes(), group].concat());
-        start -= fixed.advance;
-    }
-    keys.reverse();
-    keys
 }
 
 /// The start of the window with this key.

@@ -3,6 +3,7 @@
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
 use cel::parser::PrattParser;
 use regex_lite::Regex;
+use trunkline_plugin::Inputs;
 
 use super::functions::{self, Function};
 use crate::number::Decimal;
@@ -11,6 +12,7 @@ use crate::number::Decimal;
 #[derive(Debug)]
 pub(crate) struct Expression {
     pub(super) root: Node,
+    inputs: Inputs,
 }
 
 /// A column, from 1, and a problem.
@@ -80,6 +82,8 @@ pub(super) enum Node {
     NotStrictlyFalse(Box<Node>),
     Condition(Box<[Node; 3]>),
     Binary(Operator, Box<[Node; 2]>),
+    /// The comparison of a member with a literal, the most frequent condition.
+    Compare(Box<Comparison>),
     Call(Function, Vec<Node>),
     Matches(Box<Node>, Regex),
     List(Vec<Node>),
@@ -87,6 +91,41 @@ pub(super) enum Node {
     Loop(Box<Loop>),
     /// Appends to the list in a local variable, which is taken: the loops of `map` and `filter`.
     Append(usize, Vec<Node>),
+}
+
+/// A member of the value or the row, an operator and a literal.
+#[derive(Debug)]
+pub(super) struct Comparison {
+    pub(super) variable: Variable,
+    pub(super) path: Vec<String>,
+    pub(super) operator: Operator,
+    pub(super) literal: Literal,
+    /// The member as an expression, for the cases that need one.
+    pub(super) member: Node,
+}
+
+impl Comparison {
+    /// The node of a binary operation.
+    fn or_binary(operator: Operator, left: Node, right: Node) -> Node {
+        use Operator::{Equal, Greater, GreaterOrEqual, Less, LessOrEqual, NotEqual};
+        let is_comparison = matches!(operator, Equal | NotEqual | Less | LessOrEqual | Greater | GreaterOrEqual);
+        match (Self::path(&left), right) {
+            (Some((variable, path)), Node::Literal(literal)) if is_comparison => {
+                Node::Compare(Box::new(Self { variable, path, operator, literal, member: left }))
+            }
+            (_, right) => Node::Binary(operator, Box::new([left, right])),
+        }
+    }
+
+    fn path(node: &Node) -> Option<(Variable, Vec<String>)> {
+        let Node::Member(of, name) = node else { return None };
+        let (variable, mut path) = match of.as_ref() {
+            Node::Variable(variable @ (Variable::Value | Variable::Row)) => (*variable, Vec::new()),
+            of => Self::path(of)?,
+        };
+        path.push(name.clone());
+        Some((variable, path))
+    }
 }
 
 /// The form of the macros `all`, `exists`, `exists_one`, `filter` and `map`.
@@ -106,8 +145,14 @@ impl Expression {
             Some(error) => (usize::try_from(error.pos.1).unwrap_or(1).max(1), first_line(&error.msg)),
             None => (1, "the expression is not valid".to_owned()),
         })?;
-        let mut compiler = Compiler { source, locals: Vec::new() };
-        Ok(Self { root: compiler.node(&parsed)? })
+        let mut compiler = Compiler { source, locals: Vec::new(), inputs: Inputs::VALUE };
+        Ok(Self { root: compiler.node(&parsed)?, inputs: compiler.inputs })
+    }
+
+    /// The parts of records that the expression reads: at least the value, as a tombstone is tested
+    /// first.
+    pub(crate) fn inputs(&self) -> Inputs {
+        self.inputs
     }
 }
 
@@ -119,6 +164,8 @@ struct Compiler<'s> {
     source: &'s str,
     /// Names of the variables of enclosing macros: each has an item and an accumulator.
     locals: Vec<String>,
+    /// The parts of records that the variables so far read.
+    inputs: Inputs,
 }
 
 impl Compiler<'_> {
@@ -186,11 +233,16 @@ impl Compiler<'_> {
         }
     }
 
-    fn name(&self, name: &str) -> Result<Node, CompileError> {
+    fn name(&mut self, name: &str) -> Result<Node, CompileError> {
         if let Some(position) = self.locals.iter().rposition(|local| local == name) {
             return Ok(Node::Local(position));
         }
         if let Some((_, variable)) = VARIABLES.iter().find(|(known, _)| *known == name) {
+            self.inputs = self.inputs.and(match variable {
+                Variable::Key => Inputs::KEY,
+                Variable::Headers => Inputs::HEADERS,
+                _ => Inputs::VALUE,
+            });
             return Ok(Node::Variable(*variable));
         }
         let known: Vec<&str> = VARIABLES.iter().map(|(known, _)| *known).collect();
@@ -222,7 +274,7 @@ impl Compiler<'_> {
                 (Operator::Add, Node::Local(position), Node::List(items)) if self.is_accumulator(position) => {
                     Node::Append(position, items)
                 }
-                (operator, left, right) => Node::Binary(operator, Box::new([left, right])),
+                (operator, left, right) => Comparison::or_binary(operator, left, right),
             });
         }
         match (call.func_name.as_str(), arguments.as_slice()) {

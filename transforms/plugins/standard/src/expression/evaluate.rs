@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use trunkline_plugin::json;
 
-use super::compile::{Expression, Literal, Loop, Node, Operator, Variable};
+use super::compile::{Comparison, Expression, Literal, Loop, Node, Operator, Variable};
 use super::functions::{self, number};
 use super::value::Value;
 use super::{Scope, functions::Function};
@@ -35,10 +35,7 @@ struct Evaluation<'a> {
 impl<'a> Evaluation<'a> {
     fn node(&mut self, node: &'a Node) -> Result<Value<'a>, String> {
         match node {
-            Node::Literal(Literal::Null) => Ok(Value::Null),
-            Node::Literal(Literal::Boolean(boolean)) => Ok(Value::Boolean(*boolean)),
-            Node::Literal(Literal::Number(number)) => Ok(Value::Number(*number)),
-            Node::Literal(Literal::Text(text)) => Ok(Value::Text(Cow::Borrowed(text))),
+            Node::Literal(value) => Ok(literal(value)),
             Node::Variable(variable) => self.variable(*variable),
             Node::Local(position) => self.locals.get(*position).cloned().ok_or_else(|| "a variable is gone".to_owned()),
             Node::Member(of, name) => self.member(of, name),
@@ -71,6 +68,13 @@ impl<'a> Evaluation<'a> {
                 let (left, right) = (self.node(left)?, self.node(right)?);
                 binary(*operator, left, &right)
             }
+            Node::Compare(comparison) => match self.compare(comparison) {
+                Some(holds) => Ok(Value::Boolean(holds)),
+                None => {
+                    let member = self.node(&comparison.member)?;
+                    binary(comparison.operator, member, &literal(&comparison.literal))
+                }
+            },
             Node::Call(Function::Size, arguments) if arguments.len() == 1 => {
                 let value = self.node(&arguments[0])?;
                 functions::call(Function::Size, std::slice::from_ref(&value))
@@ -165,6 +169,34 @@ impl<'a> Evaluation<'a> {
         })
     }
 
+    /// Compares the text of a member with a literal. `None` if that is not a number with a number, or
+    /// two texts: then the general evaluation decides, and finds the error if there is one.
+    fn compare(&self, comparison: &Comparison) -> Option<bool> {
+        let Comparison { variable, path, operator, literal, .. } = comparison;
+        let value = self.scope.record.value();
+        let object = match variable {
+            Variable::Row => self.scope.row.or_else(|| value.map(rows::row_of))?,
+            _ => value?,
+        };
+        let raw = json::lookup(rows::trim(object), path).ok()??;
+        let order = match (literal, raw) {
+            (Literal::Number(number), [b'-' | b'0'..=b'9', ..]) => Decimal::parse_bytes(raw)?.cmp(number),
+            (Literal::Text(text), [b'"', inner @ .., b'"']) if !inner.contains(&b'\\') => {
+                std::str::from_utf8(inner).ok()?.cmp(text)
+            }
+            _ => return None,
+        };
+        match operator {
+            Operator::Equal => Some(order.is_eq()),
+            Operator::NotEqual => Some(order.is_ne()),
+            Operator::Less => Some(order.is_lt()),
+            Operator::LessOrEqual => Some(order.is_le()),
+            Operator::Greater => Some(order.is_gt()),
+            Operator::GreaterOrEqual => Some(order.is_ge()),
+            _ => None,
+        }
+    }
+
     fn member(&mut self, of: &'a Node, name: &str) -> Result<Value<'a>, String> {
         let of = self.node(of)?;
         match of.member(name)? {
@@ -207,6 +239,15 @@ impl<'a> Evaluation<'a> {
             Some(error) if !is_decided => Err(error),
             _ => Ok(result),
         }
+    }
+}
+
+fn literal(literal: &Literal) -> Value<'_> {
+    match literal {
+        Literal::Null => Value::Null,
+        Literal::Boolean(boolean) => Value::Boolean(*boolean),
+        Literal::Number(number) => Value::Number(*number),
+        Literal::Text(text) => Value::Text(Cow::Borrowed(text)),
     }
 }
 

@@ -8,23 +8,26 @@
 use std::collections::HashMap;
 
 use trunkline_connector::batch::write_header;
+use trunkline_connector::config::{Problem, Report};
 use trunkline_connector::{Batch, Error, Escape, Result, Template};
 
+use super::parsed::{ParsedPipeline, ParsedSource};
+
 /// The headers of a data set.
-pub(super) type Headers = [(&'static str, String)];
+pub(crate) type Headers = [(&'static str, String)];
 
 /// The topics of a source's data sets.
 #[derive(Debug, Default)]
-pub(super) struct SharedTopics {
+pub(crate) struct SharedTopics {
     /// By topic, the values of the variables that its template uses.
     values: HashMap<String, Vec<(String, String)>>,
 }
 
 impl SharedTopics {
-    /// Adds a data set. Fails if another one has its topic, although the template distinguishes
-    /// them.
-    pub(super) fn add(&mut self, template: &Template, headers: &Headers) -> Result<()> {
-        let Some(topic) = topic_of_headers(template, headers) else { return Ok(()) };
+    /// Adds a data set. Returns its topic, unless it depends on records. Fails if another one has
+    /// its topic, although the template distinguishes them.
+    pub(crate) fn add(&mut self, template: &Template, headers: &Headers) -> Result<Option<String>> {
+        let Some(topic) = topic_of_headers(template, headers) else { return Ok(None) };
         let used = |name: &str| headers.iter().find(|(header, _)| *header == name);
         let values: Vec<(String, String)> = template
             .headers()
@@ -32,13 +35,35 @@ impl SharedTopics {
             .map(|(name, value)| (name.trim_start_matches("trunkline.").to_owned(), value.clone()))
             .collect();
         match self.values.get(&topic) {
-            Some(others) if *others != values => Err(shared(template, &topic, others, &values)),
-            Some(_) => Ok(()),
-            None => {
-                self.values.insert(topic, values);
-                Ok(())
-            }
+            Some(others) if *others != values => return Err(shared(template, &topic, others, &values)),
+            Some(_) => {}
+            None => drop(self.values.insert(topic.clone(), values)),
         }
+        Ok(Some(topic))
+    }
+}
+
+/// The topics of the data sets that the configuration of a source names, if they do not depend on
+/// records.
+pub(super) fn named_topics(source: &ParsedSource<'_>) -> Result<Vec<String>> {
+    let (Some(spec), Some(template)) = (&source.spec, &source.topic) else { return Ok(Vec::new()) };
+    let mut topics = SharedTopics::default();
+    let data_sets = spec.named_data_sets();
+    data_sets.iter().filter_map(|headers| topics.add(template, headers).transpose()).collect()
+}
+
+/// Reports the sources of which two named data sets have the same topic.
+pub(super) fn check(parsed: &ParsedPipeline<'_>, report: &Report) {
+    for source in &parsed.sources {
+        let Err(error) = named_topics(source) else { continue };
+        let section = &source.section;
+        report.add(Problem {
+            code: "plan.topic_taken",
+            message: error.message().to_owned(),
+            span: section.table.get("topic").map_or(section.span.clone(), |node| node.span.clone()),
+            expected: "expected a topic for each of them".to_owned(),
+            help: None,
+        });
     }
 }
 
@@ -57,7 +82,7 @@ fn shared(template: &Template, topic: &str, first: &[(String, String)], second: 
 }
 
 /// The topic of all records with these headers; `None` if it depends on more than headers.
-pub(super) fn topic_of_headers(template: &Template, headers: &Headers) -> Option<String> {
+pub(crate) fn topic_of_headers(template: &Template, headers: &Headers) -> Option<String> {
     let mut block = Vec::new();
     for (name, value) in headers {
         write_header(&mut block, name, Some(value.as_bytes()));
@@ -84,8 +109,8 @@ mod tests {
         let add = |template: &str, second: &Headers| {
             let template = Template::parse(template, &["database", "table"]).unwrap();
             let mut topics = SharedTopics::default();
-            topics.add(&template, &table("dd.b", "c")).unwrap();
-            topics.add(&template, &table("dd.b", "c")).unwrap();
+            let topic = topics.add(&template, &table("dd.b", "c")).unwrap();
+            assert_eq!(topics.add(&template, &table("dd.b", "c")).unwrap(), topic);
             topics.add(&template, second)
         };
         let error = add("p.{@database}.{@table}", &table("dd", "b.c")).unwrap_err();

@@ -1,13 +1,14 @@
-//! The bounds of a replay: the offsets that its sink reads, and how fast.
+//! The bounds of a replay: the offsets that its stage reads, and how fast.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Instant;
 
-use trunkline_connector::{Batch, SinkReplay, TopicPartition};
+use trunkline_connector::{Batch, Result, SinkReplay, TopicPartition};
 
 use crate::dead_letters::Failed;
+use crate::kafka::{GroupConsumer, PartitionBatches};
 
 /// The records that a replay reads.
 #[derive(Debug, Clone)]
@@ -28,7 +29,7 @@ pub struct Bounds {
 impl Bounds {
     /// The replay, as sinks know it.
     pub(super) fn sink_replay(&self) -> SinkReplay {
-        SinkReplay { run: self.run.clone(), supersedes: self.supersedes.is_some() }
+        SinkReplay { run: self.run.clone(), supersedes: self.supersedes.is_some(), ranges: self.ranges.clone() }
     }
 
     /// The topics to subscribe to.
@@ -51,16 +52,41 @@ impl Bounds {
     }
 
     /// The number of records in a batch that the replay selects.
-    pub(super) fn selected(&self, partition: &TopicPartition, batch: &Batch) -> usize {
+    fn selected(&self, partition: &TopicPartition, batch: &Batch) -> usize {
         match &self.failed {
             Some(failed) => batch.entries().iter().filter(|entry| failed.contains(partition, entry.offset)).count(),
             None => batch.len(),
         }
     }
 
+    /// Drops the records that the replay does not read, and fetches no more from partitions that
+    /// are complete. Returns the number of the other records.
+    pub(super) fn apply(
+        &self,
+        batches: &mut PartitionBatches,
+        consumer: &GroupConsumer,
+        throttle: Option<&mut Throttle>,
+    ) -> Result<usize> {
+        let (mut kept, mut selected, mut complete) = (0, 0, Vec::new());
+        for (partition, batch) in batches.iter_mut() {
+            if self.retain(partition, batch) {
+                complete.push(partition.clone());
+            }
+            kept += batch.len();
+            selected += self.selected(partition, batch);
+        }
+        if !complete.is_empty() {
+            consumer.pause_partitions(&complete)?;
+        }
+        if let Some(throttle) = throttle {
+            throttle.count(selected);
+        }
+        Ok(kept)
+    }
+
     /// Drops the records outside of the range. Returns whether the topic partition is complete: no
     /// later record is in the range.
-    pub(super) fn retain(&self, partition: &TopicPartition, batch: &mut Batch) -> bool {
+    fn retain(&self, partition: &TopicPartition, batch: &mut Batch) -> bool {
         let Some((from, to)) = self.ranges.get(partition).copied() else {
             batch.clear();
             return true;
@@ -99,7 +125,7 @@ impl Throttle {
     }
 
     /// Records were selected.
-    pub(super) fn count(&mut self, records: usize) {
+    fn count(&mut self, records: usize) {
         if records > 0 {
             self.available = self.available() - records as f64;
             self.refilled = Instant::now();

@@ -1,0 +1,118 @@
+//! Replays of warehouse sinks: rows of a range are replaced in one transaction of the destination,
+//! and a shadow table is filled once, whatever is killed while live records arrive.
+
+use std::fs;
+
+use serde_json::Value;
+use trunkline_tests::{Case, Exit, Kafka, LogWriter, Redshift, S3, Snowflake, need, wait};
+
+use crate::{LONG, SOURCE, stop};
+
+const MASK: &str =
+    "[transforms.today]\ninputs = [\"web\"]\nplugin = \"mask.wasm\"\nconfig = { fields = [\"remote_addr\"] }\n";
+const FILTER: &str = "[transforms.today]\ninputs = [\"web\"]\nplugin = \"filter.wasm\"\n\
+                      config = { condition = \"!value.path.endsWith('7')\" }\n";
+
+const LINES: u64 = 2_000;
+
+/// The rows of a table of the warehouse, and its different paths.
+type Count<'a> = &'a dyn Fn(&str) -> (u64, u64);
+
+fn replay(case: &Case, arguments: &[&str]) -> Exit {
+    case.run_command("replay", &[], &[&[case.name(), "--from", "earliest"], arguments].concat(), LONG)
+}
+
+fn runs(case: &Case) -> Vec<Value> {
+    let listed = case.ask_worker("runs", "replay", &["--json"], LONG);
+    serde_json::from_str(&listed.stdout).unwrap_or_default()
+}
+
+/// Replaces rows and fills a shadow, with the options of a sink.
+fn a_killed_replay_replaces_rows(case: &Case, options: &str, count: Count<'_>) {
+    for command in ["replay", "audit"] {
+        fs::create_dir_all(case.path(&format!("data-{command}/plugins"))).unwrap();
+    }
+    let pipeline = |transform: &str, table: &str| {
+        let sink = format!("[sinks.dw]\ninputs = [\"today\"]\n{options}table = \"{table}\"\n");
+        format!("{SOURCE}\n{transform}\n{sink}commit = {{ records = 400, age = \"300ms\", idle = \"300ms\" }}\n")
+    };
+    let mut log = LogWriter::new(case.path("logs/access.log"), 730);
+    log.append(LINES);
+    case.pipeline("lines", &pipeline(MASK, "lines"));
+    let live = case.start("a", &[]);
+    let wait_for = |rows: u64| {
+        wait::until(&format!("{rows} rows"), LONG, || (count("lines").0 >= rows).then_some(()));
+    };
+    wait_for(LINES);
+    // Today's transforms drop some records. The worker has not read the file again.
+    case.pipeline("lines", &pipeline(FILTER, "lines"));
+
+    let planned = replay(case, &["--supersede", "--dry-run"]);
+    assert!(planned.stdout.contains(&format!("Replaces {LINES} rows of ")), "{}", planned.describe());
+    let arguments = [case.name(), "--from", "earliest", "--supersede"];
+    let killed = case.start_command("replay", &[], &[&arguments[..], &["--rate", "1000"]].concat());
+    wait::until("a run with rows", LONG, || runs(case).first()?["counters"]["out"].as_u64().filter(|out| *out > 0));
+    killed.kill9();
+    assert_eq!(count("lines"), (LINES, LINES), "nothing is replaced yet");
+    log.append(300);
+    let last = replay(case, &["--supersede"]);
+    assert_eq!(last.code, Some(0), "{}", last.describe());
+    assert!(last.stderr.contains("replaced in one transaction"), "{}", last.describe());
+    let run = runs(case).remove(0);
+    assert_eq!((&run["state"], &run["supersede"]["rows"]), (&"finished".into(), &LINES.into()), "{run}");
+    let dropped = LINES - run["counters"]["out"].as_u64().unwrap();
+    assert!(dropped > 100 && dropped < LINES / 2, "{dropped} of {LINES} records are dropped");
+    let expected = LINES + 300 - dropped;
+    wait_for(expected);
+    stop(live);
+    assert_eq!(count("lines"), (expected, expected));
+    let audited = case.run_command("audit", &[], &[&format!("{}.dw", case.name())], LONG);
+    assert_eq!(audited.code, Some(0), "{}", audited.describe());
+
+    let refused = replay(case, &[]);
+    assert!(refused.stderr.contains("[replay.live_destination]"), "{}", refused.describe());
+    let into = ["--into", "table=\"lines_v2\""];
+    let slow = [&[case.name(), "--from", "earliest"][..], &into, &["--rate", "1000"]].concat();
+    let killed = case.start_command("replay", &[], &slow);
+    wait::until("rows of the shadow", LONG, || runs(case).get(1)?["counters"]["out"].as_u64().filter(|out| *out > 0));
+    killed.kill9();
+    let filled = replay(case, &into);
+    assert_eq!(filled.code, Some(0), "{}", filled.describe());
+    let out = runs(case)[1]["counters"]["out"].as_u64().unwrap();
+    assert_eq!(count("lines_v2"), (out, out));
+    let again = replay(case, &into);
+    assert!(again.stderr.contains("[replay.output_exists]"), "{}", again.describe());
+    assert_eq!(count("lines"), (expected, expected), "the live table is as it was");
+}
+
+fn numbers(row: &str) -> (u64, u64) {
+    let (rows, paths) = row.split_once('\t').unwrap();
+    (rows.parse().unwrap(), paths.parse().unwrap())
+}
+
+#[test]
+fn rows_are_replaced_in_redshift() {
+    let (kafka, s3, redshift) = (need!(Kafka::any()), need!(S3::shared()), need!(Redshift::shared()));
+    s3.bucket("replays");
+    redshift.run("CREATE SCHEMA replays");
+    let case = Case::new("replay-redshift", kafka);
+    let sink = format!("connector = \"redshift\"\n{}", redshift.sink_options(redshift.port(), "replays", "replays"));
+    let count = |table: &str| {
+        let found = redshift.try_run(&format!("SELECT COUNT(*), COUNT(DISTINCT path) FROM replays.{table}"));
+        found.map_or((0, 0), |rows| numbers(&rows[0]))
+    };
+    a_killed_replay_replaces_rows(&case, &sink, &count);
+}
+
+#[test]
+fn rows_are_replaced_in_snowflake() {
+    let (kafka, s3) = (need!(Kafka::any()), need!(S3::shared()));
+    let snowflake = need!(Snowflake::start(s3));
+    let case = Case::new("replay-snowflake", kafka);
+    s3.bucket(case.name());
+    let count = |table: &str| {
+        let found = snowflake.try_query("DB", "RAW", &format!("SELECT COUNT(*), COUNT(DISTINCT path) FROM {table}"));
+        found.map_or((0, 0), |rows| numbers(&rows[0]))
+    };
+    a_killed_replay_replaces_rows(&case, &snowflake.options(s3, case.name()), &count);
+}
