@@ -331,6 +331,7 @@ mod tests {
             first: 0,
             next: 20,
             counters,
+            sink_state: None,
         };
         let partition = TopicPartition::new("t", 0);
         let intents = BTreeMap::from([(partition.clone(), row)]);
