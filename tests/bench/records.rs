@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use trunkline_tests::LogWriter;
+use trunkline_tests::{LogWriter, Random};
 
 /// Length of a line with its newline, and of a record.
 pub(crate) const LINE_BYTES: usize = 300;
@@ -57,6 +57,17 @@ impl Lines {
                 write!(bytes, "\"c{column:04}\":{number}{end}").unwrap();
             }
             bytes.push(b'\n');
+        }
+        let line_bytes = bytes.len() / count as usize;
+        Self { bytes, line_bytes }
+    }
+
+    /// JSON objects whose member `key` has this many values, in random order.
+    pub(crate) fn keyed(seed: u64, count: u64, values: u64) -> Self {
+        let mut bytes = Vec::new();
+        let mut random = Random::new(seed);
+        for number in 0..count {
+            writeln!(bytes, "{{\"key\":\"k{:06}\",\"number\":{}}}", random.below(values), 1_000_000 + number).unwrap();
         }
         let line_bytes = bytes.len() / count as usize;
         Self { bytes, line_bytes }

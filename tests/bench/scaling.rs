@@ -1,4 +1,5 @@
-//! The cost of a record as pipelines, bytes per record, partitions, backlog and columns grow.
+//! The cost of a record as pipelines, bytes per record, partitions, backlog, columns, paths,
+//! topics, rotated files and sources of one folder grow.
 //!
 //! Each scenario is one worker with complete pipelines (log → topic → Parquet) that runs until it
 //! is idle. The time of an idle run (start, notice that there is no work, stop) is subtracted. The
@@ -32,7 +33,24 @@ const FLAT: f64 = 1.25;
 const BUDGET: u64 = 256 << 20;
 
 /// The names of the groups.
-pub(crate) const GROUPS: [&str; 5] = ["pipelines", "sizes", "partitions", "backlog", "columns"];
+pub(crate) const GROUPS: [&str; 9] =
+    ["pipelines", "sizes", "partitions", "backlog", "columns", "paths", "topics", "rotations", "folders"];
+
+/// The lines and the layout of a scenario.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Plain,
+    /// The lines are JSON objects with this many members.
+    Columns(usize),
+    /// The sink writes this many paths, in random order.
+    Paths(u64),
+    /// The source writes this many topics, in random order.
+    Topics(u64),
+    /// The logs of a pipeline are rotated files of one log.
+    Rotations,
+    /// All pipelines read the logs of one folder.
+    OneFolder,
+}
 
 /// A scenario and its runs.
 struct Scenario {
@@ -44,8 +62,7 @@ struct Scenario {
     /// Lines per log.
     lines: u64,
     line_bytes: usize,
-    /// The lines are JSON objects with this many members.
-    columns: Option<usize>,
+    shape: Shape,
     runs: Vec<Cost>,
 }
 
@@ -69,7 +86,7 @@ impl Scenario {
             partitions: 4,
             lines: 1_000_000,
             line_bytes: LINE_BYTES,
-            columns: None,
+            shape: Shape::Plain,
             runs: Vec::new(),
         }
     }
@@ -121,11 +138,42 @@ fn group(name: &str) -> Vec<Scenario> {
             .map(|(columns, lines)| Scenario {
                 lines,
                 line_bytes: Lines::json(1, 1, columns).text().len(),
-                columns: Some(columns),
+                shape: Shape::Columns(columns),
                 ..Scenario::new(&format!("columns: {columns}"))
             })
             .into(),
+        "paths" => [10, 100, 1_000, 10_000].map(|paths| keyed(&format!("paths: {paths}"), Shape::Paths(paths))).into(),
+        "topics" => {
+            [10, 100, 1_000, 2_000].map(|topics| keyed(&format!("topics: {topics}"), Shape::Topics(topics))).into()
+        }
+        "rotations" => [100, 1_000, 10_000]
+            .map(|logs| Scenario {
+                logs,
+                lines: 300_000 / logs,
+                shape: Shape::Rotations,
+                ..Scenario::new(&format!("rotated files: {logs}"))
+            })
+            .into(),
+        "folders" => [1, 20, 200]
+            .map(|pipelines| Scenario {
+                pipelines,
+                lines: 1_000_000 / pipelines,
+                shape: Shape::OneFolder,
+                ..Scenario::new(&format!("sources of a folder: {pipelines}"))
+            })
+            .into(),
         other => panic!("no group {other}"),
+    }
+}
+
+/// A scenario of short JSON lines.
+fn keyed(name: &str, shape: Shape) -> Scenario {
+    Scenario {
+        partitions: 1,
+        lines: 300_000,
+        line_bytes: Lines::keyed(1, 1, 1).text().len(),
+        shape,
+        ..Scenario::new(name)
     }
 }
 
@@ -208,30 +256,31 @@ fn measure(kafka: &Kafka, scenario: &Scenario) -> Cost {
     let distinct = scenario.lines.min(1_000_000 * LINE_BYTES as u64 / scenario.line_bytes as u64).min(1_000_000);
     let logs: Vec<Log> = (0..scenario.logs)
         .map(|seed| {
-            let lines = match scenario.columns {
-                Some(columns) => Lines::json(seed + 1, distinct, columns),
-                None if scenario.line_bytes == LINE_BYTES => Lines::generate(seed + 1, distinct),
-                None => Lines::of_length(seed + 1, distinct, scenario.line_bytes),
+            let lines = match scenario.shape {
+                Shape::Columns(columns) => Lines::json(seed + 1, distinct, columns),
+                Shape::Paths(values) | Shape::Topics(values) => Lines::keyed(seed + 1, distinct, values),
+                _ if scenario.line_bytes == LINE_BYTES => Lines::generate(seed + 1, distinct),
+                _ => Lines::of_length(seed + 1, distinct, scenario.line_bytes),
             };
             Log::write(&lines, scenario.lines)
         })
         .collect();
-    let parser = if scenario.columns.is_some() { "json" } else { "none" };
     for number in 0..scenario.pipelines {
-        std::fs::create_dir_all(case.path(&format!("logs/{number}"))).unwrap();
         std::fs::create_dir_all(case.path(&format!("lake/{number}"))).unwrap();
-        let text = format!(
-            "name = \"$NAME-{number}\"\n[sources.web]\nconnector = \"logfile\"\npaths = [\"$DIR/logs/{number}/*.log\"]\nparser = \"{parser}\"\n\
-             [sinks.lake]\nconnector = \"s3\"\ninputs = [\"web\"]\nurl = \"file://$DIR/lake/{number}\"\n"
-        );
-        case.pipeline(&format!("p{number}"), &text);
+        case.pipeline(&format!("p{number}"), &pipeline(scenario.shape, number));
     }
+    let folders = if scenario.shape == Shape::OneFolder { 1 } else { scenario.pipelines };
+    (0..folders).for_each(|number| std::fs::create_dir_all(case.path(&format!("logs/{number}"))).unwrap());
     let idle = run(&case);
-    for number in 0..scenario.pipelines {
+    for number in 0..folders {
         for (index, log) in logs.iter().enumerate() {
-            // Names without a common root, so that the source does not treat them as rotations of
-            // one log.
-            log.link(&case.path(&format!("logs/{number}")), &format!("site{index}x.log"));
+            let name = match scenario.shape {
+                Shape::Rotations => format!("app.log.{index}"),
+                // Names without a common root, so that the source does not treat them as rotations
+                // of one log.
+                _ => format!("site{index}x.log"),
+            };
+            log.link(&case.path(&format!("logs/{number}")), &name);
         }
     }
     let exit = run(&case);
@@ -248,6 +297,21 @@ fn measure(kafka: &Kafka, scenario: &Scenario) -> Cost {
         idle_rss: idle.peak_rss,
         peak_rss: exit.peak_rss,
     }
+}
+
+/// The text of a pipeline file.
+fn pipeline(shape: Shape, number: u64) -> String {
+    let folder = if shape == Shape::OneFolder { 0 } else { number };
+    let (parser, source, sink) = match shape {
+        Shape::Plain | Shape::Rotations | Shape::OneFolder => ("none", String::new(), ""),
+        Shape::Columns(_) => ("json", String::new(), ""),
+        Shape::Paths(_) => ("json", String::new(), "path = \"{key}\"\n"),
+        Shape::Topics(_) => ("json", format!("topic = \"$NAME-{number}-{{key}}\"\n"), ""),
+    };
+    format!(
+        "name = \"$NAME-{number}\"\n[sources.web]\nconnector = \"logfile\"\npaths = [\"$DIR/logs/{folder}/*.log*\"]\nparser = \"{parser}\"\n\
+         {source}[sinks.lake]\nconnector = \"s3\"\ninputs = [\"web\"]\nurl = \"file://$DIR/lake/{number}\"\n{sink}"
+    )
 }
 
 fn run(case: &Case) -> Exit {
