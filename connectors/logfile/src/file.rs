@@ -14,7 +14,7 @@ use crate::discovery::{Found, identify};
 use crate::emit::CommonParts;
 use crate::fingerprint::{ContentHash, Fingerprint, HEAD};
 use crate::input::Input;
-use crate::names::{path_text, rotation_group, text_path};
+use crate::names::{is_same_path, path_text, rotation_group, text_path};
 use crate::position::{self, FileId, FilePosition, Stat};
 use crate::rate_limit::RateLimit;
 use crate::reader::{Reader, ResumeOutcome};
@@ -293,7 +293,7 @@ impl TrackedFile {
 
     /// Whether its path differs from the one that its records carry.
     pub(crate) fn is_rotated(&self) -> bool {
-        let named = self.path == Path::new(&*self.name) || self.path == text_path(&self.name);
+        let named = is_same_path(&self.path, Path::new(&*self.name)) || self.path == text_path(&self.name);
         self.path_state == PathState::Detached || !named
     }
 
@@ -409,7 +409,7 @@ impl TrackedFile {
 
     /// Updates its path. The position stores a path in another folder, and the first rename.
     pub(crate) fn move_to(&mut self, found: &Found, now: Instant) {
-        if self.path == found.path {
+        if is_same_path(&self.path, &found.path) {
             return;
         }
         let (folder, was_rotated) = (self.location().parent().map(PathBuf::from), self.is_rotated());

@@ -64,6 +64,12 @@ pub(crate) fn path_text(path: &Path) -> String {
     text
 }
 
+/// Whether two paths are equal. Equal bytes are the usual case, and cheaper to compare than
+/// components.
+pub(crate) fn is_same_path(path: &Path, other: &Path) -> bool {
+    path.as_os_str() == other.as_os_str() || path == other
+}
+
 /// The path that [`path_text`] wrote.
 pub(crate) fn text_path(text: &str) -> PathBuf {
     let mut bytes = Vec::with_capacity(text.len());

@@ -36,7 +36,8 @@ impl WarehouseSink {
             if change.operation != Operation::Write {
                 continue;
             }
-            let row = Row { index: index as u32, change };
+            // Their columns are compared, and not their values.
+            let row = Row { index: index as u32, change, changed_at: None, order: None };
             match groups.iter_mut().find(|(known, _)| *known == key) {
                 Some((_, rows)) => rows.push(row),
                 None => groups.push((key, vec![row])),

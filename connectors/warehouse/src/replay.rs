@@ -53,8 +53,8 @@ impl Options {
     pub fn supersede(&self) -> Supersede {
         if self.mode != LoadMode::Append {
             return Supersede::Refused(
-                "a table with `mode = \"upsert\"` or \"history\" does not compare the position of a row with that of the existing one, so \
-                 that an older record of the range would replace a newer row. Replay into an empty table with --into, and switch to it",
+                "rows of a table with `mode = \"upsert\"` or \"history\" belong to keys and not to offsets, so that those of the range cannot \
+                 be exchanged. Replay into an empty table with --into, and switch to it",
             );
         }
         if !self.lineage {
@@ -125,7 +125,7 @@ pub fn rows_in_the_way(dialect: &dyn Dialect, options: &Options, ranges: &Offset
         if rows > 0 {
             let reason = match options.mode {
                 LoadMode::Append => "which do not name their records, so that a repeated one cannot be found",
-                _ => "and older records of the range would replace newer rows",
+                _ => "and older records of the range could replace newer rows",
             };
             return Ok(Some(format!("the table {table} holds {rows} rows, {reason}")));
         }

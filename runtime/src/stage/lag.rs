@@ -9,6 +9,11 @@ use crate::kafka::GroupConsumer;
 
 /// Time between two updates of the status: the client is asked for each partition.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Updates take at most this part of the time: the client searches the topics for each partition,
+/// so that thousands of topics take long.
+const TIME_DIVISOR: u32 = 50;
+/// The longest time between two updates.
+const MAX_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Updates the lag in the status of a stage, once per interval.
 pub(super) struct LagReport {
@@ -28,10 +33,10 @@ impl LagReport {
         consumer: &GroupConsumer,
         partitions: impl Iterator<Item = (&'p TopicPartition, i64, bool)>,
     ) {
-        if Instant::now() < self.due {
+        let begun = Instant::now();
+        if begun < self.due {
             return;
         }
-        self.due = Instant::now() + INTERVAL;
         let positions = consumer.positions();
         let known = partitions.filter_map(|(partition, committed, pending)| {
             let high = consumer.high_watermark(partition)?;
@@ -40,5 +45,6 @@ impl LagReport {
             Some(if is_caught_up { 0 } else { u64::try_from(high - committed.max(0)).unwrap_or(0) })
         });
         status.set_lag(SourceLag { records: Some(known.sum()), ..SourceLag::default() });
+        self.due = Instant::now() + (begun.elapsed() * TIME_DIVISOR).clamp(INTERVAL, MAX_INTERVAL);
     }
 }

@@ -35,7 +35,7 @@ mod removal;
 mod retired;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -48,6 +48,7 @@ use crate::config::{LogfileOptions, ReadFrom};
 use crate::copy_detection::Beginning;
 use crate::discovery::{Found, Scan, identify};
 use crate::file::{Failure, MissingFile, MissingReason, OpenOutcome, PathState, TrackedFile};
+use crate::names::is_same_path;
 use crate::position::{FileId, FilePosition, STARTED_KEY, Stat};
 
 /// Consecutive scans that must miss a file, or its continuation, before it is given up: a single
@@ -264,9 +265,9 @@ impl Tracker {
         let mut by_id: BTreeMap<FileId, Found> = BTreeMap::new();
         for found in found {
             let known_path = self.files.get(&found.id).map(|file| &file.path);
-            let is_known = known_path == Some(&found.path);
-            let preferred =
-                |other: &Found| is_known || (known_path != Some(&other.path) && other.linked && !found.linked);
+            let is_known_path = |path: &Path| known_path.is_some_and(|known| is_same_path(known, path));
+            let is_known = is_known_path(&found.path);
+            let preferred = |other: &Found| is_known || (!is_known_path(&other.path) && other.linked && !found.linked);
             if by_id.get(&found.id).is_none_or(preferred) {
                 by_id.insert(found.id, found);
             }
@@ -306,8 +307,9 @@ impl Tracker {
         if file.stat != found.stat {
             file.verified &= file.reader.is_some();
         }
-        file.changed = file.stat != found.stat || file.path != found.path;
-        if file.path != found.path {
+        let is_moved = !is_same_path(&file.path, &found.path);
+        file.changed = file.stat != found.stat || is_moved;
+        if is_moved {
             tracing::info!(from = %file.path.display(), to = %found.path.display(), "file was renamed");
         }
         let known = Known::of(file);

@@ -130,8 +130,10 @@ impl Control {
     /// audit log.
     pub(crate) fn store_connector(&self, name: &str, row: Option<ConnectorRow>, arguments: Value) -> Result<()> {
         self.audit(if row.is_some() { "store connector" } else { "delete connector" }, arguments)?;
-        // A new connector of the same name would be paused as the deleted one was.
-        let state = row.is_none().then(|| ControlRow::State(name.to_owned(), None));
+        // A new connector runs, although an earlier one of this name was stopped. The state stays
+        // until then: the tasks of a deleted connector end later than its row.
+        let is_new = row.is_some() && !self.view().connectors().contains_key(name);
+        let state = is_new.then(|| ControlRow::State(name.to_owned(), None));
         let rows: Vec<_> = state.into_iter().chain([ControlRow::Connector(name.to_owned(), row)]).collect();
         lock(&self.shared.connection).as_ref().ok_or_else(not_connected)?.store.write(&rows)?;
         rows.into_iter().for_each(|row| self.apply(row));
