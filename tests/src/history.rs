@@ -142,15 +142,14 @@ impl History {
 
     /// Whether a change may arrive after those that follow it.
     fn may_be_late(&self, index: usize, memory: Memory) -> bool {
-        let precedes_truncate = self.changes[index + 1..].iter().any(|change| change.op == 't');
-        let is_truncate = self.changes[index].op == 't';
-        !is_truncate && !precedes_truncate && (memory == Memory::Deletes || self.is_of_existing_row(index))
+        self.changes[index].op != 't' && (memory == Memory::Deletes || self.is_of_existing_row(index))
     }
 
-    /// Whether the row of a change was not deleted after it.
+    /// Whether the row of a change was not deleted after it, or not before a TRUNCATE, which every
+    /// table remembers.
     fn is_of_existing_row(&self, index: usize) -> bool {
         let id = self.changes[index].id;
-        let ends = |change: &RowChange| change.op == 't' || (change.op == 'd' && change.id == id);
-        !self.changes[index + 1..].iter().any(ends)
+        let mut later = self.changes[index + 1..].iter();
+        later.find(|change| change.op == 't' || (change.op == 'd' && change.id == id)).is_none_or(|end| end.op == 't')
     }
 }

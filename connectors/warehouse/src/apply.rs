@@ -62,6 +62,8 @@ struct Sql<'a> {
     dialect: &'a dyn Dialect,
     file: &'a PlannedFile,
     now: &'a str,
+    /// The order of the table's newest TRUNCATE.
+    newest_truncate: &'a str,
 }
 
 impl Sql<'_> {
@@ -84,6 +86,12 @@ impl Sql<'_> {
     fn is_newer(&self, staging: &str, order: &str, or_equal: bool) -> String {
         let (table, than) = (self.name(&self.file.table), if or_equal { ">=" } else { ">" });
         format!("{} AND {table}.{order} {than} COALESCE({staging}.{order}, '')", self.same_key(staging))
+    }
+
+    /// The staged rows that no TRUNCATE has removed.
+    fn staged(&self, staging: &str, order: &str) -> String {
+        let (columns, newest_truncate) = (self.all_columns(), self.newest_truncate);
+        format!("(SELECT {columns} FROM {staging} WHERE {order} IS NULL OR {order} >= {newest_truncate}) AS staged")
     }
 
     fn all_columns(&self) -> String {
@@ -133,7 +141,7 @@ fn list(items: impl Iterator<Item = String>) -> String {
 
 /// Empties the target: the source did. Rows with newer changes stay.
 pub(crate) fn truncate(dialect: &dyn Dialect, file: &PlannedFile, now: &str) -> Vec<String> {
-    let sql = Sql { dialect, file, now };
+    let sql = Sql { dialect, file, now, newest_truncate: "" };
     let (table, order) = (sql.name(&file.table), sql.own(filled::SOURCE_ORDER));
     let until = file.truncates_until.as_ref().map(|until| dialect.literal(until));
     let is_older = until.as_ref().map(|until| format!("({order} IS NULL OR {order} < {until})"));
@@ -165,9 +173,15 @@ pub(crate) fn truncate(dialect: &dyn Dialect, file: &PlannedFile, now: &str) -> 
     }]
 }
 
-/// The statements for rows that COPY brought into the first of the staging tables.
-pub(crate) fn apply(dialect: &dyn Dialect, file: &PlannedFile, stagings: &[String], now: &str) -> Vec<String> {
-    let sql = Sql { dialect, file, now };
+/// The statements for rows that COPY brought into the first of the staging tables. `times` is SQL
+/// of the present, and of the order of the table's newest TRUNCATE.
+pub(crate) fn apply(
+    dialect: &dyn Dialect,
+    file: &PlannedFile,
+    stagings: &[String],
+    times: (&str, &str),
+) -> Vec<String> {
+    let sql = Sql { dialect, file, now: times.0, newest_truncate: times.1 };
     let quoted: Vec<String> = stagings.iter().map(|name| dialect.quoted(name)).collect();
     match (file.mode, quoted.as_slice()) {
         (LoadMode::Append, [staging, ..]) => vec![sql.insert(staging, &[], "")],
@@ -184,13 +198,13 @@ fn upsert(sql: &Sql<'_>, staging: &str, newest: &str, soft: bool) -> Vec<String>
     let key = sql.partition_by_key();
     let same_key = sql.same_key(newest);
     let order = sql.order();
-    let newest_first = match &order {
-        Some(order) => format!("COALESCE({order}, '') DESC, {sequence} DESC"),
-        None => format!("{sequence} DESC"),
+    let (staged, newest_first) = match &order {
+        Some(order) => (sql.staged(staging, order), format!("COALESCE({order}, '') DESC, {sequence} DESC")),
+        None => (staging.to_owned(), format!("{sequence} DESC")),
     };
     let mut statements = vec![format!(
         "INSERT INTO {newest} ({columns}) SELECT {columns} FROM (SELECT {columns}, ROW_NUMBER() OVER (PARTITION BY {key} ORDER BY \
-         {newest_first}) AS {rank} FROM {staging}) AS ranked WHERE {rank} = 1"
+         {newest_first}) AS {rank} FROM {staged}) AS ranked WHERE {rank} = 1"
     )];
     if let Some(order) = &order {
         statements.push(format!("DELETE FROM {newest} USING {table} WHERE {}", sql.is_newer(newest, order, false)));
@@ -242,12 +256,13 @@ fn history(sql: &Sql<'_>, staging: &str, versions: &str) -> Vec<String> {
                 .push(format!("DELETE FROM {staging} USING {table} WHERE {}", sql.is_newer(staging, &order, true)));
             let over = format!("OVER (PARTITION BY {key} ORDER BY COALESCE({order}, ''), {sequence})");
             let ended = sql.own("trunkline_ended_order");
+            let staged = sql.staged(staging, &order);
             more.push((filled::SOURCE_ORDER, format!("COALESCE({ended}, {order})")));
             (
                 // Each change once.
                 format!(
                     "(SELECT {columns} FROM (SELECT {columns}, ROW_NUMBER() OVER (PARTITION BY {key}, {order} ORDER BY {sequence}) AS {rank} \
-                     FROM {staging}) AS numbered WHERE {rank} = 1 OR {order} IS NULL) AS changes"
+                     FROM {staged}) AS numbered WHERE {rank} = 1 OR {order} IS NULL) AS changes"
                 ),
                 over.clone(),
                 format!(", LEAD(CASE WHEN {deleted} THEN {order} END) {over} AS {ended}"),
@@ -382,7 +397,7 @@ mod tests {
     }
 
     fn statements(mode: LoadMode, has_order: bool) -> Vec<String> {
-        apply(&Plain, &file(mode, has_order), &["a".to_owned(), "b".to_owned()], "NOW")
+        apply(&Plain, &file(mode, has_order), &["a".to_owned(), "b".to_owned()], ("NOW", "LAST"))
     }
 
     #[test]
@@ -403,6 +418,11 @@ mod tests {
     fn rows_that_are_newer_in_the_table_stay() {
         let hard = statements(LoadMode::Upsert, true);
         assert!(hard[0].contains("ORDER BY COALESCE(_source_order, '') DESC, trunkline_sequence DESC"), "{}", hard[0]);
+        assert!(
+            hard[0].contains("FROM a WHERE _source_order IS NULL OR _source_order >= LAST) AS staged"),
+            "{}",
+            hard[0]
+        );
         assert_eq!(
             hard[1..],
             [

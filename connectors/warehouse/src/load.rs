@@ -164,7 +164,7 @@ impl Loader {
         let now = apply::now(dialect);
         begin(session, &now)?;
         for (group, names) in groups.iter().zip(&stagings) {
-            load_group(dialect, session, group, names, &now)?;
+            load_group(dialect, session, &self.offsets, group, names, &now)?;
         }
         failpoint!("warehouse.commit.before")?;
         session.execute("COMMIT")?;
@@ -232,6 +232,7 @@ fn groups<'a>(loads: &[&'a PendingLoad]) -> Vec<Group<'a>> {
 fn load_group(
     dialect: &dyn Dialect,
     session: &mut dyn Session,
+    offsets: &Offsets,
     group: &Group<'_>,
     names: &[String],
     now: &str,
@@ -239,6 +240,9 @@ fn load_group(
     let Some(target) = group.target() else { return Ok(()) };
     let table = dialect.quoted(&target.table);
     if target.truncates {
+        if let Some(order) = &target.truncates_until {
+            run(session, &offsets.remember_truncate(dialect, &target.table, order))?;
+        }
         run(session, &apply::truncate(dialect, target, now))?;
     }
     if target.key.is_none() {
@@ -264,6 +268,7 @@ fn load_group(
         let message = format!("COPY loaded {} rows for the table {table}, expected {expected}", found.unwrap_or(0));
         return Err(Error::external("warehouse.row_count", message));
     }
-    run(session, &apply::apply(dialect, target, names, now))?;
+    let newest_truncate = offsets.newest_truncate(dialect, &target.table);
+    run(session, &apply::apply(dialect, target, names, (now, &newest_truncate)))?;
     failpoint!("warehouse.apply.after")
 }

@@ -159,6 +159,40 @@ impl Offsets {
         Ok(rows)
     }
 
+    /// The row that remembers the newest TRUNCATE of a table.
+    fn truncates_of(table: &str) -> TopicPartition {
+        let start: String = table.chars().take(200).collect();
+        TopicPartition::new(format!("truncated/{start}/{:016x}", xxhash_rust::xxh3::xxh3_64(table.as_bytes())), -1)
+    }
+
+    /// Statements that remember the order of a TRUNCATE. Its record is in one partition of the
+    /// topic, and older changes may still arrive from the others.
+    pub(crate) fn remember_truncate(&self, dialect: &dyn Dialect, table: &str, order: &str) -> Vec<String> {
+        let name = |name: &str| dialect.quoted(&dialect.folded(name));
+        let row = Self::truncates_of(table);
+        let columns: Vec<String> = ["topic", "partition", "epoch", "load_id", "next_offset"].map(name).to_vec();
+        let (zero, topic) = ("0".to_owned(), dialect.literal(&row.topic));
+        let values = [topic, row.partition.to_string(), zero.clone(), dialect.literal(""), zero];
+        let mut statements = dialect.insert_if_absent(&self.table, 2, &columns, &values);
+        let (order, load) = (dialect.literal(order), name("load_id"));
+        statements.push(format!(
+            "UPDATE {} SET {load} = {order} WHERE {} AND {load} < {order}",
+            dialect.quoted(&self.table),
+            Self::condition(dialect, &row)
+        ));
+        statements
+    }
+
+    /// SQL of the order of a table's newest TRUNCATE; empty if there was none.
+    pub(crate) fn newest_truncate(&self, dialect: &dyn Dialect, table: &str) -> String {
+        format!(
+            "COALESCE((SELECT MAX({}) FROM {} WHERE {}), '')",
+            dialect.quoted(&dialect.folded("load_id")),
+            dialect.quoted(&self.table),
+            Self::condition(dialect, &Self::truncates_of(table))
+        )
+    }
+
     /// The statement that commits a load: it changes the row only if the row names the load's
     /// predecessor, and no newer task has claimed the topic partition.
     pub(crate) fn advance(

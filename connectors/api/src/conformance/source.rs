@@ -196,7 +196,12 @@ fn seen(record: RecordRef<'_>, rejected: Option<String>) -> SeenRecord {
     SeenRecord {
         key: record.key().map(<[u8]>::to_vec),
         value: record.value().map(<[u8]>::to_vec),
-        headers: record.headers().map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec))).collect(),
+        // A source without a position begins another history, which has another epoch.
+        headers: record
+            .headers()
+            .filter(|(name, _)| ![crate::headers::EPOCH, crate::headers::ORDER].contains(name))
+            .map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec)))
+            .collect(),
         rejected,
     }
 }
