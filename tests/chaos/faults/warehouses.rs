@@ -27,7 +27,7 @@ fn warehouse<'g>(fixture: &'g Fixture<'_>) -> &'g Warehouse<'g> {
 /// whether the statement was executed.
 pub(crate) fn lost_replies(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
     let mut worker = Some(fixture.start("a"));
-    for statement in STATEMENTS.iter().take(fixture.plan.times(2, u64::MAX) as usize) {
+    for statement in STATEMENTS.iter().take(fixture.plan.times(1, u64::MAX) as usize) {
         for fault in [StatementFault::ReplyLost, StatementFault::Lost] {
             super::running(fixture, &mut worker);
             let since = Instant::now();
@@ -121,8 +121,10 @@ pub(crate) fn zombie(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
     for step in steps {
         let mut zombie = fixture.start_with("a", &format!("{step}=stop@1"));
         wait_for(fixture, &format!("the worker hangs at {step}"), |_| zombie.is_suspended());
-        // The warehouse ends a session that is idle, so that its locks are free.
-        warehouse(fixture).end_sessions();
+        if step != UPLOADED {
+            // The warehouse ends a session that is idle in a transaction: its locks are free.
+            warehouse(fixture).end_sessions();
+        }
         fixture.append(100);
         let mut other = fixture.start("b");
         fixture.wait_for_recovery(Instant::now(), &mut [&mut other]);
