@@ -7,6 +7,7 @@ use trunkline_connector::failpoint::{FAILPOINTS, Reached};
 use trunkline_tests::{Process, Skip, wait};
 
 use crate::fixture::{Fixture, LIMIT, last_lines};
+use crate::plan::Path;
 use crate::warehouse::{StatementFault, TokenExpiry, Warehouse};
 
 /// The beginnings of the statements that claim and load topic partitions.
@@ -132,7 +133,8 @@ pub(crate) fn zombie(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
         zombie.sigcont();
         fixture.append(100);
         fixture.wait_for_recovery(Instant::now(), &mut [&mut other, &mut zombie]);
-        if step == UPLOADED {
+        // The stand-in for Snowflake closes idle connections, so that the zombie asks Kafka first.
+        if step == UPLOADED && fixture.plan.path == Path::Redshift {
             let log = zombie.stderr();
             assert!(log.contains("[warehouse.fenced]"), "the zombie was not fenced:\n{}", last_lines(&log, 20));
         }
