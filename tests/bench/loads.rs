@@ -1,5 +1,5 @@
-//! The sink `redshift` in this process: staging, with arrow-json and `ArrowWriter` as its limit, and
-//! a load, with the same statements issued by hand.
+//! The sink `redshift` in this process: staging, with arrow-json and `ArrowWriter` as its limit,
+//! and a load, with the same statements issued by hand.
 //!
 //! The stand-in loads slower than Redshift, and both arms of a load wait for it. What the row
 //! measures is what the sink adds: its offsets row, its session, and the removal of the files.

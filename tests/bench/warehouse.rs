@@ -1,5 +1,5 @@
 //! The sink `redshift` in a worker, on the stand-in: its memory at any size of a load and with a
-//! hundred tables, and the latency of a change. `loads` measures staging and loads without a worker.
+//! hundred tables, and the latency of a change. `loads` has staging and loads without a worker.
 //!
 //! The stand-in converts Parquet to text in Python: it is the limit of these pipelines, so their
 //! speed has no target.

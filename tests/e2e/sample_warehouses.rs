@@ -1,4 +1,4 @@
-//! The sample pipelines that load warehouses, as they are: only the addresses of the servers differ.
+//! The sample pipelines that load warehouses, as they are: only the servers' addresses differ.
 
 use std::fs;
 

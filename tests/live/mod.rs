@@ -15,12 +15,15 @@ const LONGEST_LIFE_MS: u64 = 30_000;
 /// Initial rows of each table.
 const ROWS: u32 = 1_000;
 
+/// Runs a statement; returns the rows, their columns separated by tabs.
+type Run = Box<dyn Fn(&str) -> Vec<String>>;
+
 /// A real warehouse.
 struct Warehouse {
     /// The options of a sink, without inputs and tables.
     options: String,
-    /// Runs a statement in the sink's schema; returns the rows, their columns separated by tabs.
-    run: Box<dyn Fn(&str) -> Vec<String>>,
+    /// Runs a statement in the sink's schema.
+    run: Run,
 }
 
 /// The value of a variable, or the skip that names it.

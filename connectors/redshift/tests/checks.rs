@@ -64,7 +64,10 @@ fn tables_that_do_not_fit_are_reported_with_the_statement_that_fixes_them() {
     fix(&bench, &check(), "warehouse.required_column");
     assert!(check().is_empty(), "{:?}", check());
     // The sink would add the column `note`, which the fix above has renamed.
-    bench.rows("CREATE ROLE guest LOGIN PASSWORD 'secret1'; GRANT USAGE, CREATE ON SCHEMA $S TO guest");
+    bench.rows(
+        "CREATE ROLE guest LOGIN PASSWORD 'secret1'; GRANT USAGE, CREATE ON SCHEMA $S TO guest; \
+         GRANT SELECT, INSERT, UPDATE, DELETE ON $S.t TO guest",
+    );
     let as_guest = || bench.preflight_records(("guest", "secret1"), options, &records.batch);
     fix(&bench, &as_guest(), "warehouse.may_not_alter");
     assert!(as_guest().is_empty(), "{:?}", as_guest());

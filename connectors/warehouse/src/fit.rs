@@ -1,5 +1,5 @@
-//! What `validate --check` asks of tables that exist: whether records such as the newest ones of the
-//! inputs fit them, and whether the sink may change them where they do not.
+//! What `validate --check` asks of tables that exist: whether records such as the newest ones of
+//! the inputs fit them, and whether the sink may change them where they do not.
 
 use arrow::array::{Array, RecordBatch};
 use trunkline_connector::{Batch, PreflightIssue, Result, TopicPartition};

@@ -193,12 +193,8 @@ pub(crate) const FAULTS: &[FaultKind] = &[
     fault("mixed", "several of these at once", ALL, BUCKET_EMBEDDED, mixed::run),
 ];
 
-const STEPS: &[(Path, BrokerKind)] = &[
-    (Path::Bucket, BrokerKind::Embedded),
-    (Path::Topics, BrokerKind::Embedded),
-    (Path::Tables, BrokerKind::Embedded),
-    (Path::Redshift, BrokerKind::Embedded),
-];
+const STEPS: &[(Path, BrokerKind)] =
+    &[(Path::Bucket, BrokerKind::Embedded), (Path::Topics, BrokerKind::Embedded), (Path::Tables, BrokerKind::Embedded)];
 const KILLED: &[(Path, BrokerKind)] = &[(Path::Bucket, BrokerKind::Apache), (Path::Tables, BrokerKind::Apache)];
 const CROSSED: &[(Path, BrokerKind)] = &[(Path::Topics, BrokerKind::Embedded), (Path::Bucket, BrokerKind::Apache)];
 

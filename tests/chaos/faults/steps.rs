@@ -116,7 +116,7 @@ fn reachable_steps(fixture: &mut Fixture<'_>, limit: u64) -> Vec<Failpoint> {
 
 /// The number of steps that a run has at most.
 fn short_steps(fixture: &Fixture<'_>) -> u64 {
-    fixture.plan.times(if fixture.plan.path.ends_in_warehouse() { 3 } else { 6 }, u64::MAX)
+    fixture.plan.times(if fixture.plan.path.ends_in_warehouse() { 2 } else { 6 }, u64::MAX)
 }
 
 /// Waits until a worker dies at a step, and writes records so that it reaches the step. After

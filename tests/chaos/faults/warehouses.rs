@@ -7,6 +7,7 @@ use trunkline_connector::failpoint::{FAILPOINTS, Reached};
 use trunkline_tests::{Process, Skip, wait};
 
 use crate::fixture::{Fixture, LIMIT, last_lines};
+use crate::plan::Path;
 use crate::warehouse::{StatementFault, TokenExpiry, Warehouse};
 
 /// The beginnings of the statements that claim and load topic partitions.
@@ -27,7 +28,7 @@ fn warehouse<'g>(fixture: &'g Fixture<'_>) -> &'g Warehouse<'g> {
 /// whether the statement was executed.
 pub(crate) fn lost_replies(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
     let mut worker = Some(fixture.start("a"));
-    for statement in STATEMENTS.iter().take(fixture.plan.times(2, u64::MAX) as usize) {
+    for statement in STATEMENTS.iter().take(fixture.plan.times(1, u64::MAX) as usize) {
         for fault in [StatementFault::ReplyLost, StatementFault::Lost] {
             super::running(fixture, &mut worker);
             let since = Instant::now();
@@ -121,8 +122,10 @@ pub(crate) fn zombie(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
     for step in steps {
         let mut zombie = fixture.start_with("a", &format!("{step}=stop@1"));
         wait_for(fixture, &format!("the worker hangs at {step}"), |_| zombie.is_suspended());
-        // The warehouse ends a session that is idle, so that its locks are free.
-        warehouse(fixture).end_sessions();
+        if step != UPLOADED {
+            // The warehouse ends a session that is idle in a transaction: its locks are free.
+            warehouse(fixture).end_sessions();
+        }
         fixture.append(100);
         let mut other = fixture.start("b");
         fixture.wait_for_recovery(Instant::now(), &mut [&mut other]);
@@ -130,7 +133,8 @@ pub(crate) fn zombie(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
         zombie.sigcont();
         fixture.append(100);
         fixture.wait_for_recovery(Instant::now(), &mut [&mut other, &mut zombie]);
-        if step == UPLOADED {
+        // The stand-in for Snowflake closes idle connections, so that the zombie asks Kafka first.
+        if step == UPLOADED && fixture.plan.path == Path::Redshift {
             let log = zombie.stderr();
             assert!(log.contains("[warehouse.fenced]"), "the zombie was not fenced:\n{}", last_lines(&log, 20));
         }
