@@ -211,7 +211,8 @@ pub(crate) fn add_to_linker(linker: &mut Linker<GuestState>) -> wasmtime::Result
     add_state(linker)
 }
 
-/// An entry as `put` receives it. Keys and values stay in the plugin's memory until they are stored.
+/// An entry as `put` receives it. Keys and values stay in the plugin's memory until they are
+/// stored.
 #[derive(ComponentType, Lift)]
 #[component(record)]
 struct NewEntry {

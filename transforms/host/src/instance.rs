@@ -3,9 +3,9 @@
 //! # Processing a batch
 //! Records are passed in calls of at most `batch_records` records and `batch_bytes` bytes. A batch
 //! that fits into one call is passed in place; otherwise, each call gets a packed copy of its
-//! records. A batch is also packed if most of its bytes are unused, or are parts of records that the
-//! plugin does not read. The outcome is collected separately and replaces the batch after all calls
-//! have succeeded, so an error leaves the batch unchanged.
+//! records. A batch is also packed if most of its bytes are unused, or are parts of records that
+//! the plugin does not read. The outcome is collected separately and replaces the batch after all
+//! calls have succeeded, so an error leaves the batch unchanged.
 //!
 //! # Isolating a crash
 //! When the plugin crashes in a call with several records, the host bisects the call: it runs each

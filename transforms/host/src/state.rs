@@ -12,9 +12,9 @@
 //! changes.
 //!
 //! # Layout
-//! Each key has a slot. The index finds it by a hash of the key; the expiries and the undo logs name
-//! its number. A key that was removed keeps its slot while a log names it. The order of the keys is
-//! kept from the first call of `range` on, because most transforms never call it.
+//! Each key has a slot. The index finds it by a hash of the key; the expiries and the undo logs
+//! name its number. A key that was removed keeps its slot while a log names it. The order of the
+//! keys is kept from the first call of `range` on, because most transforms never call it.
 //!
 //! [`Instance`]: crate::Instance
 

@@ -196,7 +196,8 @@ fn find<'a>(json: &'a [u8], key: &str) -> Result<Option<&'a [u8]>, Malformed> {
 }
 
 /// The result of [`find`] for an object in the form that most programs write: no white space around
-/// members, and no escapes in its keys and texts. `None` for all other texts. It takes half the time.
+/// members, and no escapes in its keys and texts. `None` for all other texts. It takes half the
+/// time.
 fn find_in_compact<'a>(json: &'a [u8], key: &[u8]) -> Option<Option<&'a [u8]>> {
     if *json.first()? != b'{' || key.contains(&b'\\') {
         return None;
@@ -216,8 +217,8 @@ fn find_in_compact<'a>(json: &'a [u8], key: &[u8]) -> Option<Option<&'a [u8]>> {
     }
 }
 
-/// The member whose key is at `at`, and its end, which is a comma or a brace. `None` if it is not in
-/// the form of [`find_in_compact`].
+/// The member whose key is at `at`, and its end, which is a comma or a brace. `None` if it is not
+/// in the form of [`find_in_compact`].
 #[inline(always)]
 fn compact_member(json: &[u8], at: usize) -> Option<(Member<'_>, usize)> {
     let key_end = string_end(json, at)?;

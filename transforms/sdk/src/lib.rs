@@ -130,8 +130,8 @@ pub trait Transform: Sized + 'static {
     }
 
     /// The parts of records that the transform reads. The host need not copy the others: they can
-    /// be null in [`Record`], and output records keep them. The timestamp and the origin of a record
-    /// can always be read.
+    /// be null in [`Record`], and output records keep them. The timestamp and the origin of a
+    /// record can always be read.
     fn inputs(&self) -> Inputs {
         Inputs::ALL
     }

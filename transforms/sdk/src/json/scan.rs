@@ -111,7 +111,8 @@ mod vector {
 
     #[inline]
     pub(super) fn either(block: &[u8; BYTES], a: u8, b: u8) -> u32 {
-        // SAFETY: all processors of x86_64 have SSE2; the block has 16 bytes, and needs no alignment.
+        // SAFETY: all processors of x86_64 have SSE2; the block has 16 bytes, and needs no
+        // alignment.
         unsafe {
             let bytes = _mm_loadu_si128(block.as_ptr().cast());
             let is_a = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(a.cast_signed()));

@@ -169,8 +169,8 @@ impl<'a> Evaluation<'a> {
         })
     }
 
-    /// Compares the text of a member with a literal. `None` if that is not a number with a number, or
-    /// two texts: then the general evaluation decides, and finds the error if there is one.
+    /// Compares the text of a member with a literal. `None` if that is not a number with a number,
+    /// or two texts: then the general evaluation decides, and finds the error if there is one.
     fn compare(&self, comparison: &Comparison) -> Option<bool> {
         let Comparison { variable, path, operator, literal, .. } = comparison;
         let value = self.scope.record.value();
