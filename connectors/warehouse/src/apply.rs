@@ -291,7 +291,7 @@ mod tests {
     use trunkline_connector::{Error, Result};
 
     use super::*;
-    use crate::dialect::{Column, Session, StagingColumn};
+    use crate::dialect::{Column, Right, Session, StagingColumn};
     use crate::stage::StagedFile;
 
     /// SQL without a server.
@@ -320,6 +320,18 @@ mod tests {
 
         fn quoted(&self, name: &str) -> String {
             name.to_owned()
+        }
+
+        fn qualified(&self, table: &str) -> String {
+            table.to_owned()
+        }
+
+        fn may_alter(&self, _: &mut dyn Session, _: &str) -> Result<Option<bool>> {
+            Ok(None)
+        }
+
+        fn grant(&self, _: Right<'_>) -> Option<String> {
+            None
         }
 
         fn literal(&self, text: &str) -> String {
