@@ -171,14 +171,14 @@ impl Offsets {
         let name = |name: &str| dialect.quoted(&dialect.folded(name));
         let row = Self::truncates_of(table);
         let columns: Vec<String> = ["topic", "partition", "epoch", "load_id", "next_offset"].map(name).to_vec();
-        let (zero, topic) = ("0".to_owned(), dialect.literal(&row.topic));
+        let (zero, topic) = ("0".to_owned(), dialect.literal(&self.scoped(&row)));
         let values = [topic, row.partition.to_string(), zero.clone(), dialect.literal(""), zero];
         let mut statements = dialect.insert_if_absent(&self.table, 2, &columns, &values);
         let (order, load) = (dialect.literal(order), name("load_id"));
         statements.push(format!(
             "UPDATE {} SET {load} = {order} WHERE {} AND {load} < {order}",
             dialect.quoted(&self.table),
-            Self::condition(dialect, &row)
+            self.condition(dialect, &row)
         ));
         statements
     }
@@ -189,7 +189,7 @@ impl Offsets {
             "COALESCE((SELECT MAX({}) FROM {} WHERE {}), '')",
             dialect.quoted(&dialect.folded("load_id")),
             dialect.quoted(&self.table),
-            Self::condition(dialect, &Self::truncates_of(table))
+            self.condition(dialect, &Self::truncates_of(table))
         )
     }
 
