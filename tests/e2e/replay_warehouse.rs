@@ -50,7 +50,7 @@ fn a_killed_replay_replaces_rows(case: &Case, options: &str, count: Count<'_>) {
     let planned = replay(case, &["--supersede", "--dry-run"]);
     assert!(planned.stdout.contains(&format!("Replaces {LINES} rows of ")), "{}", planned.describe());
     let arguments = [case.name(), "--from", "earliest", "--supersede"];
-    let killed = case.start_command("replay", &[], &[&arguments[..], &["--rate", "1000"]].concat());
+    let killed = case.start_command("replay", &[], &[&arguments[..], &["--rate", "400"]].concat());
     wait::until("a run with rows", LONG, || runs(case).first()?["counters"]["out"].as_u64().filter(|out| *out > 0));
     killed.kill9();
     assert_eq!(count("lines"), (LINES, LINES), "nothing is replaced yet");

@@ -117,7 +117,8 @@ fn copy_passes_a_session_token_that_no_error_shows() {
     let (keys, token) = ("secret_access_key = \"SKTESTSK\"", "FwoGZXIvYXdz//temporary+token==");
     let temporary = format!("{keys}, session_token = \"{token}\"");
     // The S3 server of the tests knows no tokens: another sink uploads the files.
-    let (committables, _) = prepare(bench.open("").as_mut(), &rows_from(0).batch).unwrap();
+    let mut uploader = bench.open_at(proxy.port(), "").unwrap();
+    let (committables, _) = prepare(uploader.as_mut(), &rows_from(0).batch).unwrap();
     let mut sink = bench.open_changed_at(proxy.port(), keys, &temporary).unwrap();
     proxy.break_at("COPY", RedshiftFault::Repeated);
     let error = sink.commit(&committables).unwrap_err();

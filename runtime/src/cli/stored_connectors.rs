@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use trunkline_connector::{Error, Result};
+use trunkline_connector::{Error, Result, io_error};
 
 use crate::checkpoint::ConnectorRow;
 use crate::plan::{ConnectorFile, Registry};
@@ -59,13 +59,13 @@ impl StoredConnectors {
 fn write(file: &Path, name: &str, row: &ConnectorRow) -> Result<()> {
     let text = ConnectorFile::new(name, &row.config, &Registry::new());
     let text =
-        text.map_err(|problem| Error::config("rest.connector", format!("{}: {}", problem.key, problem.message)))?;
+        text.map_err(|problem| Error::config("http.bad_connector", format!("{}: {}", problem.key, problem.message)))?;
     let written = || {
         create_private_folder(file.parent().unwrap_or(Path::new(".")))?;
         let mut open = std::fs::OpenOptions::new();
         open.write(true).create(true).truncate(true).mode(0o600).open(file)?.write_all(text.text.as_bytes())
     };
-    written().map_err(|error| Error::external("worker.data", format!("cannot write {}: {error}", file.display())))
+    written().map_err(|error| io_error("write", file, &error))
 }
 
 #[cfg(test)]

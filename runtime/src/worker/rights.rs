@@ -409,6 +409,7 @@ mod tests {
             "Topic clean Read",
             "Topic shop.* Read",
             "Topic shop.dead-letters Create Read Write",
+            "Topic shop.web Read",
             "Topic team._trunkline.audit Create Write",
             "Topic team._trunkline.checkpoints Create Read Write",
             "Topic team._trunkline.intents Create Read Write",

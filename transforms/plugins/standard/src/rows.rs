@@ -128,9 +128,9 @@ mod tests {
     fn is_event(value: &[u8]) -> bool {
         let Ok(members) = json::members(value).collect::<Result<Vec<_>, _>>() else { return false };
         let has = |name: &[u8]| members.iter().any(|member| member.key == name);
-        let operations = members.iter().filter(|member| member.key == b"op").map(|member| member.value);
+        let mut operations = members.iter().filter(|member| member.key == b"op").map(|member| member.value);
         let are_texts = operations.clone().all(|raw| raw.starts_with(b"\"") && raw.len() > 1);
-        (has(b"before") || has(b"after")) && are_texts && operations.last().is_some_and(|raw| raw.len() > 2)
+        (has(b"before") || has(b"after")) && are_texts && operations.next_back().is_some_and(|raw| raw.len() > 2)
     }
 
     #[test]
