@@ -126,7 +126,7 @@ pub(crate) fn writes(random: &mut Random, rows: u64, transactions: u64) -> Strin
         for _ in 0..=random.below(4) {
             let (id, v) = (random.below(rows * 2), random.below(1_000_000));
             let _ = match random.below(7) {
-                0 => writeln!(sql, "INSERT IGNORE INTO orders VALUES ({id}, {v}, 'new');"),
+                0 => writeln!(sql, "INSERT IGNORE INTO orders (id, v, note) VALUES ({id}, {v}, 'new');"),
                 1 => writeln!(sql, "UPDATE orders SET v = {v} WHERE id BETWEEN {id} AND {};", id + random.below(200)),
                 2 => writeln!(sql, "DELETE FROM orders WHERE id = {id};"),
                 3 => writeln!(sql, "UPDATE IGNORE orders SET id = {} WHERE id = {id};", random.below(rows * 2)),
