@@ -1,6 +1,8 @@
 //! The number of requests in flight, adapted to the capacity of the server: one more after each
 //! round of requests that all succeeded, half as many after a request that found the server busy,
-//! or that took much longer than requests usually do.
+//! or that took much longer than requests usually do. If the server refused a part of a request's
+//! documents, the number changes by these shares: a server that is busy with other clients refuses
+//! some documents whatever the number is, and would otherwise get one request at a time.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -56,6 +58,11 @@ pub(crate) struct Permit<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Succeeded,
+    /// The server had no room for a part of the documents.
+    Partly {
+        /// The share of these documents, in percent.
+        busy: u8,
+    },
     Overloaded,
     /// It says nothing about the capacity of the server.
     Unknown,
@@ -86,14 +93,22 @@ impl RequestLimit {
         let outcome = if is_slow { Outcome::Overloaded } else { outcome };
         // A request that was in flight when the limit was halved reports the same overload.
         let is_known = state.halved.is_some_and(|at| started < at || now.duration_since(at) < HALVING_PAUSE);
-        match outcome {
-            Outcome::Succeeded => state.limit = (state.limit + 1.0 / state.limit).min(self.max as f64),
-            Outcome::Overloaded if !is_known => {
-                state.limit = (state.limit / 2.0).max(1.0);
-                state.halved = Some(now);
-            }
-            Outcome::Overloaded | Outcome::Unknown => {}
+        let busy = match outcome {
+            Outcome::Succeeded => 0.0,
+            Outcome::Partly { busy } => f64::from(busy.min(100)) / 100.0,
+            Outcome::Overloaded => 1.0,
+            Outcome::Unknown => return self.wake_after(state),
+        };
+        if busy > 0.0 && !is_known {
+            state.limit = (state.limit * (1.0 - busy / 2.0)).max(1.0);
+            state.halved = Some(now);
+        } else {
+            state.limit = (state.limit + (1.0 - busy) / state.limit).min(self.max as f64);
         }
+        self.wake_after(state);
+    }
+
+    fn wake_after(&self, state: MutexGuard<'_, State>) {
         drop(state);
         self.freed.notify_all();
     }
@@ -140,6 +155,23 @@ mod tests {
         assert_eq!(capacity(&limit), 5);
         (0..100).for_each(|_| succeed());
         assert_eq!(capacity(&limit), 8);
+    }
+
+    #[test]
+    fn a_server_that_takes_most_documents_keeps_most_of_the_limit() {
+        let after = |busy: u8| {
+            let limit = RequestLimit::new(8);
+            let start = Instant::now();
+            // Forty requests in each second.
+            for number in 0..400 {
+                let now = start + Duration::from_millis(25) * number;
+                limit.lock().in_flight += 1;
+                limit.release(Outcome::Partly { busy }, now, now);
+            }
+            capacity(&limit)
+        };
+        assert!(after(30) >= 6, "{}", after(30));
+        assert_eq!(after(100), 1);
     }
 
     #[test]

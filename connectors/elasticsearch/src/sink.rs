@@ -214,8 +214,12 @@ impl IdempotentSink for SearchSink {
 fn capacity_shown(sent: &Result<Sent>) -> Outcome {
     match sent {
         Ok(Sent::Answered(outcomes)) => {
-            let is_busy = outcomes.iter().any(|outcome| matches!(outcome, ItemOutcome::Busy(_)));
-            if is_busy { Outcome::Overloaded } else { Outcome::Succeeded }
+            let busy = outcomes.iter().filter(|outcome| matches!(outcome, ItemOutcome::Busy(_))).count();
+            match busy {
+                0 => Outcome::Succeeded,
+                // At most 100, and at least 1 if any document was refused.
+                busy => Outcome::Partly { busy: (busy * 100).div_ceil(outcomes.len()) as u8 },
+            }
         }
         Err(error) if OVERLOADED.contains(&error.code) => Outcome::Overloaded,
         Ok(Sent::Refused(_)) | Err(_) => Outcome::Unknown,
