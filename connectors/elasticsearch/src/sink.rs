@@ -31,9 +31,12 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// The code of an error because the server has no room for documents.
 const BUSY: &str = "elasticsearch.busy";
 
-/// The usual pause before busy documents are sent again to a server that takes most others. It
-/// doubles after each attempt in which the server took none.
+/// The pause before all documents of a delivery would be sent again; for a part of them it is
+/// shorter. It doubles after each attempt in which the server took none.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+/// The share of the pause for the last documents of a delivery.
+const LEAST_PAUSE: f64 = 0.1;
 
 /// After this many attempts in a row without a document that the server took, the caller decides.
 const BUSY_ATTEMPTS: u32 = 5;
@@ -178,7 +181,9 @@ impl IdempotentSink for SearchSink {
             pending = left;
             // Jitter: deliveries that found the server busy together do not return together.
             let jitter = 0.5 + (RandomState::new().hash_one(left) % 512) as f64 / 512.0;
-            let pause = (BUSY_PAUSE * (1 << refused)).mul_f64(jitter);
+            // A few documents are little work for the server.
+            let share = (left as f64 / total as f64).max(LEAST_PAUSE);
+            let pause = (BUSY_PAUSE * (1 << refused)).mul_f64(jitter * share);
             self.runtime.block_on(async { tokio::time::sleep(pause).await });
         }
     }
