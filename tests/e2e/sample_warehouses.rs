@@ -6,7 +6,7 @@ use trunkline_tests::{Case, Kafka, Mysql, Redshift, S3, Snowflake, need, reposit
 
 use crate::LONG;
 
-/// A sample pipeline with these addresses in place of its own.
+/// A sample pipeline with its addresses replaced by these.
 fn sample(name: &str, addresses: &[(&str, String)]) -> String {
     let file = fs::read_to_string(repository().join("pipelines").join(name)).unwrap();
     addresses.iter().fold(file, |text, (from, to)| {

@@ -2,7 +2,7 @@
 //!
 //! The plan refuses components whose topics are known to be equal. Topics that depend on records
 //! (`{@database}.{@table}` and `shop.{@table}`) are known when a record is written. Before the
-//! first one, the component claims the topic: it writes a row of its own and then reads all claims.
+//! first one, the component claims the topic: it writes its row and then reads all claims.
 //! The owner is the component whose claim is the first in the log, so that exactly one of several
 //! components that claim a topic at the same time gets it. The others remove their claims and stop.
 //!

@@ -103,6 +103,9 @@ pub(super) fn workers(served: &Served, view: &View) -> BTreeMap<String, WorkerTa
 
 /// Shows connectors that were created by REST as they are stored: workers run them seconds later.
 fn show_stored(found: &mut Vec<ComponentInfo>, stored: &BTreeMap<String, ConnectorRow>) {
+    if stored.is_empty() {
+        return;
+    }
     let registry = Registry::new();
     for (name, row) in stored {
         let Some((pipeline, component)) = name.split_once('.') else { continue };

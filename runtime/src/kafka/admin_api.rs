@@ -83,15 +83,7 @@ impl AdminClient {
             let mut count = 0;
             let result = bindings::rd_kafka_event_CreateTopics_result(event.0.as_ptr());
             let topics = bindings::rd_kafka_CreateTopics_result_topics(result, &raw mut count);
-            let read = |topic: &*const _| {
-                let name = text(bindings::rd_kafka_topic_result_name(*topic));
-                let outcome = check(
-                    bindings::rd_kafka_topic_result_error(*topic),
-                    bindings::rd_kafka_topic_result_error_string(*topic),
-                );
-                (name, outcome)
-            };
-            array(topics, count).iter().map(read).collect::<BTreeMap<_, _>>()
+            topic_outcomes(topics, count)
         };
         Ok(in_order(topics.iter().map(|topic| topic.name.as_str()), results))
     }
@@ -113,15 +105,7 @@ impl AdminClient {
             let mut count = 0;
             let result = bindings::rd_kafka_event_DeleteTopics_result(event.0.as_ptr());
             let topics = bindings::rd_kafka_DeleteTopics_result_topics(result, &raw mut count);
-            let read = |topic: &*const _| {
-                let name = text(bindings::rd_kafka_topic_result_name(*topic));
-                let outcome = check(
-                    bindings::rd_kafka_topic_result_error(*topic),
-                    bindings::rd_kafka_topic_result_error_string(*topic),
-                );
-                (name, outcome)
-            };
-            array(topics, count).iter().map(read).collect::<BTreeMap<_, _>>()
+            topic_outcomes(topics, count)
         };
         Ok(in_order(names.iter().copied(), results))
     }
@@ -436,6 +420,29 @@ pub(super) unsafe fn check(code: rd_kafka_resp_err_t, explanation: *const c_char
     }
     // SAFETY: see the function's contract.
     Err((code.into(), unsafe { text(explanation) }))
+}
+
+/// The outcome of each topic.
+///
+/// # Safety
+///
+/// `topics` is an array of `count` results that live during the call.
+unsafe fn topic_outcomes(
+    topics: *mut *const bindings::rd_kafka_topic_result_t,
+    count: usize,
+) -> BTreeMap<String, Outcome<()>> {
+    // SAFETY: see the function's contract.
+    unsafe {
+        let read = |topic: &*const _| {
+            let name = text(bindings::rd_kafka_topic_result_name(*topic));
+            let outcome = check(
+                bindings::rd_kafka_topic_result_error(*topic),
+                bindings::rd_kafka_topic_result_error_string(*topic),
+            );
+            (name, outcome)
+        };
+        array(topics, count).iter().map(read).collect()
+    }
 }
 
 /// The results in the order of the request. A topic that is missing from the answer has failed.

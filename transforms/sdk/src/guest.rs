@@ -180,7 +180,7 @@ pub(crate) fn state_range(start: &[u8], end: &[u8], limit: u32) -> Vec<(Vec<u8>,
 }
 
 /// The interface `state` as the host sees it. `bindings.rs` has these functions too, but there each
-/// key and value is a vector of its own.
+/// key and value is a separate vector.
 mod imports {
     use super::{Bytes, NewEntry, Values};
 

@@ -195,7 +195,7 @@ fn taken_pipeline(served: &Served, name: &str) -> Option<String> {
 async fn store(served: Arc<Served>, name: &str, mut config: FlatConfig, status: StatusCode) -> Response {
     if let Some(pipeline) = taken_pipeline(&served, name) {
         let message = format!(
-            "the pipeline `{pipeline}` has other components: a connector that is created here is a pipeline of its own, so \
+            "the pipeline `{pipeline}` has other components: each connector that is created here is a separate pipeline, so \
              choose another name before the dot"
         );
         return failure(StatusCode::CONFLICT, &message);

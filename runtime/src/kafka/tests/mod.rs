@@ -294,7 +294,7 @@ fn a_topic_belongs_to_the_component_that_claims_it_first() {
         owners.claim(&claims("c", "b", &["z"]), false).unwrap();
         owners.claim(&claims("c", "a", &["x", "y"]), false).unwrap();
     }
-    // Another cluster has owners of its own.
+    // Each cluster has separate owners.
     TopicOwners::new(&cluster, "d").claim(&claims("d", "b", &["x"]), false).unwrap();
 
     // Of components that claim a topic at the same time, one gets it.
