@@ -4,7 +4,7 @@
 //! | path | its limit |
 //! |---|---|
 //! | snapshot → topic | the same rows read with sqlx, and dropped |
-//! | snapshot, two readers | the same with one reader; both discard the rows, without a broker |
+//! | snapshot, two readers on two processors | one reader on one; both discard the rows |
 //! | binlog → topic | a bare transactional producer of the same records, with keys |
 //!
 //! MySQL, Kafka and the worker share the machine's processors. Filling tables and binlogs takes
@@ -12,6 +12,7 @@
 //! they were written, to commit its position, and was stopped.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::BaseConsumer;
@@ -131,6 +132,14 @@ pub(crate) fn source(server: &Mysql, table: &str) -> String {
     format!("name = \"$NAME\"\n[sources.shop]\nconnector = \"mysql\"\nurl = \"{url}\"\ntables = [\"{table}\"]\n")
 }
 
+/// Restricts all threads of a process to the first `processors`.
+fn restrict(pid: u32, processors: usize) {
+    let list = format!("0-{}", processors - 1);
+    let output = Command::new("taskset").args(["--all-tasks", "--cpu-list", "--pid", &list, &pid.to_string()]).output();
+    let output = output.unwrap_or_else(|error| panic!("cannot run `taskset` of util-linux: {error}"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 pub(crate) struct Bench<'a> {
     pub(crate) kafka: &'a Kafka,
     pub(crate) mysql: &'a Mysql,
@@ -224,20 +233,19 @@ impl<'a> Bench<'a> {
         Run::of(rows, &exit, &idle)
     }
 
-    /// Two readers, compared with one.
+    /// Two readers on two processors, compared with one reader on one. The server shares these
+    /// processors, so that its work is halved, too.
     fn readers(&self, sampling: Sampling) -> [Row; 2] {
-        let name = "MySQL snapshot, two readers and one";
+        let name = "MySQL snapshot, two readers on two processors";
         eprintln!("{name}");
         let rows = sampling.records(self.discard("base", SHORT, 1).per_second());
         self.fill("stock", rows);
         let [one, two] = alternate(
             sampling,
-            |_| self.discard("stock", rows, 1).report("one reader", sampling),
-            |_| self.discard("stock", rows, 2).report("two readers", sampling),
+            |_| self.discard_on(1, "stock", rows).report("one processor", sampling),
+            |_| self.discard_on(2, "stock", rows).report("two processors", sampling),
         );
         self.mysql.run("DROP TABLE bench.stock");
-        // Two readers use two processors, and the server uses about half of one.
-        let cores = std::thread::available_parallelism().unwrap().get();
         let row = |name: &str, unit, value: fn(&Run) -> f64, target| Row {
             name: name.to_owned(),
             unit,
@@ -246,9 +254,20 @@ impl<'a> Bench<'a> {
             target,
         };
         [
-            row(name, "rows/s", Run::per_second, if cores > 2 { Target::Share(1.8) } else { Target::None }),
+            row(name, "rows/s", Run::per_second, Target::Share(1.8)),
             row("  processor", "s per million", Run::cpu_per_million, Target::AtMostShare(1.15)),
         ]
+    }
+
+    /// [`Bench::discard`] with this process and the server on the first `processors`, one reader on
+    /// each.
+    fn discard_on(&self, processors: usize, table: &str, rows: u64) -> Run {
+        let pids = [std::process::id(), self.mysql.pid().unwrap()];
+        let all = std::thread::available_parallelism().unwrap().get();
+        pids.map(|pid| restrict(pid, processors));
+        let run = self.discard(table, rows, processors);
+        pids.map(|pid| restrict(pid, all));
+        run
     }
 
     /// Reads a table's rows with the connector in this process, and discards the batches.

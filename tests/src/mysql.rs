@@ -67,6 +67,11 @@ impl Mysql {
         file.exists().then_some(file)
     }
 
+    /// The id of its process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.server.pid()
+    }
+
     /// Its port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.server.port()
