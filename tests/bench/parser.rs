@@ -53,7 +53,49 @@ pub(crate) fn rows(sampling: Sampling) -> Vec<Row> {
         let kind = kind.unwrap_or_else(|error| panic!("{name}: {error}"));
         rows.push(measure(name, kind.parser(), &access, sampling, least));
     }
+    rows.push(worst_line(sampling));
     rows
+}
+
+/// The longest time that any parser takes for a line of a mebibyte, which repeats a text that its
+/// format gives a meaning.
+fn worst_line(sampling: Sampling) -> Row {
+    const STARTS: [&str; 8] = [
+        "",
+        "<34>1 2003-10-11T22:14:15Z h a - - ",
+        "2026/03/01 10:00:00 [error] 1#1: ",
+        "2016-10-06T00:17:09Z stdout F ",
+        "[2026-03-01 10:00:00,123] INFO ",
+        "192.0.2.1 - - [17/May/2015:10:05:03 +0000] \"",
+        "# Query_time: 1.0\n",
+        "{\"log\":\"",
+    ];
+    const REPEATED: [&str; 12] =
+        ["a", " ", "\"", "\\", "[id a=\"", "a=\"", "\"\",", "::", "a1=b ", "{\"a\":", "# Time: \n", ", client: "];
+    let mut parsers: Vec<Parser> = ParserKind::named().into_iter().map(|(_, kind)| kind.parser()).collect();
+    parsers.extend(ParserKind::grok("%{COMBINEDAPACHELOG}").map(|kind| kind.parser()));
+    let mut time_of = |start: &str, repeated: &str| {
+        let line = [start, &repeated.repeat((1 << 20) / repeated.len())].concat();
+        let mut slowest = 0.0_f64;
+        for parser in &mut parsers {
+            let mut out = Vec::new();
+            let started = Instant::now();
+            let _ = black_box(parser.parse(&line, &mut out));
+            slowest = slowest.max(started.elapsed().as_secs_f64() * 1e3);
+        }
+        slowest
+    };
+    let lines: Vec<(&str, &str)> =
+        STARTS.iter().flat_map(|start| REPEATED.map(|repeated| (*start, repeated))).collect();
+    let mut slowest = || lines.iter().map(|(start, repeated)| time_of(start, repeated)).fold(0.0, f64::max);
+    let measured = (0..sampling.rounds).map(|_| slowest()).collect();
+    Row {
+        name: "worst line of 1 MiB, all parsers".to_owned(),
+        unit: "ms",
+        reference: Vec::new(),
+        measured,
+        target: Target::AtMost(50.0),
+    }
 }
 
 /// A line of about 150 bytes.

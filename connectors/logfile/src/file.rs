@@ -60,7 +60,7 @@ pub(crate) struct TrackedFile {
     pub(crate) reader: Option<Box<Reader>>,
     /// It was read since descriptors were last closed for `max_open_files`.
     pub(crate) used: bool,
-    /// The last scan found a changed state or path.
+    /// Its state or path has changed since the scan before, or it was not read since it changed.
     pub(crate) changed: bool,
     /// Its content was compared with the content that the stored position describes.
     pub(crate) verified: bool,
@@ -120,6 +120,11 @@ impl Failure {
             Some(damaged) => damaged == stat,
             None => self.retry_at > now,
         }
+    }
+
+    /// When the file is read again if it does not change.
+    pub(crate) fn retry_at(&self) -> Option<Instant> {
+        self.damaged.is_none().then_some(self.retry_at)
     }
 
     /// Whether the content of the file is the reason.

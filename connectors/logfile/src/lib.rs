@@ -24,6 +24,7 @@ mod parser;
 mod parser_config;
 mod position;
 mod rate_limit;
+mod read_queue;
 mod reader;
 mod reading;
 mod reparse;

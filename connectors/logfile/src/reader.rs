@@ -27,8 +27,10 @@ use crate::text::Delimiter;
 
 /// A seek over more decompressed bytes than this runs in steps.
 const MAX_SEEK_AT_ONCE: u64 = 4 << 20;
-/// Size of one read.
+/// Size of one read of a file with much to read.
 const CHUNK: usize = 128 << 10;
+/// Size of the first read after the end of a file: it grew by a few lines.
+const FIRST_CHUNK: usize = 8 << 10;
 /// Fewer zero bytes than this at the beginning of a line are skipped only at the beginning of a
 /// file.
 const MIN_HOLE: usize = 64;
@@ -43,6 +45,8 @@ pub(crate) struct Reader {
     start: usize,
     /// `buffer` has no delimiter between `start` and here.
     scanned: usize,
+    /// Size of the next read of a plain file.
+    chunk: usize,
     /// The file's first bytes, [`HEAD`] at most.
     first: Vec<u8>,
     /// The seek to the stored offset, while it is not finished.
@@ -149,6 +153,7 @@ impl Reader {
             base: known.offset - before.len() as u64,
             start: before.len(),
             scanned: before.len(),
+            chunk: FIRST_CHUNK,
             buffer: before,
             first,
             seek,
@@ -434,7 +439,8 @@ impl Reader {
         let overlap = if self.input.is_compressed() { 0 } else { len.min(TAIL) };
         let mut known = [0; TAIL];
         known[..overlap].copy_from_slice(&self.buffer[len - overlap..]);
-        self.buffer.resize(len + CHUNK, 0);
+        let chunk = if self.input.is_compressed() { CHUNK } else { self.chunk };
+        self.buffer.resize(len + chunk, 0);
         let at = self.base + (len - overlap) as u64;
         let read = self.input.read(&mut self.buffer[len - overlap..], at);
         let count = if let Ok(RawRead::Bytes(count)) = read { count } else { 0 };
@@ -449,6 +455,11 @@ impl Reader {
         if self.input.is_compressed() && read != RawRead::Bytes(count) {
             self.ended = true;
         }
+        self.chunk = match count {
+            _ if count == overlap + chunk => (4 * chunk).min(CHUNK),
+            _ if count <= overlap => FIRST_CHUNK,
+            _ => chunk,
+        };
         match read {
             RawRead::TruncatedStream => Ok(ReadOutcome::TruncatedStream),
             _ if !same => Ok(ReadOutcome::Changed),

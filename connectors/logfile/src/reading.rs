@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use trunkline_connector::{Result, SourceBatch};
 
@@ -227,25 +227,37 @@ impl LineReading {
         Ok(())
     }
 
+    /// When a file is read again if it does not change; `None` if only a change makes that useful.
+    pub(crate) fn due_at(&self, file: &TrackedFile) -> Option<Instant> {
+        match &file.failure {
+            Some(failure) => failure.retry_at(),
+            None if file.has_rest => self.rest_due_at(file),
+            None => None,
+        }
+    }
+
     /// Whether a last line without delimiter is emitted now, see [`EndOfFile`].
     pub(crate) fn rest_is_due(&self, file: &TrackedFile, now: Instant) -> bool {
-        let finished = file.complete
-            || (file.is_rotated() && file.rested(self.options.rotate_wait, now))
-            || (file.path_state == PathState::Detached && self.until_idle);
+        self.rest_due_at(file).is_some_and(|due| due <= now)
+    }
+
+    /// When a last line without delimiter is emitted if its file does not change.
+    fn rest_due_at(&self, file: &TrackedFile) -> Option<Instant> {
         if file.continued || (file.truncated_stream && file.path_state == PathState::Matched) {
-            return false;
+            return None;
         }
-        let multiline = self.options.multiline.as_ref();
-        let event_is_over = multiline.is_some_and(|multiline| {
-            file.has_only_event && (file.is_superseded || file.rested(multiline.timeout, now))
-        });
-        finished
-            || event_is_over
-            || match self.options.eof {
-                EndOfFile::Auto => self.until_idle,
-                EndOfFile::Wait => false,
-                EndOfFile::Emit => file.rested(self.options.eof_after, now),
-            }
+        let after = |wait: Duration| file.resting_since.checked_add(wait);
+        let at_once = after(Duration::ZERO);
+        let finished = file.complete || (file.path_state == PathState::Detached && self.until_idle);
+        let rotated = if file.is_rotated() { after(self.options.rotate_wait) } else { None };
+        let event = self.options.multiline.as_ref().filter(|_| file.has_only_event);
+        let event = event.and_then(|multiline| if file.is_superseded { at_once } else { after(multiline.timeout) });
+        let eof = match self.options.eof {
+            EndOfFile::Auto => at_once.filter(|_| self.until_idle),
+            EndOfFile::Wait => None,
+            EndOfFile::Emit => after(self.options.eof_after),
+        };
+        [at_once.filter(|_| finished), rotated, event, eof].into_iter().flatten().min()
     }
 
     /// Emits the lines that the reader of a file without a continuation still holds.

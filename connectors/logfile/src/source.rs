@@ -1,16 +1,20 @@
 //! [`LogfileSource`]: decides which file is read when.
 //!
 //! A *scan* of the file system ([`crate::discovery`], [`crate::tracker`]) finds the files with
-//! something to read. The files of one rotation group (`access.log`, `access.log.1`, ..) are read
-//! one after the other, oldest first, so that a log stays in order across rotation; the groups take
-//! turns. After all of them the source scans again. If that scan finds nothing, the source has
-//! caught up.
+//! something to read, and [`crate::read_queue`] orders them. Between two scans, notifications of
+//! the kernel name the files that change ([`crate::watch`]), and the source looks at no others. It
+//! scans when a name appears, disappears or moves, when a read meets a file with other content, and
+//! at an interval, because not every change is reported.
+//!
+//! A run that ends when everything was read has caught up after a scan that finds nothing to read.
 //!
 //! Positions are added at the end of a fill, one change for each file that moved. The changes that
 //! a scan makes (a file is gone, a copy continues it) are in the same batch, so that one
 //! transaction commits them together (I1).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,11 +26,12 @@ use crate::config::LogfileOptions;
 use crate::discovery;
 use crate::discovery::Scan;
 use crate::file::TrackedFile;
-use crate::names::{rotation_age, rotation_group};
+use crate::names::rotation_group;
 use crate::position::{self, FileId, STARTED_KEY};
+use crate::read_queue::{Age, ReadQueue};
 use crate::reading::{LineReading, ReadSlice};
-use crate::tracker::{Reconciled, Tracker};
-use crate::watch::Watch;
+use crate::tracker::{Observed, Reconciled, Tracker};
+use crate::watch::{KnownFiles, Watch};
 
 /// Scans take at most this part of the time: the more files, the rarer they are.
 const SCAN_TIME_DIVISOR: u32 = 20;
@@ -37,11 +42,12 @@ const MAX_CONSECUTIVE_SCANS: usize = 5;
 const MAX_SCAN_PAUSE: Duration = Duration::from_secs(5);
 /// The same for a run that ends when everything was read: it waits for nothing else.
 const MAX_PAUSE_UNTIL_IDLE: Duration = Duration::from_millis(50);
-/// After this many quiet scans the source relies on the kernel's notifications.
-const QUIET_SCANS: u32 = 8;
-/// Time between two scans then. The source keeps scanning, because a change through a memory map
-/// sends no notification.
-const QUIET_INTERVAL: Duration = Duration::from_secs(2);
+/// Time between two scans where the kernel reports all changes. The source keeps scanning, because
+/// a change through a memory map sends no notification.
+const NOTIFIED_INTERVAL: Duration = Duration::from_secs(2);
+/// Minimum time between two reads of files that change all the time. The first change after a pause
+/// is read at once.
+const MIN_READ_GAP: Duration = Duration::from_millis(20);
 /// Memory of a tracked file without its reader.
 const TRACKED_FILE_BYTES: usize = 2048;
 
@@ -51,19 +57,28 @@ pub(crate) struct LogfileSource {
     tracker: Tracker,
     watch: Watch,
     reading: LineReading,
-    /// Files with something to read; those of a rotation group in order.
-    queue: VecDeque<VecDeque<FileId>>,
-    /// The turn in which a rotation group was last read.
-    last_turns: HashMap<String, u64>,
-    turn: u64,
+    queue: ReadQueue,
+    /// When a file is read although it does not change.
+    timers: BinaryHeap<Reverse<(Instant, FileId)>>,
     /// Earliest time of the next scan.
     next_scan: Instant,
     /// Latest time of the next scan.
     scan_by: Instant,
-    /// Reading met a change that only a scan resolves.
+    /// The same if changes wait while other files are read.
+    poll_by: Instant,
+    /// Something has changed that only a scan finds.
     rescan: bool,
-    /// Consecutive scans after which only a change makes another one useful.
-    quiet_scans: u32,
+    /// Rotation groups whose files wait for the next scan, by their ordering key.
+    blocked: HashSet<u32>,
+    /// When finished files are looked at next.
+    check_finished_at: Instant,
+    has_scanned: bool,
+    /// When notifications last named files.
+    last_read: Instant,
+    /// Files whose position may have moved in this fill, unless there was a scan.
+    read: Vec<FileId>,
+    /// There was a scan in this fill.
+    scanned: bool,
     /// Globs without a file were reported.
     reported_globs: bool,
     reservation: Reservation,
@@ -85,13 +100,18 @@ impl LogfileSource {
             tracker: Tracker::new(Arc::clone(&options), saved, first_start, context.until_idle),
             watch: Watch::new(),
             reading: LineReading::new(Arc::clone(&options), context.until_idle),
-            queue: VecDeque::new(),
-            last_turns: HashMap::new(),
-            turn: 0,
+            queue: ReadQueue::default(),
+            timers: BinaryHeap::new(),
             next_scan: now,
             scan_by: now,
+            poll_by: now,
             rescan: false,
-            quiet_scans: 0,
+            blocked: HashSet::new(),
+            check_finished_at: now,
+            has_scanned: false,
+            last_read: now,
+            read: Vec::new(),
+            scanned: false,
             reported_globs: false,
             reservation: context.budget.empty(),
             options,
@@ -99,51 +119,85 @@ impl LogfileSource {
     }
 
     fn fill_until(&mut self, out: &mut SourceBatch, deadline: Instant) -> Result<Fill> {
-        // Without a notification since a quiet scan, there is nothing to read.
-        let mut scanned = !self.until_idle && self.quiet_scans >= QUIET_SCANS;
-        if Instant::now() >= self.scan_by {
-            self.scan(out)?;
-            scanned = true;
-        }
+        // A run that ends must have scanned after its last read.
+        let mut is_current = !self.until_idle && self.has_scanned;
         loop {
+            if Instant::now() >= self.scan_by {
+                self.scan(out)?;
+                is_current = true;
+            }
+            self.queue_changed();
             if self.read_queue(out, deadline)? {
                 return Ok(Fill::More);
             }
-            let settled = scanned && !self.rescan && !self.tracker.needs_scan();
-            if settled && (self.until_idle || !out.is_empty()) {
+            let is_settled = is_current && !self.rescan && !self.tracker.needs_scan();
+            if !is_settled {
+                self.scan_by = self.scan_by.min(self.next_scan);
+            } else if self.until_idle {
                 self.finish_run()?;
                 return Ok(Fill::CaughtUp);
             }
             let now = Instant::now();
-            if now >= deadline {
-                return Ok(if settled { Fill::CaughtUp } else { Fill::More });
+            let is_over = now >= deadline || (!out.is_empty() && (is_settled || now < self.scan_by));
+            if is_over {
+                return Ok(if is_settled { Fill::CaughtUp } else { Fill::More });
             }
-            let mut scan_at = self.next_scan;
-            if settled {
-                if self.watch.wait(self.scan_by.min(deadline)) {
-                    // The next fill scans, if this one ends before.
-                    self.scan_by = self.next_scan;
-                    self.quiet_scans = 0;
-                }
-                scan_at = self.scan_by;
-            } else if now < self.next_scan && !out.is_empty() {
-                return Ok(Fill::More);
-            }
-            while Instant::now() < scan_at.min(deadline) {
-                self.watch.wait(scan_at.min(deadline));
-            }
-            if Instant::now() >= scan_at {
-                self.scan(out)?;
-                scanned = true;
+            let timer = self.timers.peek().map_or(deadline, |Reverse((due, _))| *due);
+            if self.watch.wait(self.scan_by.min(deadline).min(timer)) {
+                self.watch.gather((self.last_read + MIN_READ_GAP).min(deadline));
             }
         }
     }
 
+    /// Queues the files that notifications name, and those whose time has come.
+    fn queue_changed(&mut self) {
+        if !self.queue.is_empty() {
+            if self.watch.has_changes() {
+                self.scan_by = self.scan_by.min(self.poll_by);
+            }
+            return;
+        }
+        let now = Instant::now();
+        let changes = self.watch.take();
+        // A run that ends reads what its scans find: new names do not prolong it.
+        self.rescan |= changes.needs_scan && !self.until_idle;
+        if now >= self.check_finished_at {
+            self.check_finished_at = now + self.options.poll_interval;
+            self.rescan |= self.tracker.has_finished_grown();
+        }
+        let mut groups = HashSet::new();
+        while self.timers.peek().is_some_and(|Reverse((due, _))| *due <= now) {
+            let Some(Reverse((_, id))) = self.timers.pop() else { break };
+            groups.extend(self.tracker.files.get(&id).map(|file| file.ordering_key));
+        }
+        if groups.is_empty() && changes.files.is_empty() {
+            return;
+        }
+        self.last_read = now;
+        for id in &changes.files {
+            let file = self.tracker.files.get(id);
+            self.rescan |= file.is_none();
+            groups.extend(file.map(|file| file.ordering_key));
+        }
+        self.blocked.extend(self.tracker.missing_groups());
+        groups.retain(|group| !self.blocked.contains(group));
+        for group in &groups {
+            for id in self.queue.files_of(*group) {
+                let is_named = changes.files.contains(id);
+                if self.tracker.observe_changed(*id, is_named, now) == Observed::NeedsScan {
+                    self.rescan = true;
+                    self.blocked.insert(*group);
+                }
+                let due = self.tracker.files.get(id).filter(|_| is_named).and_then(|file| self.reading.due_at(file));
+                self.timers.extend(due.map(|due| Reverse((due, *id))));
+            }
+        }
+        groups.retain(|group| !self.blocked.contains(group));
+        self.queue_ready(groups);
+    }
+
     /// Ends a run that ends when everything was read: fails it if something could not be read.
     fn finish_run(&mut self) -> Result<()> {
-        if !self.until_idle {
-            return Ok(());
-        }
         self.tracker.report_unread();
         let unreadable: Vec<String> = self.tracker.unreadable().collect();
         let damaged = unreadable.is_empty() && self.tracker.failures().all(|failure| failure.is_damage());
@@ -194,29 +248,23 @@ impl LogfileSource {
 
     /// Reads the queued files in turns. `true` if it stopped with something left to read.
     fn read_queue(&mut self, out: &mut SourceBatch, deadline: Instant) -> Result<bool> {
-        while let Some(group) = self.queue.front_mut() {
-            let Some(id) = group.front().copied() else {
-                self.queue.pop_front();
-                continue;
-            };
+        while let Some(id) = self.queue.front() {
             if out.is_full() || Instant::now() >= deadline {
                 return Ok(true);
             }
             match self.read_file(id, out, deadline)? {
-                ReadSlice::Done => {
-                    if let Some(group) = self.queue.front_mut() {
-                        group.pop_front();
-                    }
-                }
-                ReadSlice::More => self.queue.rotate_left(1),
+                ReadSlice::Done => self.queue.finish_file(),
+                ReadSlice::More => self.queue.next_group(),
                 ReadSlice::Moved => {
                     self.rescan = true;
-                    self.queue.pop_front();
+                    self.queue.skip_group();
                 }
-                ReadSlice::ContentChanged => {
-                    self.queue.pop_front();
+                ReadSlice::ContentChanged => self.queue.skip_group(),
+                ReadSlice::Stopped => {
+                    // The next batch begins with another file.
+                    self.queue.next_group();
+                    return Ok(true);
                 }
-                ReadSlice::Stopped => return Ok(true),
             }
         }
         Ok(false)
@@ -225,14 +273,9 @@ impl LogfileSource {
     /// Reads one slice of a file. The tracker does not hold the file meanwhile.
     fn read_file(&mut self, id: FileId, out: &mut SourceBatch, deadline: Instant) -> Result<ReadSlice> {
         // A scan may have removed a queued file since: there is nothing to read then.
-        let Some(mut file) = self.tracker.files.remove(&id) else { return Ok(ReadSlice::Done) };
-        self.turn += 1;
-        match self.last_turns.get_mut(rotation_group(&file.name)) {
-            Some(turn) => *turn = self.turn,
-            None => {
-                self.last_turns.insert(rotation_group(&file.name).to_owned(), self.turn);
-            }
-        }
+        let Some(mut file) = self.tracker.take(id) else { return Ok(ReadSlice::Done) };
+        self.read.push(id);
+        self.queue.note_turn(file.ordering_key);
         if file.reader.as_ref().is_some_and(|reader| reader.must_reopen()) {
             file.reader = None;
         }
@@ -244,10 +287,18 @@ impl LogfileSource {
             Ok(()) => self.reading.read_slice(&mut file, out, deadline),
             Err(slice) => Ok(slice),
         };
-        if matches!(slice, Ok(ReadSlice::ContentChanged)) {
-            self.tracker.content_changed(file);
-        } else {
-            self.tracker.put_back(file, was_closed);
+        match slice {
+            Ok(ReadSlice::ContentChanged) => {
+                self.blocked.insert(file.ordering_key);
+                self.tracker.content_changed(file);
+            }
+            _ => {
+                if matches!(slice, Ok(ReadSlice::Moved)) {
+                    self.blocked.insert(file.ordering_key);
+                }
+                self.timers.extend(self.reading.due_at(&file).map(|due| Reverse((due, id))));
+                self.tracker.put_back(file, was_closed);
+            }
         }
         slice
     }
@@ -255,12 +306,17 @@ impl LogfileSource {
     /// Scans the file system, updates the tracked files, and queues those with something to read.
     fn scan(&mut self, out: &mut SourceBatch) -> Result<()> {
         let began = Instant::now();
-        self.rescan = false;
+        let (mut folders, mut paths) = (BTreeSet::new(), Vec::new());
         for _ in 0..MAX_CONSECUTIVE_SCANS {
+            self.watch.begin_scan();
             let mut scan = discovery::scan(&self.options);
-            scan.folders.extend(self.tracker.linked_folders());
-            self.watch.follow(&scan.folders);
             self.report_globs(&scan);
+            folders = std::mem::take(&mut scan.folders);
+            // A folder that cannot be listed cannot be watched either.
+            for (path, _) in &scan.unreadable {
+                folders.remove(path);
+            }
+            paths = scan.found.iter().map(|found| (found.path.clone(), found.id, found.linked)).collect();
             let Reconciled { changes, abandoned } = self.tracker.reconcile(scan)?;
             for change in changes {
                 push_change(out, change);
@@ -272,16 +328,44 @@ impl LogfileSource {
                 break;
             }
         }
-        self.queue_ready();
+        let known = self.known_files(paths, &mut folders);
+        let has_new_folders = self.watch.follow(&folders);
+        self.watch.end_scan(known, self.tracker.follows_unknown_paths());
+        // Changes in a folder that was not watched yet were not reported. A run that ends scans
+        // again anyway.
+        self.rescan = has_new_folders && !self.until_idle;
+        self.blocked.clear();
+        (self.has_scanned, self.scanned) = (true, true);
+        self.queue_all();
         let now = Instant::now();
         let max_pause = if self.until_idle { MAX_PAUSE_UNTIL_IDLE } else { MAX_SCAN_PAUSE };
         let pause = ((now - began) * SCAN_TIME_DIVISOR).min(max_pause);
         self.next_scan = now + pause;
-        let is_quiet = self.watch.is_reliable() && self.tracker.is_quiet();
-        self.quiet_scans = if is_quiet { self.quiet_scans.saturating_add(1) } else { 0 };
-        let quiet_interval = if self.quiet_scans >= QUIET_SCANS { QUIET_INTERVAL } else { Duration::ZERO };
-        self.scan_by = now + self.options.poll_interval.max(pause).max(quiet_interval);
+        let is_notified = self.watch.is_reliable() && self.tracker.is_quiet();
+        self.poll_by = now + self.options.poll_interval.max(pause);
+        self.scan_by = if is_notified { self.poll_by.max(now + NOTIFIED_INTERVAL) } else { self.poll_by };
         Ok(())
+    }
+
+    /// The files whose changes notifications name, by all their paths. Adds the folders of the
+    /// targets of symbolic links.
+    fn known_files(&self, found: Vec<(PathBuf, FileId, bool)>, folders: &mut BTreeSet<PathBuf>) -> KnownFiles {
+        let mut known = KnownFiles::new();
+        let mut targets: Vec<(PathBuf, FileId)> = Vec::new();
+        for (path, id, is_linked) in found {
+            let file = self.tracker.files.get(&id);
+            // A file that is followed under a path without links may be written through a link.
+            if is_linked && file.is_some_and(|file| file.real.is_none()) {
+                targets.extend(path.canonicalize().ok().map(|target| (target, id)));
+            }
+            known.insert(path, file.map(|file| file.id));
+        }
+        let of_files = self.tracker.files.values().filter_map(|file| Some((file.real.clone()?, file.id)));
+        for (target, id) in targets.into_iter().chain(of_files) {
+            folders.extend(target.parent().map(PathBuf::from));
+            known.insert(target, Some(id));
+        }
+        known
     }
 
     /// Finds the rotated files whose log continues in a newer file: their last event is over, and
@@ -310,54 +394,34 @@ impl LogfileSource {
         }
     }
 
-    fn queue_ready(&mut self) {
+    /// Queues all files with something to read, after a scan.
+    fn queue_all(&mut self) {
         self.mark_superseded();
+        self.queue.set_files(&self.tracker.files);
+        let due = |file: &TrackedFile| self.reading.due_at(file).map(|due| Reverse((due, file.id)));
+        self.timers = self.tracker.files.values().filter_map(due).collect();
+        let groups: Vec<u32> = self.queue.groups().collect();
+        self.queue_ready(groups);
+    }
+
+    /// Queues the files of some groups that have something to read.
+    fn queue_ready(&mut self, groups: impl IntoIterator<Item = u32>) {
         let now = Instant::now();
-        let mut groups: BTreeMap<&str, Vec<&TrackedFile>> = BTreeMap::new();
-        for file in self.tracker.files.values() {
+        let reading = &self.reading;
+        self.queue.fill(groups, &self.tracker.files, |file| {
             let waits = file.failure.as_ref().is_some_and(|failure| failure.blocks(file.stat, now));
-            let unread = file.at_end != Some(file.stat) || (file.has_rest && self.reading.rest_is_due(file, now));
-            if unread && !waits {
-                groups.entry(rotation_group(&file.name)).or_default().push(file);
-            }
-        }
-        let mut queue: Vec<(u64, i64, VecDeque<FileId>)> = Vec::new();
-        for (name, mut files) in groups {
-            files.sort_by_cached_key(|file| Age::of(file));
-            let last_turn = self.last_turns.get(name).copied().unwrap_or(0);
-            queue.push((last_turn, files[0].stat.modified, files.iter().map(|file| file.id).collect()));
-        }
-        queue.sort_by_key(|(last_turn, modified, _)| (*last_turn, *modified));
-        self.queue = queue.into_iter().map(|(.., files)| files).collect();
-        if self.last_turns.len() > 4 * self.tracker.files.len() + 1000 {
-            self.last_turns.clear();
-        }
+            let unread = file.at_end != Some(file.stat) || (file.has_rest && reading.rest_is_due(file, now));
+            unread && !waits
+        });
     }
 
     fn write_positions(&mut self, out: &mut SourceBatch) -> Result<()> {
-        for change in self.tracker.positions() {
-            push_change(out, change?);
+        let read = std::mem::take(&mut self.read);
+        let read = if std::mem::take(&mut self.scanned) { None } else { Some(read) };
+        for change in self.tracker.positions(read)? {
+            push_change(out, change);
         }
         Ok(())
-    }
-}
-
-/// Orders the files of a rotation group, oldest first.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Age {
-    /// The file with the log's plain name is the newest, whatever the times say: copying and
-    /// compressing may change them.
-    is_current: bool,
-    modified: i64,
-    suffix: (u8, u32, String),
-}
-
-impl Age {
-    fn of(file: &TrackedFile) -> Self {
-        let path = file.path.to_string_lossy();
-        // A file that is followed by its descriptor keeps the path at which the new file is.
-        let is_current = rotation_group(&path) == path && !file.is_rotated();
-        Self { is_current, modified: file.stat.modified, suffix: rotation_age(&path) }
     }
 }
 
@@ -366,8 +430,7 @@ impl Source for LogfileSource {
         let filled = self.fill_until(out, deadline);
         // Lines emitted before an error are delivered, so their position is written (I1).
         self.write_positions(out)?;
-        let readers: usize =
-            self.tracker.files.values().filter_map(|file| file.reader.as_ref()).map(|reader| reader.memory()).sum();
+        let readers = self.tracker.totals.reader_bytes;
         self.reservation.resize(readers + self.tracker.files.len() * TRACKED_FILE_BYTES);
         filled
     }
@@ -378,8 +441,7 @@ impl Source for LogfileSource {
     }
 
     fn lag(&self) -> SourceLag {
-        let bytes = self.tracker.files.values().map(TrackedFile::lag_bytes).sum();
-        SourceLag { bytes: Some(bytes), ..SourceLag::default() }
+        SourceLag { bytes: Some(self.tracker.totals.lag_bytes), ..SourceLag::default() }
     }
 }
 

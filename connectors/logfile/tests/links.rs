@@ -66,6 +66,27 @@ fn rotation_of_a_links_target_loses_no_line() {
     }
 }
 
+/// The notification names the target of the link.
+#[test]
+fn lines_behind_a_link_are_read_without_a_scan() {
+    let mut source = TestSource::following("paths = [\"logs/*.log\"]\npoll_interval = \"1h\"");
+    source.append("pods/1/app/0.log", "one\n");
+    std::fs::create_dir_all(source.path("logs")).unwrap();
+    // A link to a link, as the kubelet's of Docker's logs.
+    symlink("../pods/1/app/0.log", source.path("pod.log")).unwrap();
+    std::fs::rename(source.path("pod.log"), source.path("logs/pod.log")).unwrap();
+    symlink("pod.log", source.path("logs/x.log")).unwrap();
+    assert_eq!(source.read().take(), ["one"]);
+    source.append("pods/1/app/0.log", "two\n");
+    source.read_until(1);
+    source.rename("pods/1/app/0.log", "pods/1/app/0.log.1");
+    source.append("pods/1/app/0.log", "three\n");
+    source.read_until(2);
+    source.append("pods/1/app/0.log", "four\n");
+    source.read_until(3);
+    assert_eq!(source.take(), ["two", "three", "four"]);
+}
+
 #[test]
 fn copytruncate_of_a_links_target_loses_no_line() {
     for following in [false, true] {

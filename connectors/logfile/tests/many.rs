@@ -129,6 +129,93 @@ fn a_change_ends_the_wait_of_a_fill() {
     });
 }
 
+/// Processor time of this thread in nanoseconds.
+fn thread_cpu() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is valid until the call returns.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    assert_eq!(result, 0);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Processor time of a line that a followed file gets, among `files` files.
+fn cost_of_a_line(files: usize) -> u64 {
+    const LINES: usize = 150;
+    let mut source = TestSource::following("poll_interval = \"1h\"\nmax_open_files = 2000");
+    for file in 0..files {
+        source.append(&format!("{file}.log"), "the first line of a service that says little\n");
+    }
+    source.read_until(files);
+    source.read().take();
+    let mut costs: Vec<u64> = Vec::new();
+    for line in 0..LINES {
+        source.append(&format!("{}.log", line % files), "a line\n");
+        let (before, begun) = (thread_cpu(), Instant::now());
+        while source.seen.len() <= line {
+            source.fill(10, Duration::from_secs(1)).unwrap();
+            assert!(begun.elapsed() < TEST_TIMEOUT);
+        }
+        costs.push(thread_cpu() - before);
+    }
+    costs.sort_unstable();
+    costs[LINES / 2]
+}
+
+/// A notification names the file that has changed, and the source looks at no others.
+#[test]
+fn the_cost_of_a_line_does_not_grow_with_the_number_of_files() {
+    let (few, many) = (cost_of_a_line(10), cost_of_a_line(1_000));
+    println!("CPU of a line: {} us among 10 files, {} us among 1,000", few / 1_000, many / 1_000);
+    assert!(many < 4 * few, "{few} ns among 10 files, {many} ns among 1,000");
+}
+
+/// The kernel reports a change of the file's content in the folder of the name that the writer
+/// used, which no source watches here. The scans at an interval find it.
+#[test]
+fn changes_without_a_notification_are_found() {
+    let mut source = TestSource::following("poll_interval = \"50ms\"");
+    source.append("a.log", "one\n");
+    source.append("b.log", "one\n");
+    let elsewhere = tempfile::tempdir_in(source.folder.path().parent().unwrap()).unwrap();
+    let other_name = elsewhere.path().join("other");
+    std::fs::hard_link(source.path("a.log"), &other_name).unwrap();
+    source.read_until(2);
+    source.read().take();
+    std::fs::OpenOptions::new().append(true).open(&other_name).unwrap().write_all(b"two\n").unwrap();
+    source.read_until(1);
+    assert_eq!(source.take(), ["two"]);
+}
+
+/// Many files change at once, are created, renamed and removed, while others are read.
+#[test]
+fn no_notification_is_lost_while_a_scan_runs() {
+    const LINES: usize = 3_000;
+    let mut source = TestSource::following("poll_interval = \"1h\"\nmax_open_files = 8");
+    let files = source.files.clone();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for number in 0..LINES {
+                // Each new name makes the source scan; the lines before and after it must not be
+                // overlooked.
+                let file = if number % 10 == 9 { number } else { number % 7 };
+                files.append(&format!("{file}.log"), format!("line {number}\n"));
+            }
+        });
+        let mut last = (0, Instant::now());
+        while source.seen.len() < LINES {
+            source.fill(50, Duration::from_millis(50)).unwrap();
+            if source.seen.len() > last.0 {
+                last = (source.seen.len(), Instant::now());
+            }
+            // A lost notification would delay a line until the next scan, in an hour.
+            assert!(last.1.elapsed() < TEST_TIMEOUT / 2, "{} of {LINES} lines", source.seen.len());
+        }
+    });
+    let mut seen: Vec<usize> = source.take().iter().map(|line| line[5..].parse().unwrap()).collect();
+    seen.sort_unstable();
+    assert_eq!(seen, (0..LINES).collect::<Vec<_>>());
+}
+
 /// All files begin equally, and their names differ only in the suffix.
 #[test]
 fn two_thousand_rotated_files_are_read_in_linear_time() {

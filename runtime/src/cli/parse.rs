@@ -42,8 +42,8 @@ pub(super) struct ParseArgs {
 #[derive(Default)]
 struct Counts {
     accepted: u64,
-    /// Lines of the accepted events.
-    accepted_lines: u64,
+    /// Lines of the accepted events that look like the format, see [`fits`].
+    fitting_lines: u64,
     rejected: u64,
     blank: u64,
 }
@@ -104,23 +104,38 @@ fn detect(args: &ParseArgs) -> Result<Exit> {
     }
     let mut json = Vec::new();
     each_line(&args.files, |place, line| {
-        for (_, _, parser, events, counts) in &mut attempts {
+        for (name, _, parser, events, counts) in &mut attempts {
             events.add(place, line, &mut |place, event| {
                 json.clear();
-                try_line(parser, place, event, &mut json, counts);
+                if try_line(parser, place, event, &mut json, counts) && !json.is_empty() && fits(name, &json) {
+                    counts.fitting_lines += 1 + event.matches('\n').count() as u64;
+                }
                 Ok(())
             })?;
         }
         Ok(true)
     })?;
-    // `logfmt`, for example, accepts all lines without quotes: a format with fixed fields says
-    // more.
-    attempts.sort_by_key(|(_, is_fixed, .., counts)| (u64::MAX - counts.accepted_lines, !is_fixed));
+    // Between two formats that fit equally, the one with fixed fields says more.
+    attempts.sort_by_key(|(_, is_fixed, .., counts)| (u64::MAX - counts.fitting_lines, !is_fixed));
     let lines = attempts.iter().map(|(name, .., counts)| {
         let Counts { accepted, rejected, blank, .. } = counts;
         format!("{name:<16} {accepted} lines parsed, {rejected} rejected, {blank} blank\n")
     });
     Ok(print_data(&lines.collect::<String>()))
+}
+
+/// Whether a record is a sign of its format. Some formats accept almost any line: words without a
+/// value are pairs of `logfmt`, and a line without a comma is a column of `csv`.
+fn fits(parser: &str, record: &[u8]) -> bool {
+    let Ok(fields) = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(record) else { return true };
+    match parser {
+        "csv" => fields.len() > 1,
+        "logfmt" | "key_value" => {
+            let pairs = fields.values().filter(|value| **value != serde_json::Value::Bool(true)).count();
+            2 * pairs >= fields.len()
+        }
+        _ => true,
+    }
 }
 
 /// The options of the command line.
@@ -251,10 +266,7 @@ fn try_line(parser: &mut Parser, place: Place<'_>, line: &str, json: &mut Vec<u8
         parser.parse(line, json)
     };
     match parsed {
-        Ok(Event::Record(_)) => {
-            counts.accepted += 1;
-            counts.accepted_lines += 1 + line.matches('\n').count() as u64;
-        }
+        Ok(Event::Record(_)) => counts.accepted += 1,
         Ok(Event::Blank) => counts.blank += 1,
         Err(_) => {
             counts.rejected += 1;

@@ -286,4 +286,6 @@ fn describe(line: &str, expected: &Expected) -> String {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -33,6 +33,7 @@ mod copies;
 mod locate;
 mod removal;
 mod retired;
+mod totals;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -44,9 +45,10 @@ use trunkline_connector::{PositionChange, Result};
 use self::copies::KnownCopy;
 use self::locate::Neighbourhood;
 use self::retired::Retired;
+use self::totals::Totals;
 use crate::config::{LogfileOptions, ReadFrom};
 use crate::copy_detection::Beginning;
-use crate::discovery::{Found, Scan, identify};
+use crate::discovery::{Found, Scan, identify, regular_file};
 use crate::file::{Failure, MissingFile, MissingReason, OpenOutcome, PathState, TrackedFile};
 use crate::names::is_same_path;
 use crate::position::{FileId, FilePosition, STARTED_KEY, Stat};
@@ -58,6 +60,8 @@ const SCANS_UNTIL_MISSING: u32 = 3;
 pub(crate) struct Tracker {
     options: Arc<LogfileOptions>,
     pub(crate) files: BTreeMap<FileId, TrackedFile>,
+    /// Sums over `files`.
+    pub(crate) totals: Totals,
     /// Files without their content, until their continuation is found.
     missing: Vec<MissingFile>,
     /// Copies of files that are intact, as they were when compared.
@@ -86,6 +90,15 @@ pub(crate) struct Reconciled {
     pub(crate) changes: Vec<PositionChange>,
     /// Missing files without a continuation whose readers hold lines that were not emitted.
     pub(crate) abandoned: Vec<MissingFile>,
+}
+
+/// Result of [`Tracker::observe_changed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Observed {
+    /// The file is where it was, and its state is known.
+    Known,
+    /// Only a scan finds what happened to it.
+    NeedsScan,
 }
 
 /// The beginnings of new files, read once in a scan.
@@ -141,6 +154,7 @@ impl Tracker {
             retired: Retired::new(&options, until_idle),
             close_at: options.max_open_files,
             options,
+            totals: Totals::of(files.values()),
             files,
             missing,
             copies: HashMap::new(),
@@ -155,6 +169,7 @@ impl Tracker {
 
     /// Updates the tracked files with the result of a scan.
     pub(crate) fn reconcile(&mut self, scan: Scan) -> Result<Reconciled> {
+        debug_assert_eq!(self.totals, Totals::of(self.files.values()));
         let now = Instant::now();
         let mut reconciled = Reconciled::default();
         let mut beginnings = Beginnings::new();
@@ -177,7 +192,52 @@ impl Tracker {
         if !self.unsettled && std::mem::take(&mut self.first_start) && self.options.read_from == ReadFrom::End {
             reconciled.changes.push(PositionChange { key: STARTED_KEY.to_owned(), value: Some(b"{}".to_vec()) });
         }
+        self.totals = Totals::of(self.files.values());
         Ok(reconciled)
+    }
+
+    /// Takes a file out, to read it.
+    pub(crate) fn take(&mut self, id: FileId) -> Option<TrackedFile> {
+        let file = self.files.remove(&id)?;
+        self.totals.remove(&file);
+        Some(file)
+    }
+
+    /// Updates the state of a file between two scans. `is_named`: a notification named it; others
+    /// of its rotation group are looked at only where their changes may not be reported.
+    pub(crate) fn observe_changed(&mut self, id: FileId, is_named: bool, now: Instant) -> Observed {
+        let Some(file) = self.files.get_mut(&id) else { return Observed::Known };
+        if file.path_state == PathState::Detached {
+            if let Some(metadata) = file.reader.as_ref().and_then(|reader| reader.file().metadata().ok()) {
+                self.totals.remove(file);
+                file.observe(identify(&metadata).1, now);
+                self.totals.add(file);
+            }
+            return Observed::Known;
+        }
+        let waits = |failure: &Failure| !failure.is_damage() && failure.blocks(file.stat, now);
+        if !is_named || file.failure.as_ref().is_some_and(waits) {
+            return Observed::Known;
+        }
+        let linked = file.real.is_some();
+        let found = match regular_file(&file.path) {
+            Ok(Some(found)) if found.id == id => Found { linked, ..found },
+            _ => return Observed::NeedsScan,
+        };
+        // A scan compares a file of which nothing was read with others.
+        if file.stat != found.stat && file.is_unread() {
+            return Observed::NeedsScan;
+        }
+        self.totals.remove(file);
+        let reason = self.observe(id, &found, now);
+        if let Some(file) = self.files.get(&id) {
+            self.totals.add(file);
+        }
+        let Some(reason) = reason else { return Observed::Known };
+        if let Some(file) = self.take(id) {
+            self.missing.push(file.into_missing(reason));
+        }
+        Observed::NeedsScan
     }
 
     /// Removes a file whose content changed from the tracked ones. The next scan treats what its
@@ -192,11 +252,43 @@ impl Tracker {
         }
     }
 
-    /// Changes of the position by emitted lines, those of missing files included: the source may
-    /// stop before the next scan.
-    pub(crate) fn positions(&mut self) -> impl Iterator<Item = Result<PositionChange>> {
-        let missing = self.missing.iter_mut().map(|missing| &mut missing.file);
-        self.files.values_mut().chain(missing).filter_map(|file| file.position().transpose())
+    /// Changes of the position by emitted lines of these files, or of all files. Those of missing
+    /// files are included: the source may stop before the next scan.
+    pub(crate) fn positions(&mut self, of: Option<Vec<FileId>>) -> Result<Vec<PositionChange>> {
+        let mut changes = Vec::new();
+        match of {
+            None => {
+                for file in self.files.values_mut() {
+                    changes.extend(file.position()?);
+                }
+            }
+            Some(ids) => {
+                for id in ids {
+                    let file = self.files.get_mut(&id);
+                    changes.extend(file.map(TrackedFile::position).transpose()?.flatten());
+                }
+            }
+        }
+        for missing in &mut self.missing {
+            changes.extend(missing.file.position()?);
+        }
+        Ok(changes)
+    }
+
+    /// The rotation groups of missing files, by their ordering keys: newer files of these groups
+    /// wait until the continuations are found.
+    pub(crate) fn missing_groups(&self) -> impl Iterator<Item = u32> {
+        self.missing.iter().map(|missing| missing.file.ordering_key)
+    }
+
+    /// Whether a finished file has grown, so that a scan follows it again.
+    pub(crate) fn has_finished_grown(&self) -> bool {
+        self.retired.has_grown()
+    }
+
+    /// Whether a file is followed that may have any name.
+    pub(crate) fn follows_unknown_paths(&self) -> bool {
+        self.files.values().any(|file| file.path_state == PathState::Detached)
     }
 
     /// Whether another scan is needed before the source has caught up.
@@ -210,21 +302,10 @@ impl Tracker {
         self.unsettled
     }
 
-    /// Whether only a change of a file or folder makes another scan useful: no file waits for a
-    /// time to pass.
+    /// Whether only a change of a file or folder makes another scan useful: no file waits for
+    /// another scan, or is followed without a path.
     pub(crate) fn is_quiet(&self) -> bool {
-        let is_done = |file: &TrackedFile| {
-            let read = file.at_end == Some(file.stat) && !file.has_rest;
-            file.path_state == PathState::Matched && read && file.failure.is_none()
-        };
-        let waits = self.needs_scan() || !self.awaits_writing.is_empty() || !self.unreadable.is_empty();
-        !waits && self.copies.is_empty() && self.retired.is_empty() && self.files.values().all(is_done)
-    }
-
-    /// The folders of files whose paths lead through symbolic links.
-    pub(crate) fn linked_folders(&self) -> impl Iterator<Item = PathBuf> {
-        let paths = self.files.values().filter_map(|file| file.real.as_deref());
-        paths.filter_map(|path| path.parent()).map(PathBuf::from)
+        !self.needs_scan() && self.awaits_writing.is_empty() && !self.follows_unknown_paths()
     }
 
     /// Warns, at the end of a run, about new files that it did not read.
@@ -308,7 +389,8 @@ impl Tracker {
             file.verified &= file.reader.is_some();
         }
         let is_moved = !is_same_path(&file.path, &found.path);
-        file.changed = file.stat != found.stat || is_moved;
+        let is_unread = file.changed && file.at_end != Some(file.stat);
+        file.changed = file.stat != found.stat || is_moved || is_unread;
         if is_moved {
             tracing::info!(from = %file.path.display(), to = %found.path.display(), "file was renamed");
         }
@@ -381,6 +463,7 @@ impl Tracker {
         if was_opened && file.reader.is_some() {
             self.opened.push(file.id);
         }
+        self.totals.add(&file);
         self.files.insert(file.id, file);
     }
 
@@ -406,8 +489,10 @@ impl Tracker {
                 let Some(file) = self.files.get_mut(id) else { continue };
                 file.used = false;
                 if closed < excess && file.path_state == PathState::Matched {
+                    self.totals.remove(file);
                     file.note_read();
                     file.reader = None;
+                    self.totals.add(file);
                     closed += 1;
                 }
             }

@@ -8,6 +8,7 @@ use super::Tracker;
 use crate::config::LogfileOptions;
 use crate::discovery::{Found, identify};
 use crate::file::{PathState, TrackedFile};
+use crate::position::Stat;
 
 /// How long a renamed file is kept.
 const RENAMED: Duration = Duration::from_secs(600);
@@ -27,8 +28,9 @@ impl Retired {
         Self { files: Vec::new(), max_files }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.files.is_empty()
+    /// Whether one of them has grown.
+    pub(super) fn has_grown(&self) -> bool {
+        self.files.iter().any(|(file, _)| current_stat(file).is_some_and(|stat| has_grown(file, stat)))
     }
 
     /// Keeps a finished file, if it is open and not compressed.
@@ -49,10 +51,8 @@ impl Retired {
     fn take_resumed(&mut self, untracked: &[Found], now: Instant) -> Vec<TrackedFile> {
         let mut resumed = Vec::new();
         for (mut file, until) in std::mem::take(&mut self.files) {
-            let metadata = file.reader.as_ref().and_then(|reader| reader.file().metadata().ok());
-            let Some(stat) = metadata.map(|metadata| identify(&metadata).1) else { continue };
-            let grown = stat.size > file.read.offset.max(file.stat.size);
-            if grown || untracked.iter().any(|found| found.id == file.id) {
+            let Some(stat) = current_stat(&file) else { continue };
+            if has_grown(&file, stat) || untracked.iter().any(|found| found.id == file.id) {
                 file.observe(stat, now);
                 resumed.push(file);
             } else if until > now {
@@ -61,6 +61,16 @@ impl Retired {
         }
         resumed
     }
+}
+
+/// The state of an open file now.
+fn current_stat(file: &TrackedFile) -> Option<Stat> {
+    let metadata = file.reader.as_ref().and_then(|reader| reader.file().metadata().ok());
+    metadata.map(|metadata| identify(&metadata).1)
+}
+
+fn has_grown(file: &TrackedFile, stat: Stat) -> bool {
+    stat.size > file.read.offset.max(file.stat.size)
 }
 
 impl Tracker {
