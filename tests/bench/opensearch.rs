@@ -5,8 +5,10 @@
 //! | topic → OpenSearch, 1.1 kB documents with ids | a loader of prebuilt bodies; Bento |
 //! | line written → found by a search | none |
 //!
-//! Each arm writes to a separate index, with the same settings and mapping. The node is warmed
-//! by a short run of each arm. Requests are not compressed.
+//! All arms write the same documents with the same ids, each run to an index of its own with the
+//! same settings and mapping. The node is warmed by a run of each arm. The speed is that of a
+//! steady state: from the moment when the index has its first documents until it has all. So the
+//! start of a process counts for no arm. Requests are not compressed.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use trunkline_tests::{Case, Exit, Kafka, OpenSearch, Skip, wait, worker_binary};
+use trunkline_tests::{Case, Kafka, OpenSearch, Skip, wait, worker_binary};
 
 use crate::client::{LIMIT, PARTITIONS, StoredRecord};
 use crate::latency;
@@ -35,11 +37,18 @@ const DOCUMENT_BYTES: usize = 1_100;
 /// Documents of a body of the loader: 5 MB.
 const BODY_DOCUMENTS: usize = 4_500;
 
+/// Documents of a request of Bento. Larger ones are slower: batches of 10,000 took six times the
+/// processor time.
+const BENTO_DOCUMENTS: usize = 1_000;
+
 /// Connections of the loader.
 const CONNECTIONS: usize = 4;
 
-/// Documents of the short run that determines the documents of a long one.
-const SHORT: u64 = 50_000;
+/// Documents of a run that warms the node up.
+const WARM_UP: u64 = 150_000;
+
+/// The topic of the documents.
+const TOPIC: &str = "search-backlog";
 
 /// The interval between two lines.
 const INTERVAL: Duration = Duration::from_millis(20);
@@ -50,32 +59,28 @@ const MAX_LATENCY_MS: f64 = 1_500.0;
 /// The selected rows of `opensearch` and `bento-search`.
 pub(crate) fn rows(kafka: &Kafka, sampling: Sampling, is_selected: impl Fn(&str) -> bool) -> Result<Vec<Row>, Skip> {
     let server = OpenSearch::start()?;
-    let documents: Vec<String> = (0..SAMPLE).map(document).collect();
-    let sample: Vec<StoredRecord> = (0..)
-        .zip(&documents)
-        .map(|(number, text)| StoredRecord::new(number / 1_000 % PARTITIONS, text.as_bytes().to_vec()))
-        .collect();
-    let short = pipeline::backlog(kafka, "search-short", &sample, SHORT);
-    let count = documents_of(sampling, write_index(kafka, &server, &short, SHORT).per_second());
-    let backlog = pipeline::backlog(kafka, "search-backlog", &sample, count);
+    let loader = Loader::new();
+    // The first documents warm the node up; the next ones show its speed.
+    loader.load(&server, WARM_UP);
+    let per_second = loader.load(&server, WARM_UP).per_second();
+    let count = documents_of(sampling, per_second);
+    let backlog = pipeline::backlog(kafka, TOPIC, &loader.sample(), count);
     let worker = |_| write_index(kafka, &server, &backlog, count).report("worker", sampling);
+    write_index(kafka, &server, &pipeline::backlog(kafka, "search-short", &loader.sample(), WARM_UP), WARM_UP);
     let mut rows = Vec::new();
 
     if is_selected("opensearch") {
-        let bodies = bodies(&documents);
-        load(&server, &bodies, Duration::from_secs(2));
         let name = "topic -> OpenSearch, 1.1 kB documents";
         eprintln!("{name}");
-        let limit = |_| load(&server, &bodies, sampling.run).report("limit", sampling);
+        let limit = |_| loader.load(&server, count).report("limit", sampling);
         rows.extend(compare(name, &alternate(sampling, limit, worker), Target::Share(0.8), Target::None));
     }
     if is_selected("bento-search") {
         let bento = Bento::find(kafka)?;
-        let theirs = documents_of(sampling, bento_index(&bento, &server, &short, SHORT).per_second());
-        let topic = pipeline::backlog(kafka, "search-bento", &sample, theirs);
+        bento_index(&bento, &server, "search-short", WARM_UP);
         let name = "Bento: topic -> OpenSearch";
         eprintln!("{name}");
-        let peer = |_| bento_index(&bento, &server, &topic, theirs).report("Bento", sampling);
+        let peer = |_| bento_index(&bento, &server, &backlog, count).report("Bento", sampling);
         rows.extend(compare(name, &alternate(sampling, peer, worker), Target::Share(2.0), Target::AtMostShare(0.25)));
     }
     Ok(rows)
@@ -113,7 +118,26 @@ fn compare(name: &str, [reference, worker]: &[Vec<Run>; 2], speed: Target, cpu: 
 
 /// The documents of a run that takes its whole time.
 fn documents_of(sampling: Sampling, per_second: f64) -> u64 {
-    ((per_second * sampling.run.as_secs_f64() * 1.15) as u64).max(10_000)
+    let documents = (per_second * sampling.run.as_secs_f64()) as u64;
+    documents.max(WARM_UP).next_multiple_of(BODY_DOCUMENTS as u64)
+}
+
+/// Runs `work`, which writes these documents to an index. Returns its value, and the time that all
+/// documents take at the speed of the time after the first ones.
+fn steady<T: Send>(server: &OpenSearch, index: &str, documents: u64, work: impl FnOnce() -> T + Send) -> (T, Duration) {
+    let indexed = || {
+        let stats = server.call("GET", &format!("/{index}/_stats/indexing"), "");
+        stats["_all"]["primaries"]["indexing"]["index_total"].as_u64().unwrap()
+    };
+    std::thread::scope(|scope| {
+        let work = scope.spawn(work);
+        let first = wait::until("the first documents", LIMIT, || Some(indexed()).filter(|count| *count > 0));
+        let started = Instant::now();
+        wait::until("all documents", LIMIT, || (indexed() >= documents).then_some(()));
+        let elapsed = started.elapsed();
+        let share = (documents - first) as f64 / documents as f64;
+        (work.join().unwrap(), elapsed.div_f64(share))
+    })
 }
 
 fn document(number: usize) -> String {
@@ -157,79 +181,105 @@ fn write_index(kafka: &Kafka, server: &OpenSearch, topic: &str, documents: u64) 
              index = \"{index}\"\ncompression = \"none\"\n"
         ),
     );
-    let exit = pipeline::run(&case);
+    let (exit, elapsed) = steady(server, &index, documents, || pipeline::run(&case));
     assert_eq!(exit.summary().of(case.name(), "search").output, documents);
-    // A second run has no records to read: it measures the start.
-    let run = Run::of(documents, &exit, &pipeline::run(&case));
+    // A second run has no records to read: it measures the processor time of the start.
+    let idle = pipeline::run(&case);
     delete_index(server, &index, documents);
-    run
+    Run { seconds: elapsed.as_secs_f64(), ..Run::of(documents, &exit, &idle) }
 }
 
-/// Runs Bento, which writes a topic to an index. It does not exit by itself: the time ends when all
-/// documents are found.
+/// Runs Bento, which writes a topic to an index. It does not exit by itself: it is stopped when the
+/// index has all documents.
 fn bento_index(bento: &Bento<'_>, server: &OpenSearch, topic: &str, documents: u64) -> Run {
     let (index, url) = (create_index(server), server.url());
     let id = "${! @kafka_topic }+${! @kafka_partition }+${! @kafka_offset }";
     let output = format!(
         "output:\n  opensearch:\n    urls: [ {url} ]\n    index: {index}\n    action: index\n    id: '{id}'\n    max_in_flight: 4\n    \
-         batching: {{ count: {BODY_DOCUMENTS}, period: 200ms }}\n"
+         batching: {{ count: {BENTO_DOCUMENTS}, period: 200ms }}\n"
     );
     let config = bento.read_topic(topic, 200_000) + &output;
     let idle = bento.run_to_end("input:\n  generate: { count: 1, mapping: 'root = {}' }\noutput:\n  drop: {}\n");
-    let started = Instant::now();
-    let mut process = bento.start(&config);
-    wait::until("Bento has written all documents", LIMIT, || {
-        assert!(process.is_running(), "Bento ended: {}", process.stderr());
-        let count = server.call("GET", &format!("/{index}/_count"), "")["count"].as_u64();
-        (count == Some(documents)).then_some(())
-    });
-    let elapsed = started.elapsed();
+    let process = bento.start(&config);
+    let (mut process, elapsed) = steady(server, &index, documents, || process);
+    assert!(process.is_running(), "Bento ended: {}", process.stderr());
     process.sigterm();
-    let exit = Exit { elapsed, ..process.wait(Duration::from_secs(60)) };
+    let exit = process.wait(Duration::from_secs(60));
     delete_index(server, &index, documents);
-    Run::of(documents, &exit, &idle)
+    Run { seconds: elapsed.as_secs_f64(), ..Run::of(documents, &exit, &idle) }
 }
 
-/// The bodies of the loader: the documents with the ids that the worker gives.
-fn bodies(documents: &[String]) -> Vec<(u64, String)> {
-    let body = |(first, chunk): (usize, &[String])| {
-        let mut body = String::with_capacity(chunk.len() * (DOCUMENT_BYTES + 64));
-        for (number, document) in (first * BODY_DOCUMENTS..).zip(chunk) {
+/// The limit: a client that only sends bodies, over connections that stay open.
+struct Loader {
+    documents: Vec<String>,
+    /// Partition and offset of each document.
+    places: Vec<(i32, u64)>,
+    /// Documents in each partition.
+    in_partition: Vec<u64>,
+}
+
+impl Loader {
+    fn new() -> Self {
+        let mut in_partition = vec![0; PARTITIONS as usize];
+        let place = |number: i32| {
+            let partition = number / 1_000 % PARTITIONS;
+            let offset: &mut u64 = &mut in_partition[partition as usize];
+            *offset += 1;
+            (partition, *offset - 1)
+        };
+        let places = (0..SAMPLE as i32).map(place).collect();
+        Self { documents: (0..SAMPLE).map(document).collect(), places, in_partition }
+    }
+
+    /// The records of the topic, which [`pipeline::backlog`] repeats.
+    fn sample(&self) -> Vec<StoredRecord> {
+        let record =
+            |((partition, _), text): (&(i32, u64), &String)| StoredRecord::new(*partition, text.as_bytes().to_vec());
+        self.places.iter().zip(&self.documents).map(record).collect()
+    }
+
+    /// Writes the body of a request with the ids that the worker gives.
+    fn body(&self, documents: std::ops::Range<u64>, body: &mut String) {
+        body.clear();
+        for number in documents {
+            let (round, sample) = (number / SAMPLE as u64, number as usize % SAMPLE);
+            let (partition, offset) = self.places[sample];
+            let offset = round * self.in_partition[partition as usize] + offset;
             // Writing to a string cannot fail.
-            let _ = writeln!(body, "{{\"index\":{{\"_id\":\"search-backlog+0+{number}\"}}}}\n{document}");
+            let _ = writeln!(
+                body,
+                "{{\"index\":{{\"_id\":\"{TOPIC}+{partition}+{offset}\"}}}}\n{}",
+                self.documents[sample]
+            );
         }
-        (chunk.len() as u64, body)
-    };
-    documents.chunks(BODY_DOCUMENTS).enumerate().map(body).collect()
-}
+    }
 
-/// The limit: sends the bodies for a time, each pass to a new index.
-fn load(server: &OpenSearch, bodies: &[(u64, String)], time: Duration) -> Run {
-    let mut indices: BTreeMap<String, u64> = BTreeMap::new();
-    let run = pipeline::timed(|| {
-        let started = Instant::now();
-        while started.elapsed() < time {
-            let index = create_index(server);
-            let (next, sent) = (AtomicU64::new(0), AtomicU64::new(0));
-            std::thread::scope(|scope| {
-                for _ in 0..CONNECTIONS {
-                    scope.spawn(|| {
-                        let mut connection = Connection::open(&server.address());
-                        while let Some((documents, body)) = bodies.get(next.fetch_add(1, Ordering::Relaxed) as usize)
-                            && started.elapsed() < time
-                        {
-                            connection.bulk(&index, body);
-                            sent.fetch_add(*documents, Ordering::Relaxed);
-                        }
-                    });
+    /// Writes documents to an index.
+    fn load(&self, server: &OpenSearch, documents: u64) -> Run {
+        let index = create_index(server);
+        let next = AtomicU64::new(0);
+        let send = || {
+            let mut connection = Connection::open(&server.address());
+            let mut body = String::new();
+            loop {
+                let first = next.fetch_add(BODY_DOCUMENTS as u64, Ordering::Relaxed);
+                if first >= documents {
+                    return;
                 }
-            });
-            indices.insert(index, sent.into_inner());
-        }
-        indices.values().sum()
-    });
-    indices.iter().for_each(|(index, documents)| delete_index(server, index, *documents));
-    run
+                self.body(first..documents.min(first + BODY_DOCUMENTS as u64), &mut body);
+                connection.bulk(&index, &body);
+            }
+        };
+        let run = || {
+            pipeline::timed(|| {
+                std::thread::scope(|scope| (0..CONNECTIONS).for_each(|_| drop(scope.spawn(send))));
+                documents
+            })
+        };
+        let (run, elapsed) = steady(server, &index, documents, run);
+        delete_index(server, &index, documents);
+        Run { seconds: elapsed.as_secs_f64(), ..run }
+    }
 }
 
 /// A connection that stays open.

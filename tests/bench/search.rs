@@ -5,12 +5,7 @@
 //! The server answers as OpenSearch does, and counts the documents. It runs in this process, so its
 //! processor time is not the worker's.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use trunkline_tests::{Case, Kafka, Random, worker_binary};
+use trunkline_tests::{Case, Kafka, SearchStub, worker_binary};
 
 use crate::client;
 use crate::measure::Sampling;
@@ -35,7 +30,7 @@ const BUSY_SPEED: f64 = 0.6;
 
 /// The rows of `search`.
 pub(crate) fn rows(kafka: &Kafka, sampling: Sampling) -> [Row; 3] {
-    let server = Discard::start(0);
+    let server = SearchStub::discarding(0);
     let (backlog, count) = backlog(kafka, &server, sampling, "backlog-search");
     let name = "topic -> search server that discards";
     eprintln!("{name}");
@@ -58,7 +53,7 @@ pub(crate) fn rows(kafka: &Kafka, sampling: Sampling) -> [Row; 3] {
 
 /// The row of `search-busy`: its limit is the same server with room for all documents.
 pub(crate) fn busy_row(kafka: &Kafka, sampling: Sampling) -> Row {
-    let (idle, busy) = (Discard::start(0), Discard::start(BUSY_PERCENT));
+    let (idle, busy) = (SearchStub::discarding(0), SearchStub::discarding(BUSY_PERCENT));
     let (backlog, count) = backlog(kafka, &idle, sampling, "backlog-busy");
     let name = "30 % of documents answered with 429";
     eprintln!("{name}");
@@ -78,7 +73,7 @@ pub(crate) fn busy_row(kafka: &Kafka, sampling: Sampling) -> Row {
 }
 
 /// A topic with the records of a run, and their number.
-fn backlog(kafka: &Kafka, server: &Discard, sampling: Sampling, name: &str) -> (String, u64) {
+fn backlog(kafka: &Kafka, server: &SearchStub, sampling: Sampling, name: &str) -> (String, u64) {
     let lines = Lines::generate(1, SAMPLE);
     let (topic, _) = pipeline::read_log(kafka, &worker_binary(), &Log::write(&lines, SAMPLE), "combined", SAMPLE);
     let sample = client::load(kafka, &topic);
@@ -88,9 +83,9 @@ fn backlog(kafka: &Kafka, server: &Discard, sampling: Sampling, name: &str) -> (
 }
 
 /// Runs a worker that writes the records of a topic as documents.
-fn index(kafka: &Kafka, server: &Discard, topic: &str, records: u64) -> Run {
+fn index(kafka: &Kafka, server: &SearchStub, topic: &str, records: u64) -> Run {
     let case = Case::new("bench-search", kafka).with_binary(worker_binary());
-    let url = format!("http://{}", server.address);
+    let url = server.url();
     case.pipeline(
         "bench",
         &format!(
@@ -98,88 +93,10 @@ fn index(kafka: &Kafka, server: &Discard, topic: &str, records: u64) -> Run {
              index = \"bench\"\ncompression = \"none\"\n"
         ),
     );
-    let before = server.documents();
+    let before = server.accepted();
     let exit = pipeline::run(&case);
     assert_eq!(exit.summary().of(case.name(), "search").output, records);
-    assert_eq!(server.documents() - before, records);
+    assert_eq!(server.accepted() - before, records);
     // A second run has no records to read: it measures the start.
     Run::of(records, &exit, &pipeline::run(&case))
-}
-
-/// A server that discards what it is sent.
-struct Discard {
-    address: String,
-    documents: Arc<AtomicU64>,
-}
-
-impl Discard {
-    /// A server that answers this share of the documents with 429.
-    fn start(busy_percent: u64) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let documents = Arc::new(AtomicU64::new(0));
-        let counter = Arc::clone(&documents);
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (counter, stream) = (Arc::clone(&counter), stream.unwrap());
-                std::thread::spawn(move || serve(stream, &counter, busy_percent));
-            }
-        });
-        Self { address, documents }
-    }
-
-    fn documents(&self) -> u64 {
-        self.documents.load(Ordering::Relaxed)
-    }
-}
-
-/// The answers for a document that was written, and for one that found the server busy.
-const WRITTEN: &str = r#"{"index":{"status":201}}"#;
-const BUSY: &str =
-    r#"{"index":{"status":429,"error":{"type":"rejected_execution_exception","reason":"the queue is full"}}}"#;
-
-/// Answers the requests of a connection until the worker closes it.
-fn serve(stream: TcpStream, documents: &AtomicU64, busy_percent: u64) {
-    // As servers do: otherwise a short answer waits for the acknowledgement of its head.
-    stream.set_nodelay(true).unwrap();
-    let mut random = Random::new(1);
-    let mut reader = BufReader::with_capacity(1 << 20, stream);
-    let mut body = Vec::new();
-    loop {
-        let mut line = String::new();
-        // A worker that ends may reset its connections.
-        if reader.read_line(&mut line).unwrap_or(0) == 0 {
-            return;
-        }
-        let is_bulk = line.starts_with("POST /_bulk");
-        let mut length = 0;
-        loop {
-            let mut header = String::new();
-            reader.read_line(&mut header).unwrap();
-            match header.trim().to_ascii_lowercase().split_once(':') {
-                Some(("content-length", value)) => length = value.trim().parse().unwrap(),
-                Some(_) => {}
-                None => break,
-            }
-        }
-        body.resize(length, 0);
-        reader.read_exact(&mut body).unwrap();
-        let answer = if is_bulk {
-            // An action line and a document each.
-            let count = body.iter().filter(|byte| **byte == b'\n').count() / 2;
-            let item = |_| if busy_percent > 0 && random.below(100) < busy_percent { BUSY } else { WRITTEN };
-            let items: Vec<&str> = (0..count).map(item).collect();
-            let busy = items.iter().filter(|item| **item == BUSY).count();
-            documents.fetch_add((count - busy) as u64, Ordering::Relaxed);
-            format!("{{\"errors\":{},\"items\":[{}]}}", busy > 0, items.join(","))
-        } else {
-            "{\"version\":{\"distribution\":\"opensearch\",\"number\":\"2.19.1\"}}".to_owned()
-        };
-        let head =
-            format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", answer.len());
-        let stream = reader.get_mut();
-        if stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(answer.as_bytes())).is_err() {
-            return;
-        }
-    }
 }

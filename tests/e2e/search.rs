@@ -6,7 +6,9 @@ use std::fs;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use trunkline_tests::{Case, Kafka, LogWriter, Mysql, OpenSearch, Random, need, repository, wait};
+use trunkline_tests::{
+    Case, Kafka, LogWriter, Mysql, OpenSearch, Random, SearchStub, need, only_long, repository, wait,
+};
 
 use crate::mysql::kill_repeatedly;
 use crate::shop::{SMALL_CHUNKS, Shop, case, writes};
@@ -56,6 +58,24 @@ fn killed_workers_index_every_line_once() {
     }
     log.append(3_000);
     assert_every_line_once(&search, &case, log.lines());
+    an_audit_names_missing_documents(&search, &case);
+}
+
+/// Every document that the sink has committed is counted by its id; a deleted one is named.
+fn an_audit_names_missing_documents(search: &OpenSearch, case: &Case) {
+    fs::create_dir_all(case.path("data-audit/plugins")).unwrap();
+    let audit = || case.run_command("audit", &[], &[&format!("{}.search", case.name())], LONG);
+    let complete = audit();
+    assert_eq!(complete.code, Some(0), "{}", complete.describe());
+    let found = search.call("POST", "/logs-web-*/_search", r#"{"size":1}"#);
+    let hit = &found["hits"]["hits"][0];
+    let (index, id) = (hit["_index"].as_str().unwrap(), hit["_id"].as_str().unwrap());
+    search.call("DELETE", &format!("/{index}/_doc/{}?refresh=true", id.replace('+', "%2B")), "");
+    let incomplete = audit();
+    assert_eq!(incomplete.code, Some(1), "{}", incomplete.describe());
+    let (place, offset) = id.rsplit_once('+').unwrap();
+    let gap = format!("{}: gap: no row has the offsets {offset} to {offset}", place.replace('+', "-"));
+    assert!(incomplete.stdout.contains(&gap), "{gap}: {}", incomplete.describe());
 }
 
 #[test]
@@ -74,6 +94,44 @@ fn a_killed_server_gets_every_line_once() {
     log.append(10_000);
     drop(worker.kill9());
     assert_every_line_once(&search, &case, log.lines());
+}
+
+/// One of two nodes dies while records are written: the other one takes over its shards and its
+/// requests. Later the alias rolls over to a second index.
+#[test]
+fn half_of_the_nodes_die_and_every_line_is_there_once() {
+    need!(only_long());
+    let (kafka, mut search) = (need!(Kafka::any()), need!(OpenSearch::start_cluster()));
+    let case = Case::new("search-nodes", kafka);
+    let sink = format!(
+        "[sinks.search]\nconnector = \"elasticsearch\"\ninputs = [\"web\"]\nurl = [\"{}\", \"{}\"]\nindex = \"lines\"\n\
+         require_alias = true\ntemplate = {{ rollover = true, shards = 2, replicas = 1 }}\ncommit = {{ records = 500 }}\n",
+        search.second_url(),
+        search.url()
+    );
+    case.pipeline("search", &format!("{SOURCE}\n{sink}"));
+    let mut log = LogWriter::new(case.path("logs/access.log"), 315);
+    log.append(5_000);
+    let worker = case.start("a", &[]);
+    wait::until("the first documents", LONG, || {
+        let indices = search.call("GET", "/_cat/indices/lines-*?format=json", "");
+        let is_green = search.call("GET", "/_cluster/health", "")["status"] == "green";
+        (is_green && indices.as_array().is_some_and(|indices| !indices.is_empty())).then_some(())
+    });
+    search.kill_second();
+    log.append(10_000);
+    // Without the node, all lines arrive.
+    wait::until("all lines", LONG, || (search.documents("lines") == log.lines()).then_some(()));
+    search.restart_second();
+    search.call("POST", "/lines/_rollover", "");
+    log.append(2_000);
+    drop(worker.kill9());
+    let counters = case.until_idle("a", LONG).of(case.name(), "search").clone();
+    assert_eq!((counters.input, counters.output, counters.dead_lettered), (17_000, 17_000, 0), "{counters:?}");
+    assert_eq!(search.count("lines", "path.keyword"), (17_000, 17_000));
+    assert_eq!(search.documents("lines-000002"), 2_000);
+    let settings = search.call("GET", "/lines-000002/_settings?flat_settings=true", "");
+    assert_eq!(settings["lines-000002"]["settings"]["index.number_of_replicas"], "1");
 }
 
 /// Two sinks that write each table to an index: one with versions by offset, one by binlog
@@ -153,6 +211,48 @@ fn a_killed_replay_replaces_documents(search: &OpenSearch, case: &Case) {
     let last = case.run_command("replay", &[], &arguments, LONG);
     assert_eq!(last.code, Some(0), "{}", last.describe());
     assert_eq!(index_rows(search, "offsets-orders"), before);
+}
+
+/// A server answers 30 % of the documents with 429: every change is written, the last one of each
+/// key stays, also where no version protects it, and refused documents join later requests. With
+/// versions, no document ever goes back in time.
+#[test]
+fn a_busy_server_gets_the_changes_of_each_key_in_order() {
+    const CHANGES: i64 = 40_000;
+    const KEYS: i64 = 500;
+    let (kafka, search) = (need!(Kafka::any()), SearchStub::storing(30));
+    let case = Case::new("search-busy", kafka);
+    let sink = |name: &str, version: &str| {
+        format!(
+            "[sinks.{name}]\nconnector = \"elasticsearch\"\ninputs = [\"web\"]\nurl = \"{}\"\nindex = \"{name}\"\n\
+             id = \"{{k}}\"\nversion = \"{version}\"\ncompression = \"none\"\ncommit = {{ records = 400 }}\n",
+            search.url()
+        )
+    };
+    case.pipeline(
+        "busy",
+        &format!(
+            "name = \"$NAME\"\n[sources.web]\nconnector = \"logfile\"\npaths = [\"$DIR/logs/*.log\"]\nparser = \"json\"\n{}{}",
+            sink("versions", "offset"),
+            sink("order", "none")
+        ),
+    );
+    let key = |n: i64| format!("key-{}", (n * 7 + n / 3) % KEYS);
+    let lines = (0..CHANGES).map(|n| format!("{{\"k\":\"{}\",\"n\":{n}}}\n", key(n)));
+    fs::write(case.path("logs/changes.log"), lines.collect::<String>()).unwrap();
+    let newest: BTreeMap<String, i64> = (0..CHANGES).map(|n| (key(n), n)).collect();
+
+    let summary = case.until_idle("a", LONG);
+    let changes = CHANGES as u64;
+    for index in ["versions", "order"] {
+        let counters = summary.of(case.name(), index);
+        assert_eq!((counters.input, counters.output, counters.dead_lettered), (changes, changes, 0), "{index}");
+        assert_eq!(search.numbers(index), newest, "{index}");
+    }
+    assert_eq!(search.regressions("versions"), [""; 0]);
+    // Each document of a request of 400 that is refused alone needs four more requests on average.
+    let requests = search.requests();
+    assert!(requests < 2 * changes / 40, "{requests} requests");
 }
 
 #[test]

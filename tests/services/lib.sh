@@ -268,9 +268,9 @@ search_node() {
   mkdir -p "$node"
   # The disk thresholds are off: on a nearly full disk they would make indices read-only.
   # shellcheck disable=SC2086  # several options
-  setsid java ${JAVA_OPTS:--Xms512m -Xmx512m} -cp "$1" "$2" "$node" http.port="$PORT" transport.port=0 \
-    network.host=127.0.0.1 discovery.type=single-node cluster.routing.allocation.disk.threshold_enabled=false \
-    ${SEARCH_EXTRA:-} </dev/null >"$server.log" 2>&1 & pid=$!
+  setsid java ${JAVA_OPTS:--Xms512m -Xmx512m} -cp "$1" "$2" "$node" http.port="$PORT" network.host=127.0.0.1 \
+    cluster.routing.allocation.disk.threshold_enabled=false \
+    ${SEARCH_DISCOVERY:-discovery.type=single-node transport.port=0} ${SEARCH_EXTRA:-} </dev/null >"$server.log" 2>&1 & pid=$!
   echo $pid > "$server.pid"
   leash "$server.pid" "$word" "$D"
   wait_until_up $pid "$PORT" "$server.log" cluster_is_healthy

@@ -7,6 +7,7 @@
 //!   test has its own topics, buckets and databases.
 //! * [`S3Faults`] is a proxy for an S3 server that breaks selected requests. [`KafkaFaults`] is a
 //!   proxy for a broker that loses or delays replies, and [`RedshiftFaults`] one for a warehouse.
+//! * [`SearchStub`] is a search server that refuses a share of the documents.
 //! * [`TokenServer`] is an OAuth server for [`SecuredKafka`].
 //! * [`Case`] is the folder, the unique pipeline name and the worker [`Process`]es of one test.
 //! * [`LogWriter`] writes and rotates access logs. [`Reader`] reads a lake, [`KafkaClient::read`] a
@@ -39,6 +40,7 @@ mod redshift_faults;
 mod s3;
 mod s3_faults;
 mod search;
+mod search_stub;
 mod secured_kafka;
 mod server;
 mod skip;
@@ -66,12 +68,18 @@ pub use redshift_faults::{RedshiftFault, RedshiftFaults};
 pub use s3::S3;
 pub use s3_faults::{Fault, FaultWindow, Request, S3Faults};
 pub use search::OpenSearch;
+pub use search_stub::SearchStub;
 pub use secured_kafka::{Right, SecuredKafka};
 pub use skip::Skip;
 pub use snowflake::{Snowflake, SnowflakeReader};
 pub use summary::{Counters, Summary};
 pub use token_server::TokenServer;
 pub use tool::Tool;
+
+/// A test that takes long skips without `TRUNKLINE_TEST_LONG=1`, as `tests/run --long` sets it.
+pub fn only_long() -> Result<(), Skip> {
+    if repetitions(0, 1) == 1 { Ok(()) } else { Err(Skip::new("it runs with TRUNKLINE_TEST_LONG=1".to_owned())) }
+}
 
 /// The repetitions of a test: `long` with `TRUNKLINE_TEST_LONG=1`, as `tests/run --long` sets it.
 pub fn repetitions(short: u64, long: u64) -> u64 {

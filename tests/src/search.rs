@@ -1,17 +1,44 @@
 //! An OpenSearch server.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
-use crate::Skip;
 use crate::server::Server;
+use crate::{Skip, wait};
 
-/// A real OpenSearch node of this test, through `tests/services/opensearch`.
+/// A real OpenSearch node of this test, through `tests/services/opensearch`, or two, through
+/// `tests/services/opensearch-cluster`.
 pub struct OpenSearch(Server);
 
 impl OpenSearch {
     /// Starts a node without indices.
     pub fn start() -> Result<Self, Skip> {
         Ok(Self(Server::start("opensearch", &[("JAVA_OPTS", "-Xms512m -Xmx512m")], 1)?))
+    }
+
+    /// Starts two nodes without indices. The second one may be killed.
+    pub fn start_cluster() -> Result<Self, Skip> {
+        Ok(Self(Server::start("opensearch-cluster", &[("JAVA_OPTS", "-Xms384m -Xmx384m")], 2)?))
+    }
+
+    /// The address of the second node.
+    pub fn second_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.0.port() + 2)
+    }
+
+    /// Kills the second node.
+    pub fn kill_second(&mut self) {
+        self.0.end_process(1, libc::SIGKILL);
+    }
+
+    /// Starts the killed node again, and waits until it has a copy of each shard.
+    pub fn restart_second(&mut self) {
+        self.0.start_again();
+        wait::until("each shard has its replica", Duration::from_secs(120), || {
+            let health = self.call("GET", "/_cluster/health", "");
+            (health["status"] == "green" && health["number_of_nodes"] == 2).then_some(())
+        });
     }
 
     /// Its address for the option `url`.

@@ -3,6 +3,8 @@
 //! Outcomes are classified by status, because the names of error types differ between servers. A
 //! few names refine the message.
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 use trunkline_connector::{Error, Reason};
 
@@ -13,8 +15,9 @@ use crate::client::shorten;
 pub(crate) enum ItemOutcome {
     /// The server has it, or a newer version.
     Done,
-    /// The server is busy: the document is sent again.
-    Busy(String),
+    /// The server is busy: the document is sent again. The reason is only read for the first one of
+    /// an answer: a busy server gives it for many documents.
+    Busy(Option<String>),
     /// The server cannot take documents now, and will not until a person acts.
     Blocked { code: &'static str, message: String },
     /// The document is at fault.
@@ -26,37 +29,42 @@ impl ItemOutcome {
     pub(crate) fn error(&self) -> Option<Error> {
         match self {
             Self::Done | Self::Rejected(_) => None,
-            Self::Busy(message) => Some(Error::external("elasticsearch.busy", message.clone())),
+            Self::Busy(message) => Some(Error::external("elasticsearch.busy", message.as_deref().unwrap_or_default())),
             Self::Blocked { code, message } => Some(Error::external(code, message.clone())),
         }
     }
 }
 
 #[derive(Deserialize)]
-struct Answer {
-    items: Vec<Item>,
+struct Answer<'a> {
+    #[serde(borrow)]
+    items: Vec<Item<'a>>,
 }
 
 #[derive(Deserialize)]
-enum Item {
+enum Item<'a> {
     /// By the name of the action.
-    #[serde(rename = "index", alias = "create", alias = "delete")]
-    Write(ItemResult),
-    #[serde(rename = "update")]
-    Update(ItemResult),
+    #[serde(rename = "index", alias = "create", alias = "delete", borrow)]
+    Write(ItemResult<'a>),
+    #[serde(rename = "update", borrow)]
+    Update(ItemResult<'a>),
 }
 
 #[derive(Deserialize)]
-struct ItemResult {
+struct ItemResult<'a> {
     status: u16,
-    error: Option<ItemError>,
+    /// In a box: most documents have no error, and an answer has thousands.
+    #[serde(borrow)]
+    error: Option<Box<ItemError<'a>>>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct ItemError {
-    r#type: String,
-    reason: String,
+struct ItemError<'a> {
+    #[serde(borrow)]
+    r#type: Cow<'a, str>,
+    #[serde(borrow)]
+    reason: Cow<'a, str>,
     caused_by: Option<Cause>,
 }
 
@@ -73,10 +81,17 @@ pub(crate) fn read(body: &[u8], operations: usize) -> Result<Vec<ItemOutcome>, S
     if answer.items.len() != operations {
         return Err(format!("the answer has {} items for {operations} documents", answer.items.len()));
     }
+    let mut is_first = true;
+    let outcome = |item| {
+        let outcome = outcome(item, is_first);
+        is_first &= !matches!(outcome, ItemOutcome::Busy(_));
+        outcome
+    };
     Ok(answer.items.into_iter().map(outcome).collect())
 }
 
-fn outcome(item: Item) -> ItemOutcome {
+/// `is_first`: no earlier document of the answer found the server busy.
+fn outcome(item: Item<'_>, is_first: bool) -> ItemOutcome {
     let (is_update, ItemResult { status, error }) = match item {
         Item::Write(result) => (false, result),
         Item::Update(result) => (true, result),
@@ -85,16 +100,21 @@ fn outcome(item: Item) -> ItemOutcome {
     let Some(error) = error.filter(|_| !(200..300).contains(&status)) else {
         return match status {
             200..=299 | 404 | 409 => ItemOutcome::Done,
-            _ => ItemOutcome::Busy(format!("the server answered {status} for a document without a reason")),
+            _ => ItemOutcome::Busy(Some(format!("the server answered {status} for a document without a reason"))),
         };
     };
+    let is_block = error.r#type == "cluster_block_exception";
+    match status {
+        429 | 502..=504 if !is_block => return ItemOutcome::Busy(is_first.then(|| error.text())),
+        // A newer or the same version is there, or (`create`) the document.
+        409 if !is_update => return ItemOutcome::Done,
+        _ => {}
+    }
     let text = error.text();
     let blocked = |code, advice: &str| ItemOutcome::Blocked { code, message: format!("{text}. {advice}") };
-    match (status, error.r#type.as_str()) {
+    match (status, error.r#type.as_ref()) {
         // Another client changed the document at the same moment.
-        (409, _) if is_update => ItemOutcome::Busy(text),
-        // A newer or the same version is there, or (`create`) the document.
-        (409, _) => ItemOutcome::Done,
+        (409, _) => ItemOutcome::Busy(Some(text)),
         (404, "document_missing_exception") => ItemOutcome::Rejected(Reason::new(
             "elasticsearch.document_missing",
             format!("{text}. Set `upsert = true` to create missing documents"),
@@ -104,7 +124,6 @@ fn outcome(item: Item) -> ItemOutcome {
             "The index refuses writes. If a disk is full, free space (Elasticsearch 7.4 and later then lifts the block itself); \
              otherwise lift it: PUT {index}/_settings {\"index.blocks.read_only_allow_delete\": null, \"index.blocks.write\": null}",
         ),
-        (429 | 502..=504, _) => ItemOutcome::Busy(text),
         (401 | 403, _) => blocked(
             "elasticsearch.forbidden",
             "Give the user or API key the index privileges `create_index` and `write` (OpenSearch: `crud` and `create_index`) on this index",
@@ -131,7 +150,7 @@ fn outcome(item: Item) -> ItemOutcome {
     }
 }
 
-fn rejection(error: &ItemError, text: String) -> Reason {
+fn rejection(error: &ItemError<'_>, text: String) -> Reason {
     let limit = "Limit of total fields";
     if error.reason.contains(limit) || error.caused_by.as_ref().is_some_and(|cause| cause.reason.contains(limit)) {
         let message = format!(
@@ -142,9 +161,9 @@ fn rejection(error: &ItemError, text: String) -> Reason {
     Reason::new("elasticsearch.rejected", text)
 }
 
-impl ItemError {
+impl ItemError<'_> {
     fn text(&self) -> String {
-        let cause = self.caused_by.as_ref().filter(|cause| !self.reason.contains(&cause.reason));
+        let cause = self.caused_by.as_ref().filter(|cause| !self.reason.contains(cause.reason.as_str()));
         let cause = cause.map(|cause| format!(" ({})", shorten(&cause.reason))).unwrap_or_default();
         format!("{}: {}{cause}", self.r#type, shorten(&self.reason)).replace('\n', " ")
     }

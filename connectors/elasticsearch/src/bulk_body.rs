@@ -52,6 +52,7 @@ impl BulkBody {
             needs_order: options.needs_order(),
             ..Encoder::default()
         };
+        let mut last = None;
         for pending in delivery.pending() {
             let partition = (pending.record.topic(), pending.record.entry().partition);
             if !held.is_empty() && held.contains(&partition) {
@@ -59,9 +60,12 @@ impl BulkBody {
             }
             let start = encoder.body.len();
             let ordinal = delivery.ordinal_in_offset(pending.index);
-            if ordinal == 0 {
+            let place = (pending.partition, pending.record.entry().offset);
+            // The first records of an offset may be decided already.
+            if ordinal == 0 || last != Some(place) {
                 encoder.same_offset.clear();
             }
+            last = Some(place);
             match document::append(options, pending.record, ordinal, observers, &mut encoder.body) {
                 Ok(Appended::Operation(identity)) => encoder.push(pending.index, identity),
                 Ok(Appended::Nothing) => encoder.decided.superseded.push(pending.index),
@@ -232,7 +236,7 @@ mod tests {
         let text_of_all = text(&by_offset, 0..4);
         let ids = ["\"t+0+7\"", "\"t+0+7+1\"", "\"t+0+7+2\"", "\"t+0+8\""];
         assert!(ids.iter().all(|id| text_of_all.contains(id)), "{text_of_all}");
-        let (by_key, decided, delivery) = encode(IdRule::Key, &records);
+        let (by_key, decided, mut delivery) = encode(IdRule::Key, &records);
         let pending: Vec<_> = delivery.pending().map(|pending| pending.index).collect();
         assert_eq!(decided.superseded, [pending[0]]);
         assert_eq!((0..by_key.len()).map(|at| by_key.record(at)).collect::<Vec<_>>(), pending[1..]);

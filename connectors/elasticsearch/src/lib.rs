@@ -23,7 +23,9 @@
 //! | `bulk_answer` | the server's answer to the outcome of each document |
 //! | `request_limit` | the number of requests in flight, adapted to the server |
 //! | `sink` | the running sink: sends, splits, decides |
+//! | `audit` | counts documents by the offsets in their ids |
 
+mod audit;
 mod aws;
 mod bulk_answer;
 mod bulk_body;
@@ -40,7 +42,9 @@ mod server;
 mod sink;
 
 use trunkline_connector::config::{OptionSpec, Section};
-use trunkline_connector::{Error, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Supersede};
+use trunkline_connector::{
+    Error, OffsetRanges, PreflightIssue, Result, RowCounts, Sink, SinkConnector, SinkContext, SinkSpec, Supersede,
+};
 
 use client::Client;
 use config::{Config, IdRule, Mode, VersionRule};
@@ -107,6 +111,15 @@ impl SinkSpec for ElasticsearchSpec {
     fn repeats_change_nothing(&self) -> bool {
         // Ids and versions of a document are the same in each delivery.
         !matches!(self.config.documents.id, IdRule::None) && !self.config.documents.needs_order()
+    }
+
+    fn count_rows(
+        &self,
+        ranges: &OffsetRanges,
+        gaps: usize,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<Option<RowCounts>> {
+        runtime.block_on(audit::count(&self.config, ranges, gaps)).map(Some)
     }
 
     fn supersede(&self) -> Supersede {

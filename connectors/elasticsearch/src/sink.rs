@@ -2,7 +2,6 @@
 //! answer.
 
 use std::collections::HashSet;
-use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -30,16 +29,6 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// The code of an error because the server has no room for documents.
 const BUSY: &str = "elasticsearch.busy";
-
-/// The pause before all documents of a delivery would be sent again; for a part of them it is
-/// shorter. It doubles after each attempt in which the server took none.
-const BUSY_PAUSE: Duration = Duration::from_millis(10);
-
-/// The share of the pause for the last documents of a delivery.
-const LEAST_PAUSE: f64 = 0.1;
-
-/// After this many attempts in a row without a document that the server took, the caller decides.
-const BUSY_ATTEMPTS: u32 = 5;
 
 /// Codes of errors that a server with too many requests gives.
 const OVERLOADED: [&str; 3] = [BUSY, "elasticsearch.timeout", "elasticsearch.unavailable"];
@@ -115,7 +104,7 @@ impl SearchSink {
         }
     }
 
-    /// Sends the pending records once.
+    /// Sends the pending records once. The call ends before the deadline.
     fn attempt(&self, delivery: &mut Delivery, deadline: Instant) -> Result<()> {
         let schemas = self.field_types.as_ref().map(|_| IndexSchemas::default());
         let mut observers = Observers { failover: self.failover.as_ref(), schemas };
@@ -162,30 +151,8 @@ impl SearchSink {
 }
 
 impl IdempotentSink for SearchSink {
-    /// While the server takes most documents, the busy ones are sent again after a short pause: the
-    /// pause of the caller would hold up all of a delivery for its last documents. If the server
-    /// takes few documents, or none in some attempts, the caller waits longer.
     fn deliver(&self, delivery: &mut Delivery) -> Result<()> {
-        let deadline = Instant::now() + CALL_LIMIT;
-        let total = delivery.pending_len();
-        let (mut pending, mut refused) = (total, 0);
-        loop {
-            let Err(error) = self.attempt(delivery, deadline) else { return Ok(()) };
-            let left = delivery.pending_len();
-            refused = if left < pending { 0 } else { refused + 1 };
-            let takes_most = 2 * left <= total && refused < BUSY_ATTEMPTS;
-            let is_busy = error.code == BUSY && error.retry == Retry::Backoff;
-            if !is_busy || !takes_most || deadline < Instant::now() + MIN_ATTEMPT {
-                return Err(error);
-            }
-            pending = left;
-            // Jitter: deliveries that found the server busy together do not return together.
-            let jitter = 0.5 + (RandomState::new().hash_one(left) % 512) as f64 / 512.0;
-            // A few documents are little work for the server.
-            let share = (left as f64 / total as f64).max(LEAST_PAUSE);
-            let pause = (BUSY_PAUSE * (1 << refused)).mul_f64(jitter * share);
-            self.runtime.block_on(async { tokio::time::sleep(pause).await });
-        }
+        self.attempt(delivery, Instant::now() + CALL_LIMIT)
     }
 
     fn state(&self, partition: &TopicPartition) -> Option<Value> {
@@ -208,7 +175,8 @@ impl IdempotentSink for SearchSink {
     /// - With `create` the second attempt is refused (409), which counts as delivered.
     ///
     /// Where the server does not decide ([`DocumentOptions::needs_order`]), one delivery of a topic
-    /// partition is in flight, and [`decide`] keeps the order within it.
+    /// partition is in flight, and [`decide`] keeps the order within it. The runtime puts documents
+    /// that are sent again before later ones.
     fn in_flight(&self) -> InFlight {
         let per_partition = if self.documents.needs_order() { 1 } else { self.in_flight };
         InFlight { deliveries: self.in_flight, per_partition }
@@ -245,7 +213,9 @@ fn decide(
     let mut held = HashSet::new();
     for (operation, outcome) in operations.zip(outcomes) {
         let (record, document) = (body.record(operation), body.ordered(operation));
-        let error = outcome.error();
+        if first_error.is_none() {
+            first_error = outcome.error();
+        }
         match outcome {
             ItemOutcome::Done if document.is_some_and(|document| held.contains(&document)) => undecided += 1,
             ItemOutcome::Done => delivery.acknowledge(record),
@@ -255,7 +225,6 @@ fn decide(
                 held.extend(document);
             }
         }
-        first_error = first_error.or(error);
     }
     match first_error {
         Some(error) => Err(error.context(format!("{undecided} of {total} documents were not written"))),

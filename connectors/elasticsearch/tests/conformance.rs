@@ -91,6 +91,7 @@ fn check_server(name: &str) {
     prerequisites_are_checked(&server);
     options_generate_a_template(&server);
     schemas_decide_field_types(&server);
+    documents_are_counted_by_offset(&server);
 }
 
 #[test]
@@ -436,4 +437,40 @@ fn the_fake_server_answers_as_the_real_one(server: &Server) {
         };
         assert_eq!(statuses(&fake.address), statuses(&server.address), "{body}");
     }
+    // An action line that a server refuses: nothing of the request is written.
+    fake.refuse_requests_with(77);
+    let body = document("index", "f", "", 70) + &document("index", "g", ",\"unknown\":1", 77);
+    for address in [&fake.address, &server.address] {
+        assert_eq!(http(address, "POST", "/_bulk?refresh=true", &body).0, 400, "{address}");
+    }
+    let written: Vec<i64> =
+        server.documents(&index, &["n"]).iter().map(|(.., document)| document["n"].as_i64().unwrap()).collect();
+    assert_eq!(written, fake.numbers());
+    assert!(!written.contains(&70));
+}
+
+fn documents_are_counted_by_offset(server: &Server) {
+    let (setup, index) = (Setup::new(), format!("counted-{}", std::process::id()));
+    let options = |more: &str| format!("url = \"http://{}\"\nindex = \"{index}{more}", server.address);
+    let by_offset = options("\"\n");
+    assert!(setup.count(&by_offset, 100).unwrap().partitions.is_empty(), "no index has no documents");
+    let sink = setup.open(&options("-{n}\"\n"));
+    sink.deliver(&mut numbered(3..5)).unwrap();
+    let sink = setup.open(&by_offset);
+    sink.deliver(&mut numbered(5..12_000)).unwrap();
+    let id = "web+3+7000";
+    server.call("DELETE", &format!("/{index}/_doc/{}", id.replace('+', "%2B")), "");
+    let counts = setup.count(&by_offset, 100_000).unwrap();
+    let found = &counts.partitions[0];
+    assert_eq!((found.rows, found.offsets, found.extremes), (11_994, 11_994, (5, 11_999)));
+    assert_eq!((found.gaps.as_slice(), counts.unnamed), (&[(7_000, 7_000)][..], 0));
+    // The names of a template.
+    let all = setup.count(&options("-{n}\"\n"), 100_000).unwrap();
+    assert_eq!((all.partitions[0].rows, all.partitions[0].extremes), (2, (3, 4)));
+    let keyed = format!("{index}-keyed");
+    let options = format!("url = \"http://{}\"\nindex = \"{keyed}\"\n", server.address);
+    setup.open(&options).deliver(&mut delivery(&[(1, Some("k"), Some(&event("c", "{\"n\":1}")))])).unwrap();
+    let refused = setup.count(&options, 10).unwrap_err();
+    assert_eq!(refused.code, "audit.unsupported", "{refused}");
+    assert!(setup.count(&format!("{options}id = \"key\"\n"), 10).is_err());
 }

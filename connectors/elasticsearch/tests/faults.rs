@@ -21,12 +21,12 @@ fn only_refused_documents_are_sent_again() {
     let sink = setup.open(&options(&[&fake]));
     fake.fault(Fault::Items(429, "rejected_execution_exception", vec![3, 7]));
     fake.fault(Fault::Items(503, "unavailable_shards_exception", vec![7]));
-    sink.deliver(&mut numbered(0..10)).unwrap();
+    assert_eq!(deliver_within(sink.as_ref(), &mut numbered(0..10), 3), 3);
     assert_eq!((fake.requests(), fake.numbers()), (vec![10, 2, 1], (0..10).collect()));
 }
 
 #[test]
-fn a_server_that_refuses_most_documents_gets_a_pause() {
+fn refused_documents_are_left_to_the_caller() {
     let (setup, fake) = (Setup::new(), Fake::start());
     let sink = setup.open(&options(&[&fake]));
     fake.fault(Fault::Items(429, "rejected_execution_exception", (0..6).collect()));
@@ -43,29 +43,14 @@ fn a_server_that_refuses_most_documents_gets_a_pause() {
 }
 
 #[test]
-fn the_last_busy_documents_of_a_delivery_do_not_wait_for_the_caller() {
-    let (setup, fake) = (Setup::new(), Fake::start());
-    let sink = setup.open(&options(&[&fake]));
-    for refused in [vec![3, 7], vec![3], vec![3], vec![3]] {
-        fake.fault(Fault::Items(429, "rejected_execution_exception", refused));
-    }
-    sink.deliver(&mut numbered(0..10)).unwrap();
-    assert_eq!((fake.requests(), fake.numbers()), (vec![10, 2, 1, 1, 1], (0..10).collect()));
-    // A server that takes none of them for a while is left to the caller, which reports it.
-    for _ in 0..6 {
-        fake.fault(Fault::Items(429, "rejected_execution_exception", vec![13]));
-    }
-    let mut delivery = numbered(10..20);
-    assert_eq!(sink.deliver(&mut delivery).unwrap_err().code, "elasticsearch.busy");
-    assert_eq!((pending(&delivery), &fake.requests()[5..]), (vec![13], &[10, 1, 1, 1, 1, 1][..]));
-}
-
-#[test]
 fn a_busy_request_does_not_hold_up_the_others_of_its_delivery() {
     let (setup, fake) = (Setup::new(), Fake::start());
     let sink = setup.open(&format!("{}request_bytes = \"64KiB\"\n", options(&[&fake])));
     fake.fault(Fault::Items(429, "rejected_execution_exception", vec![0]));
-    sink.deliver(&mut numbered(0..4000)).unwrap();
+    let mut delivery = numbered(0..4000);
+    assert_eq!(sink.deliver(&mut delivery).unwrap_err().code, "elasticsearch.busy");
+    assert_eq!(pending(&delivery), [0]);
+    sink.deliver(&mut delivery).unwrap();
     let requests = fake.requests();
     assert!(requests.len() > 2 && requests.last() == Some(&1), "{requests:?}");
     assert_eq!(requests.iter().sum::<usize>(), 4001);
@@ -341,7 +326,7 @@ fn concurrent_deliveries_to_a_busy_server_are_all_written() {
     std::thread::scope(|scope| {
         for first in (0..400).step_by(100) {
             let sink = &sink;
-            scope.spawn(move || deliver_within(sink.as_ref(), &mut numbered(first..first + 100), 40));
+            scope.spawn(move || deliver_within(sink.as_ref(), &mut numbered(first..first + 100), 200));
         }
     });
     assert_eq!(fake.numbers(), (0..400).collect::<Vec<_>>());

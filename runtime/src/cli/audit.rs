@@ -106,8 +106,9 @@ fn check(pipeline: &Pipeline, sink: &SinkPlan, settings: &Settings) -> Result<Au
 
 fn unsupported(sink: &SinkPlan) -> Error {
     let message = format!(
-        "the output of the sink `{}` does not name every offset in it: `s3` sinks can be audited, and `redshift` and `snowflake` sinks \
-         with `mode = \"append\"`, `lineage = true`, and a `table` that depends on nothing but the topic",
+        "the output of the sink `{}` does not name every offset in it: `s3` sinks can be audited, `elasticsearch` sinks \
+         whose ids are offsets, and `redshift` and `snowflake` sinks with `mode = \"append\"`, `lineage = true`, and a `table` that \
+         depends on nothing but the topic",
         sink.name
     );
     Error::config("audit.unsupported", message)

@@ -10,17 +10,18 @@ use crate::sink::TopicPartition;
 /// Writes records to a destination where a repeated write changes nothing: every record has an
 /// identity there (a document id, a primary key, an idempotency key).
 ///
-/// The runtime batches the records, calls `deliver` from threads of the task, retries it with
-/// backoff, and commits the offsets of the acknowledged prefix of each topic partition together
-/// with counters and dead letters (I2 c).
+/// The runtime batches the records, calls `deliver` from threads of the task, sends undecided
+/// records again, and commits the offsets of the acknowledged prefix of each topic partition
+/// together with counters and dead letters (I2 c).
 pub trait IdempotentSink: Send + Sync {
     /// Delivers the [pending](Delivery::pending) records and returns when the destination has
     /// acknowledged them durably.
     ///
-    /// `Ok` acknowledges every record that was not [rejected](Delivery::reject). On an external
-    /// error the runtime calls `deliver` again with the same records, without those that were
-    /// [acknowledged](Delivery::acknowledge) or rejected. A call that cannot finish returns an
-    /// error within a minute.
+    /// `Ok` acknowledges every record that was not [rejected](Delivery::reject). After an external
+    /// error the runtime delivers the records again that were neither
+    /// [acknowledged](Delivery::acknowledge) nor rejected: together with later records if the call
+    /// decided about most of them, otherwise alone and with backoff. A call that cannot finish
+    /// returns an error within a minute.
     ///
     /// A task that lost a topic partition may still deliver it for a moment while the next owner
     /// does too. A destination where order matters must therefore compare versions, for example
@@ -79,7 +80,8 @@ pub struct Delivery {
 enum Outcome {
     Pending,
     Acknowledged,
-    Rejected(Reason),
+    /// In a box: most records have another outcome, and there is one for each record.
+    Rejected(Box<Reason>),
 }
 
 /// A record that was neither acknowledged nor rejected yet.
@@ -122,6 +124,16 @@ impl Delivery {
         })
     }
 
+    /// Number of all records.
+    pub fn len(&self) -> usize {
+        self.outcomes.iter().map(Vec::len).sum()
+    }
+
+    /// It has no records.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Number of pending records.
     pub fn pending_len(&self) -> usize {
         self.pending
@@ -151,7 +163,7 @@ impl Delivery {
     /// The destination refuses the record for good. The stage treats it as the component's
     /// `on_error` says.
     pub fn reject(&mut self, index: RecordIndex, reason: Reason) {
-        self.decide(index, Outcome::Rejected(reason));
+        self.decide(index, Outcome::Rejected(Box::new(reason)));
     }
 
     /// The topic partitions of the delivery.
@@ -167,8 +179,54 @@ impl Delivery {
         };
         for (record, outcome) in part.records.iter().zip(outcomes) {
             if let Outcome::Rejected(reason) = outcome {
-                rejected.push(record, reason.clone());
+                rejected.push(record, reason.as_ref().clone());
             }
+        }
+    }
+
+    /// Adds the records of another delivery, after those that are here. For the runtime, which
+    /// sends records again together with later ones.
+    pub fn append(&mut self, other: Self) {
+        self.partitions.extend(other.partitions);
+        self.outcomes.extend(other.outcomes);
+        self.pending += other.pending;
+    }
+
+    /// Divides it into a delivery for each of its [`partitions`](Delivery::partitions).
+    pub fn into_partitions(self) -> impl Iterator<Item = Self> {
+        self.partitions.into_iter().zip(self.outcomes).map(|(part, outcomes)| {
+            let pending = outcomes.iter().filter(|outcome| **outcome == Outcome::Pending).count();
+            Self { partitions: vec![part], outcomes: vec![outcomes], pending }
+        })
+    }
+
+    /// The batches of its records, for their memory.
+    pub fn into_batches(self) -> impl Iterator<Item = Batch> {
+        self.partitions.into_iter().map(|part| part.records)
+    }
+
+    /// Frees the memory of decided records, which the caller is done with. A decided record with
+    /// the offset of a pending one stays, because
+    /// [`ordinal_in_offset`](Delivery::ordinal_in_offset) counts it; it counts as acknowledged.
+    pub fn release_decided(&mut self) {
+        for (part, outcomes) in self.partitions.iter_mut().zip(&mut self.outcomes) {
+            let (mut records, mut kept) = (Batch::default(), Vec::new());
+            let entries = part.records.entries();
+            let mut first = 0;
+            for same in entries.chunk_by(|one, next| one.offset == next.offset) {
+                let range = first..first + same.len();
+                first = range.end;
+                let same = outcomes.get(range.clone()).unwrap_or_default();
+                if same.contains(&Outcome::Pending) {
+                    range.for_each(|record| records.push_copy(part.records.get(record)));
+                    let as_kept = |outcome: &Outcome| match outcome {
+                        Outcome::Pending => Outcome::Pending,
+                        Outcome::Acknowledged | Outcome::Rejected(_) => Outcome::Acknowledged,
+                    };
+                    kept.extend(same.iter().map(as_kept));
+                }
+            }
+            (part.records, *outcomes) = (records, kept);
         }
     }
 
@@ -238,5 +296,51 @@ mod tests {
         delivery.acknowledge(indexes[0]);
         let ordinals: Vec<usize> = indexes.iter().map(|index| delivery.ordinal_in_offset(*index)).collect();
         assert_eq!(ordinals, [0, 1, 2, 0, 0, 1]);
+    }
+
+    #[test]
+    fn undecided_records_are_sent_again_with_later_ones() {
+        let mut first = delivery();
+        let indexes: Vec<RecordIndex> = first.pending().map(|pending| pending.index).collect();
+        first.acknowledge(indexes[0]);
+        first.reject(indexes[2], Reason::new("x.y", "too large"));
+        (3..6).for_each(|record| first.acknowledge(indexes[record]));
+        let mut parts: Vec<Delivery> = first.into_partitions().collect();
+        assert_eq!(parts.iter().map(Delivery::pending_len).collect::<Vec<_>>(), [1, 0]);
+        let before = parts[0].bytes();
+        parts[0].release_decided();
+        assert!(parts[0].bytes() < before);
+        assert_eq!(pending(&parts[0]), [(0, 1)]);
+        let mut again = parts.swap_remove(0);
+        again.append(delivery());
+        assert_eq!(again.pending_len(), 7);
+        assert_eq!(pending(&again)[..3], [(0, 1), (0, 0), (0, 1)]);
+        let last = again.pending().last().map(|pending| pending.index).unwrap();
+        again.reject(last, Reason::new("x.y", "too large"));
+        let mut rejected = Rejections::default();
+        (0..2).for_each(|index| again.rejections(index, &mut rejected));
+        assert!(rejected.is_empty(), "the rejection of the first attempt was reported then");
+        again.rejections(2, &mut rejected);
+        assert_eq!(rejected.len(), 1);
+    }
+
+    #[test]
+    fn released_records_keep_their_numbers() {
+        let mut records = Batch::default();
+        for offset in [3, 3, 4, 5, 5] {
+            let mut record = records.record();
+            record.read_from(0, 0, offset).value(b"v");
+            record.finish();
+        }
+        let mut delivery = Delivery::new(vec![PartitionRecords { partition: TopicPartition::new("t", 0), records }]);
+        let indexes: Vec<RecordIndex> = delivery.pending().map(|pending| pending.index).collect();
+        [0, 2, 4].into_iter().for_each(|record| delivery.acknowledge(indexes[record]));
+        delivery.release_decided();
+        let numbered: Vec<(i64, usize)> = delivery
+            .pending()
+            .map(|pending| (pending.record.entry().offset, delivery.ordinal_in_offset(pending.index)))
+            .collect();
+        assert_eq!(numbered, [(3, 1), (5, 0)]);
+        assert_eq!((delivery.pending_len(), delivery.partitions()[0].records.len()), (2, 4));
     }
 }

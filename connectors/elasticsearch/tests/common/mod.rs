@@ -22,8 +22,8 @@ use serde_json::{Value, json};
 use trunkline_connector::config::{Report, Section};
 use trunkline_connector::conformance::read_toml;
 use trunkline_connector::{
-    Batch, Delivery, IdempotentSink, MemoryBudget, PartitionRecords, PreflightIssue, Rejections, Result, Schema,
-    SchemaId, SchemaLookup, Sink, SinkConnector, SinkContext, SinkSpec, TopicPartition,
+    Batch, Delivery, IdempotentSink, MemoryBudget, OffsetRanges, PartitionRecords, PreflightIssue, Rejections, Result,
+    RowCounts, Schema, SchemaId, SchemaLookup, Sink, SinkConnector, SinkContext, SinkSpec, TopicPartition,
 };
 use trunkline_elasticsearch::ElasticsearchConnector;
 
@@ -65,6 +65,12 @@ impl Setup {
     /// What `trunkline validate --check` reports.
     pub fn preflight(&self, options: &str) -> Vec<PreflightIssue> {
         spec(options).preflight("pipeline.test", self.runtime.handle())
+    }
+
+    /// Counts the documents of the first offsets of the topic partition of [`delivery`].
+    pub fn count(&self, options: &str, offsets: i64) -> Result<RowCounts> {
+        let ranges = OffsetRanges::from([(TopicPartition::new("web", 3), (0, offsets))]);
+        spec(options).count_rows(&ranges, 5, self.runtime.handle()).map(Option::unwrap)
     }
 
     pub fn try_open(&self, options: &str) -> Result<Box<dyn IdempotentSink>> {

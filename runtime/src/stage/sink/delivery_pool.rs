@@ -1,5 +1,9 @@
-//! The threads that call [`IdempotentSink::deliver`], each one delivery at a time, and retry it
-//! until it succeeds.
+//! The threads that call [`IdempotentSink::deliver`], each one delivery at a time.
+//!
+//! A call that fails and decided about less than half of its records is repeated here, with
+//! backoff: the destination is down or overloaded, and the delivery keeps the thread, so that no
+//! more records are sent meanwhile. After a call that decided about more, the rest is returned: the
+//! caller sends it together with later records.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -36,6 +40,15 @@ pub(super) enum DeliveryEvent {
         number: u64,
         /// The records with their outcomes.
         delivery: Delivery,
+    },
+    /// At least half of its records were acknowledged or rejected.
+    Partly {
+        /// The number that it was sent with.
+        number: u64,
+        /// The records with their outcomes.
+        delivery: Delivery,
+        /// Why the others are pending.
+        error: Error,
     },
     /// It cannot succeed.
     Failed {
@@ -127,31 +140,27 @@ impl Worker {
         loop {
             let job = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok((number, delivery)) = job else { return };
-            let event = match self.deliver(delivery) {
-                Ok(Some(delivery)) => DeliveryEvent::Finished { number, delivery },
-                Ok(None) => return,
-                Err(error) => DeliveryEvent::Failed { error },
-            };
+            let Some(event) = self.deliver(number, delivery) else { return };
             if self.events.send(event).is_err() {
                 return;
             }
         }
     }
 
-    /// Delivers until all records are decided; `None` if the pool was dropped meanwhile.
-    fn deliver(&self, mut delivery: Delivery) -> Result<Option<Delivery>> {
+    /// Delivers until most records are decided; `None` if the pool was dropped meanwhile.
+    fn deliver(&self, number: u64, mut delivery: Delivery) -> Option<DeliveryEvent> {
         let mut backoff = Backoff::new();
         let started = Instant::now();
         loop {
             if self.cancel.is_set() {
-                return Ok(None);
+                return None;
             }
             let pending = delivery.pending_len();
             let called = catch_unwind(AssertUnwindSafe(|| {
                 failpoint!("sink.deliver.before").and_then(|()| self.sink.deliver(&mut delivery))
             }));
             let error = match called {
-                Ok(Ok(())) => return Ok(Some(delivery)),
+                Ok(Ok(())) => return Some(DeliveryEvent::Finished { number, delivery }),
                 Ok(Err(error)) => error,
                 Err(_) => {
                     Error::internal("sink.panic", "the connector panicked while it delivered (please report this)")
@@ -159,12 +168,16 @@ impl Worker {
             };
             let gives_up = self.until_idle && started.elapsed() > GIVE_UP;
             if error.domain != Domain::External || error.retry == Retry::Never || gives_up {
-                return Err(error);
+                return Some(DeliveryEvent::Failed { error });
+            }
+            let left = delivery.pending_len();
+            if error.retry == Retry::Backoff && 2 * left <= pending {
+                return Some(DeliveryEvent::Partly { number, delivery, error });
             }
             // An attempt that decided some of the records made progress.
-            let retry_in = backoff.after(&error, delivery.pending_len() < pending);
+            let retry_in = backoff.after(&error, left < pending);
             if self.events.send(DeliveryEvent::Retrying { error, retry_in }).is_err() || self.cancel.wait(retry_in) {
-                return Ok(None);
+                return None;
             }
         }
     }
@@ -178,8 +191,10 @@ mod tests {
 
     use super::*;
 
-    /// Acknowledges one record in each call and then fails, until it has been called often enough.
+    /// Acknowledges some records in each call and then fails, until it has been called often
+    /// enough.
     struct Flaky {
+        acknowledges: usize,
         calls: AtomicUsize,
         succeeds_at: usize,
         seen: Mutex<Vec<usize>>,
@@ -193,9 +208,9 @@ mod tests {
             if self.0.calls.fetch_add(1, Ordering::Relaxed) + 1 >= self.0.succeeds_at {
                 return Ok(());
             }
-            let first = delivery.pending().next().map(|pending| pending.index);
-            delivery.acknowledge(first.unwrap());
-            Err(Error::external("test.busy", "busy").retry(Retry::After(Duration::from_millis(1))))
+            let first: Vec<_> = delivery.pending().take(self.0.acknowledges).map(|pending| pending.index).collect();
+            first.into_iter().for_each(|index| delivery.acknowledge(index));
+            Err(Error::external("test.busy", "busy"))
         }
     }
 
@@ -210,26 +225,46 @@ mod tests {
         Delivery::new(vec![PartitionRecords { partition: TopicPartition::new("t", 0), records: batch }])
     }
 
-    #[test]
-    fn a_retry_sends_only_the_records_that_are_still_pending() {
-        let sink = Arc::new(Flaky { calls: AtomicUsize::new(0), succeeds_at: 3, seen: Mutex::default() });
+    fn flaky(acknowledges: usize, succeeds_at: usize) -> (Arc<Flaky>, DeliveryPool) {
+        let sink = Flaky { acknowledges, calls: AtomicUsize::new(0), succeeds_at, seen: Mutex::default() };
+        let sink = Arc::new(sink);
         let pool = DeliveryPool::start(Box::new(Shared(Arc::clone(&sink))), 1, false).unwrap();
-        pool.send(7, delivery(5));
+        (sink, pool)
+    }
+
+    /// The event that ends the delivery, and the number of retries before it.
+    fn end_of(pool: &DeliveryPool) -> (DeliveryEvent, usize) {
         let mut retries = 0;
         let limit = Instant::now() + Duration::from_secs(30);
         loop {
             assert!(Instant::now() < limit, "not finished in time");
             match pool.event(Duration::from_secs(1)).unwrap() {
                 Some(DeliveryEvent::Retrying { .. }) => retries += 1,
-                Some(DeliveryEvent::Finished { number, .. }) => {
-                    assert_eq!((number, retries), (7, 2));
-                    break;
-                }
                 Some(DeliveryEvent::Failed { error }) => panic!("{error}"),
+                Some(end) => return (end, retries),
                 None => {}
             }
         }
+    }
+
+    #[test]
+    fn a_retry_sends_only_the_records_that_are_still_pending() {
+        let (sink, pool) = flaky(1, 3);
+        pool.send(7, delivery(5));
+        let (DeliveryEvent::Finished { number, .. }, retries) = end_of(&pool) else { panic!("not finished") };
+        assert_eq!((number, retries), (7, 2));
         assert_eq!(*sink.seen.lock().unwrap(), [5, 4, 3]);
+    }
+
+    #[test]
+    fn a_delivery_that_is_mostly_decided_is_returned() {
+        let (sink, pool) = flaky(3, 9);
+        pool.send(7, delivery(5));
+        let (DeliveryEvent::Partly { number, delivery, error }, retries) = end_of(&pool) else {
+            panic!("not returned")
+        };
+        assert_eq!((number, delivery.pending_len(), retries, error.code), (7, 2, 0, "test.busy"));
+        assert_eq!(*sink.seen.lock().unwrap(), [5]);
     }
 
     #[test]

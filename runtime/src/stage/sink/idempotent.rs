@@ -9,8 +9,11 @@
 //! more topic partitions and is sent by a thread of [`delivery_pool`](super::delivery_pool).
 //! Offsets are committed up to the first part that is not acknowledged yet. A crash before that
 //! repeats deliveries, which changes nothing at the destination.
+//!
+//! A busy destination may refuse some records of a delivery. They do not keep it in flight: they
+//! return to their part, and join the next delivery (`docs/adr/029-refused-records.md`).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use trunkline_connector::{
@@ -21,11 +24,12 @@ use trunkline_connector::{
 use super::POLL;
 use super::committer::{Assignment, Committer};
 use super::delivery_pool::{DeliveryEvent, DeliveryPool};
+use super::parts::{Part, PartState, Parts};
 use super::transactions::Transactions;
-use crate::checkpoint::{Counters, IntentState};
+use crate::backoff::jitter;
+use crate::checkpoint::IntentState;
 use crate::stage::careful::RECORD_REJECTED;
 use crate::stage::commit_timer::CommitTimer;
-use crate::stage::dead_letters::DeadLetters;
 use crate::stage::worker_context::WorkerContext;
 
 /// The wait for records while deliveries are in flight: bounds how late the next one starts.
@@ -34,6 +38,13 @@ const IN_FLIGHT_POLL: Duration = Duration::from_millis(5);
 /// After a rejection that stops the sink, the other deliveries have this time to finish.
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 
+/// The pause before all records of a delivery would be sent again; for a part of them it is
+/// shorter.
+const RETURN_PAUSE: Duration = Duration::from_millis(10);
+
+/// While a destination refuses records, this is logged once in this time.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
 /// See the module's header.
 pub(super) struct IdempotentCommitter {
     pool: DeliveryPool,
@@ -41,32 +52,18 @@ pub(super) struct IdempotentCommitter {
     policy: CommitPolicy,
     /// Records that are not sealed yet.
     buffers: BTreeMap<TopicPartition, Batch>,
+    /// Memory of acknowledged parts, for the next buffers: to allocate and free megabytes for each
+    /// delivery would leave much more in the allocator. Empty while nothing is in flight.
+    spare: Vec<Batch>,
     /// Sealed parts of each topic partition, in order.
-    parts: BTreeMap<TopicPartition, VecDeque<Part>>,
-    /// Identifies deliveries.
-    next_delivery: u64,
-    /// Deliveries in flight.
-    in_flight: usize,
+    parts: Parts,
+    /// Identifies parts and deliveries.
+    next_number: u64,
+    /// The parts of each delivery in flight, in the order of its topic partitions.
+    in_flight: BTreeMap<u64, Vec<u64>>,
     timer: CommitTimer,
-}
-
-/// Sealed records of one topic partition, with all that their commit covers.
-struct Part {
-    state: PartState,
-    /// The offset after the last record.
-    next: i64,
-    bytes: usize,
-    counters: Counters,
-    dead_letters: DeadLetters,
-}
-
-enum PartState {
-    /// Waits for a free delivery.
-    Sealed(Batch),
-    /// In the delivery with this number.
-    InFlight(u64),
-    /// Acknowledged, with the rejections routed.
-    Acknowledged,
+    /// When refused records were last logged, and the code of the error.
+    reported: Option<(Instant, &'static str)>,
 }
 
 impl IdempotentCommitter {
@@ -79,10 +76,12 @@ impl IdempotentCommitter {
             limits,
             policy,
             buffers: BTreeMap::new(),
-            parts: BTreeMap::new(),
-            next_delivery: 0,
-            in_flight: 0,
+            spare: Vec::new(),
+            parts: Parts::new(limits, policy),
+            next_number: 0,
+            in_flight: BTreeMap::new(),
             timer: CommitTimer::new(context.commit_interval),
+            reported: None,
         })
     }
 
@@ -93,9 +92,14 @@ impl IdempotentCommitter {
         };
         let records = self.buffers.remove(partition).filter(|records| !records.is_empty());
         let bytes = records.as_ref().map_or(0, Batch::bytes);
+        let sealed = |records| {
+            PartState::Sealed(Delivery::new(vec![PartitionRecords { partition: partition.clone(), records }]))
+        };
+        self.next_number += 1;
         let part = Part {
+            number: self.next_number,
             // Without records (all were dropped or rejected) there is nothing to deliver.
-            state: records.map_or(PartState::Acknowledged, PartState::Sealed),
+            state: records.map_or(PartState::Acknowledged, sealed),
             next: state.next,
             bytes,
             counters: std::mem::take(&mut state.pending),
@@ -103,37 +107,17 @@ impl IdempotentCommitter {
         };
         state.mark_sealed();
         state.clear_pending();
-        self.parts.entry(partition.clone()).or_default().push_back(part);
+        self.parts.push(partition, part);
     }
 
-    /// Starts deliveries of sealed parts, as far as the limits allow.
+    /// Starts deliveries, as far as the limits allow.
     fn dispatch(&mut self) {
-        while self.in_flight < self.limits.deliveries {
-            let number = self.next_delivery;
-            let mut records = Vec::new();
-            let (mut bytes, mut count) = (0, 0);
-            for (partition, parts) in &mut self.parts {
-                let in_flight = parts.iter().filter(|part| matches!(part.state, PartState::InFlight(_))).count();
-                let is_sealed = |part: &&mut Part| matches!(part.state, PartState::Sealed(_));
-                let Some(part) = parts.iter_mut().find(is_sealed).filter(|_| in_flight < self.limits.per_partition)
-                else {
-                    continue;
-                };
-                if let PartState::Sealed(sealed) = std::mem::replace(&mut part.state, PartState::InFlight(number)) {
-                    bytes += sealed.bytes() as u64;
-                    count += sealed.len() as u64;
-                    records.push(PartitionRecords { partition: partition.clone(), records: sealed });
-                }
-                if bytes >= self.policy.bytes || count >= self.policy.records {
-                    break;
-                }
-            }
-            if records.is_empty() {
-                return;
-            }
-            self.pool.send(number, Delivery::new(records));
-            self.next_delivery += 1;
-            self.in_flight += 1;
+        while self.in_flight.len() < self.limits.deliveries {
+            self.next_number += 1;
+            let number = self.next_number;
+            let Some((delivery, parts)) = self.parts.take_delivery(number, Instant::now()) else { return };
+            self.in_flight.insert(number, parts);
+            self.pool.send(number, delivery);
         }
     }
 
@@ -146,11 +130,10 @@ impl IdempotentCommitter {
         loop {
             let Some(event) = self.pool.event(wait)? else {
                 match &rejected {
-                    Some((_, since)) if self.in_flight > 0 && since.elapsed() < SETTLE_LIMIT => continue,
+                    Some((_, since)) if !self.in_flight.is_empty() && since.elapsed() < SETTLE_LIMIT => continue,
                     _ => break,
                 }
             };
-            wait = if rejected.is_some() { IN_FLIGHT_POLL } else { Duration::ZERO };
             match event {
                 DeliveryEvent::Retrying { error, retry_in } => {
                     let stage = transactions.status.name();
@@ -158,68 +141,93 @@ impl IdempotentCommitter {
                     transactions.status.failed(&error.to_string());
                 }
                 DeliveryEvent::Finished { number, delivery } => {
-                    self.in_flight -= 1;
-                    match self.acknowledge(transactions, number, &delivery) {
-                        Err(error) if error.code == RECORD_REJECTED => {
-                            rejected.get_or_insert((error, Instant::now()));
-                            wait = IN_FLIGHT_POLL;
-                        }
-                        outcome => outcome?,
-                    }
+                    self.settle(transactions, number, delivery, None, &mut rejected)?;
+                }
+                DeliveryEvent::Partly { number, delivery, error } => {
+                    self.report(transactions, &error);
+                    let share = delivery.pending_len() as f64 / delivery.len().max(1) as f64;
+                    let joins = Instant::now() + jitter(RETURN_PAUSE.mul_f64(share));
+                    self.settle(transactions, number, delivery, Some(joins), &mut rejected)?;
                 }
                 DeliveryEvent::Failed { error } => match rejected {
                     Some(_) => break,
                     None => return Err(error.context("delivering records")),
                 },
             }
+            wait = if rejected.is_some() { IN_FLIGHT_POLL } else { Duration::ZERO };
         }
         rejected.map_or(Ok(()), |(error, _)| Err(error))
     }
 
-    /// Marks the parts of a finished delivery as acknowledged, and routes what the destination
-    /// rejected.
-    fn acknowledge(&mut self, transactions: &mut Transactions<'_>, number: u64, delivery: &Delivery) -> Result<()> {
+    /// Marks the parts of a delivery as acknowledged, and routes what the destination rejected.
+    /// `joins`: when pending records may be sent again; `None` if all records were decided.
+    /// `stopped`: the first rejection that stops the sink.
+    fn settle(
+        &mut self,
+        transactions: &mut Transactions<'_>,
+        number: u64,
+        delivery: Delivery,
+        joins: Option<Instant>,
+        stopped: &mut Option<(Error, Instant)>,
+    ) -> Result<()> {
         failpoint!("sink.deliver.after")?;
-        let plan = &transactions.stage.plan;
-        let mut rejected = Rejections::default();
-        for (index, PartitionRecords { partition, .. }) in delivery.partitions().iter().enumerate() {
-            let is_of_delivery = |part: &&mut Part| matches!(part.state, PartState::InFlight(other) if other == number);
+        let numbers = self.in_flight.remove(&number).unwrap_or_default();
+        for (mut records, number) in delivery.into_partitions().zip(numbers) {
+            let Some(partition) = records.partitions().first().map(|part| part.partition.clone()) else { continue };
+            let alone_after = self.policy.idle;
             // A topic partition that was revoked meanwhile has no parts: its next owner delivers
             // the records again.
-            let Some(part) = self.parts.get_mut(partition).and_then(|parts| parts.iter_mut().find(is_of_delivery))
-            else {
-                continue;
-            };
-            rejected.clear();
-            delivery.rejections(index, &mut rejected);
-            if !rejected.is_empty() {
-                let own = part.counters.of(&plan.name);
-                own.out -= (rejected.len() as u64).min(own.out);
-                let (dead_letters, counters) = (&mut part.dead_letters, &mut part.counters);
-                let routed = dead_letters.route_rejections(&plan.name, "TASK_PUT", plan.on_error, &rejected, counters);
-                if let Some(offset) = part.dead_letters.stopped_at() {
-                    transactions.rejected_at.get_or_insert((partition.clone(), offset));
+            let Some(part) = self.parts.get_mut(&partition, number) else { continue };
+            match route_rejections(transactions, part, &partition, &records) {
+                Err(error) if error.code == RECORD_REJECTED => {
+                    stopped.get_or_insert((error, Instant::now()));
                 }
-                routed?;
+                routed => {
+                    routed?;
+                    match joins.filter(|_| records.pending_len() > 0) {
+                        Some(joins) => {
+                            records.release_decided();
+                            part.bytes = records.bytes();
+                            part.state = PartState::Returned { records, joins, alone: joins + alone_after };
+                        }
+                        None => {
+                            part.bytes = 0;
+                            part.state = PartState::Acknowledged;
+                            self.timer.mark_pending();
+                            self.recycle(records);
+                        }
+                    }
+                }
             }
-            part.state = PartState::Acknowledged;
-            self.timer.mark_pending();
         }
         Ok(())
+    }
+
+    /// Keeps the memory of acknowledged records.
+    fn recycle(&mut self, records: Delivery) {
+        for mut batch in records.into_batches() {
+            if self.spare.len() < self.limits.deliveries {
+                batch.reset();
+                self.spare.push(batch);
+            }
+        }
+    }
+
+    /// Reports that the destination refused a part of a delivery for now.
+    fn report(&mut self, transactions: &Transactions<'_>, error: &Error) {
+        transactions.status.failed(&error.to_string());
+        let is_known = |(at, code): (Instant, &str)| code == error.code && at.elapsed() < REPORT_INTERVAL;
+        if !self.reported.is_some_and(is_known) {
+            self.reported = Some((Instant::now(), error.code));
+            let stage = transactions.status.name();
+            tracing::warn!(stage, %error, "the destination refused some records for now; they are sent again");
+        }
     }
 
     /// Commits the acknowledged prefix of each topic partition in one transaction.
     fn commit_prefixes(&mut self, transactions: &mut Transactions<'_>) -> Result<()> {
         self.timer.clear();
-        let acknowledged = |parts: &VecDeque<Part>| {
-            parts.iter().take_while(|part| matches!(part.state, PartState::Acknowledged)).count()
-        };
-        let prefixes: BTreeMap<&TopicPartition, usize> = self
-            .parts
-            .iter()
-            .map(|(partition, parts)| (partition, acknowledged(parts)))
-            .filter(|(_, count)| *count > 0)
-            .collect();
+        let prefixes = self.parts.prefixes();
         if prefixes.is_empty() {
             return Ok(());
         }
@@ -228,8 +236,7 @@ impl IdempotentCommitter {
         transactions.retry("committing offsets", |transactions| {
             transactions.run(|transactions| {
                 let mut offsets = Vec::new();
-                for (partition, count) in &prefixes {
-                    let parts = self.parts.get(partition).into_iter().flatten().take(*count);
+                for (partition, parts) in &prefixes {
                     let Some(state) = transactions.partitions.get(partition) else { continue };
                     let mut row = state.row(None);
                     row.first = state.committed.max(0);
@@ -248,13 +255,9 @@ impl IdempotentCommitter {
         })?;
         failpoint!("sink.acknowledge.after")?;
         let prefixes: Vec<(TopicPartition, usize)> =
-            prefixes.into_iter().map(|(partition, count)| (partition.clone(), count)).collect();
+            prefixes.into_iter().map(|(partition, parts)| (partition.clone(), parts.len())).collect();
         for (partition, count) in prefixes {
-            let Some(parts) = self.parts.get_mut(&partition) else { continue };
-            let committed: Vec<Part> = parts.drain(..count).collect();
-            if parts.is_empty() {
-                self.parts.remove(&partition);
-            }
+            let committed = self.parts.drain(&partition, count);
             let Some(state) = transactions.partitions.get_mut(&partition) else { continue };
             for part in committed {
                 state.totals.add(&part.counters);
@@ -266,12 +269,29 @@ impl IdempotentCommitter {
         transactions.status.commit_took(begun.elapsed());
         Ok(())
     }
+}
 
-    /// Bytes of the parts that wait for a free delivery.
-    fn sealed_bytes(&self) -> usize {
-        let parts = self.parts.values().flatten().filter(|part| matches!(part.state, PartState::Sealed(_)));
-        parts.map(|part| part.bytes).sum()
+/// Routes what the destination rejected of a part.
+fn route_rejections(
+    transactions: &mut Transactions<'_>,
+    part: &mut Part,
+    partition: &TopicPartition,
+    delivery: &Delivery,
+) -> Result<()> {
+    let mut rejected = Rejections::default();
+    delivery.rejections(0, &mut rejected);
+    if rejected.is_empty() {
+        return Ok(());
     }
+    let plan = &transactions.stage.plan;
+    let own = part.counters.of(&plan.name);
+    own.out -= (rejected.len() as u64).min(own.out);
+    let (dead_letters, counters) = (&mut part.dead_letters, &mut part.counters);
+    let routed = dead_letters.route_rejections(&plan.name, "TASK_PUT", plan.on_error, &rejected, counters);
+    if let Some(offset) = part.dead_letters.stopped_at() {
+        transactions.rejected_at.get_or_insert((partition.clone(), offset));
+    }
+    routed
 }
 
 impl Committer for IdempotentCommitter {
@@ -298,7 +318,7 @@ impl Committer for IdempotentCommitter {
     fn write(&mut self, partition: &TopicPartition, records: &Batch, _: &mut Rejections) -> Result<()> {
         let buffer = match self.buffers.get_mut(partition) {
             Some(buffer) => buffer,
-            None => self.buffers.entry(partition.clone()).or_default(),
+            None => self.buffers.entry(partition.clone()).or_insert(self.spare.pop().unwrap_or_default()),
         };
         records.iter().for_each(|record| buffer.push_copy(record));
         Ok(())
@@ -322,6 +342,9 @@ impl Committer for IdempotentCommitter {
         }
         let collected = self.collect(transactions, Duration::ZERO);
         self.dispatch();
+        if self.in_flight.is_empty() {
+            self.spare.clear();
+        }
         // What was acknowledged before an error is committed first.
         if collected.is_err() || self.timer.is_due(0) {
             self.commit_prefixes(transactions)?;
@@ -335,7 +358,7 @@ impl Committer for IdempotentCommitter {
         while !self.parts.is_empty() {
             self.dispatch();
             let collected = self.collect(transactions, IN_FLIGHT_POLL);
-            if collected.is_err() || self.timer.is_due(0) || self.in_flight == 0 {
+            if collected.is_err() || self.timer.is_due(0) || self.in_flight.is_empty() {
                 self.commit_prefixes(transactions)?;
             }
             collected?;
@@ -350,6 +373,7 @@ impl Committer for IdempotentCommitter {
                 return Ok(());
             }
         }
+        self.spare.clear();
         Ok(())
     }
 
@@ -359,8 +383,8 @@ impl Committer for IdempotentCommitter {
     }
 
     fn memory_bytes(&self) -> usize {
-        let parts: usize = self.parts.values().flatten().map(|part| part.bytes + part.dead_letters.bytes()).sum();
-        self.buffers.values().map(Batch::capacity).sum::<usize>() + parts
+        let buffers = self.buffers.values().chain(&self.spare);
+        buffers.map(Batch::capacity).sum::<usize>() + self.parts.memory_bytes()
     }
 
     fn spill(&mut self) -> Result<()> {
@@ -368,12 +392,15 @@ impl Committer for IdempotentCommitter {
     }
 
     fn wake_in(&self) -> Duration {
-        let idle = if self.in_flight > 0 { IN_FLIGHT_POLL } else { POLL };
+        let has_work = !self.in_flight.is_empty() || self.parts.has_waiting();
+        let idle = if has_work { IN_FLIGHT_POLL } else { POLL };
         self.timer.until_due(idle).min(idle)
     }
 
     fn accepts_more(&self) -> bool {
-        // One more delivery than can be in flight is kept ready.
-        (self.sealed_bytes() as u64) < self.policy.bytes || self.in_flight < self.limits.deliveries
+        // One more delivery than can be in flight is kept ready. While the records that wait are of
+        // topic partitions with a delivery in flight, those of others are needed.
+        let ready = if self.in_flight.len() < self.limits.deliveries { self.limits.deliveries } else { 1 };
+        (self.parts.waiting_bytes() as u64) < self.policy.bytes.saturating_mul(ready as u64)
     }
 }

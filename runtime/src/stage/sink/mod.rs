@@ -13,6 +13,7 @@ mod committer;
 mod delivery_pool;
 mod idempotent;
 mod partition_state;
+mod parts;
 mod stop_points;
 mod transactions;
 mod two_phase;
