@@ -1,5 +1,6 @@
 //! A loaded [`Plugin`], from which instances are started.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -35,7 +36,7 @@ struct Inner {
     host: Arc<HostInner>,
     name: Arc<str>,
     hash: u64,
-    wasm: Box<[u8]>,
+    wasm: Cow<'static, [u8]>,
     /// A bundled file with several transforms: the name of this one. Its configuration is passed
     /// as `{"variant": config}`.
     variant: Option<&'static str>,
@@ -45,8 +46,8 @@ struct Inner {
 }
 
 impl Plugin {
-    pub(crate) fn load(host: Arc<HostInner>, name: &str, wasm: &[u8]) -> Result<Self, LoadError> {
-        let interruptible = Arc::new(host.compile(name, wasm, false)?);
+    pub(crate) fn load(host: Arc<HostInner>, name: &str, wasm: Cow<'static, [u8]>) -> Result<Self, LoadError> {
+        let interruptible = Arc::new(host.compile(name, &wasm, false)?);
         Ok(Self::new(host, name, None, wasm, interruptible))
     }
 
@@ -54,14 +55,14 @@ impl Plugin {
         host: Arc<HostInner>,
         name: &str,
         variant: Option<&'static str>,
-        wasm: &[u8],
+        wasm: Cow<'static, [u8]>,
         interruptible: Arc<CompiledPlugin>,
     ) -> Self {
         let inner = Inner {
             host,
             name: name.into(),
-            hash: xxh3_64(wasm),
-            wasm: wasm.into(),
+            hash: xxh3_64(&wasm),
+            wasm,
             variant,
             interruptible,
             trusted: OnceLock::new(),

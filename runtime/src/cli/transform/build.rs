@@ -31,7 +31,7 @@ pub(super) fn build(folder: &Path) -> Exit {
     if let Err((exit, message)) = built {
         return failed(exit, &message);
     }
-    let host = match plugin_host(Some(project.compiled())) {
+    let host = match plugin_host(None) {
         Ok(host) => host,
         Err(exit) => return exit,
     };

@@ -68,11 +68,6 @@ impl Project {
         if self.has_state { "stateful" } else { "transform" }
     }
 
-    /// The folder of the compiled plugin: a plugin of 12 MiB takes seconds to compile.
-    pub(super) fn compiled(&self) -> PathBuf {
-        self.folder.join("target/compiled")
-    }
-
     /// The section of a test, for problems of its configuration.
     pub(super) fn test_section<'a>(&'a self, test: &ProjectTest, report: &'a Report) -> Option<Section<'a>> {
         let Value::Array(items) = &self.document.table.get("tests")?.value else { return None };

@@ -36,7 +36,7 @@ pub(super) fn test(folder: &Path, update: bool, bench: bool) -> Exit {
         return failed(Exit::Config, &message);
     }
     warn_if_outdated(&project, &wasm);
-    let host = match plugin_host(Some(project.compiled())) {
+    let host = match plugin_host(None) {
         Ok(host) => host,
         Err(exit) => return exit,
     };
