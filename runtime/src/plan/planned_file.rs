@@ -287,7 +287,7 @@ fn build_transforms(graph: &Graph<'_, '_>) -> Option<Vec<TransformPlan>> {
             partitions: transform.partitions,
             on_error: transform.on_error,
             state: (transform.uses_state() && !transform.reads_table())
-                .then_some(StatePlan { max_bytes: transform.max_state_bytes }),
+                .then_some(StatePlan { max_bytes: transform.max_state_bytes, idle: transform.idle }),
             table: match &graph.references.of_tables[index] {
                 Some(table) => {
                     Some(TablePlan { topic: tables::topic(graph, table)?, max_bytes: transform.max_state_bytes })

@@ -11,7 +11,7 @@ use crate::component::{CompiledPlugin, Contents, LoadError};
 use crate::config_schema;
 use crate::engine::HostInner;
 use crate::guest::{Guest, GuestStartError, InitReply};
-use crate::host_functions::ANY_STATE_INTERFACE;
+use crate::host_functions::{ANY_STATE_INTERFACE, ANY_TIMERS_INTERFACE};
 use crate::instance::Instance;
 use crate::limits::Limits;
 
@@ -97,6 +97,9 @@ impl Plugin {
         if !self.uses_state() {
             contents.imports.retain(|import| !import.starts_with(ANY_STATE_INTERFACE));
         }
+        if !self.uses_timers() {
+            contents.imports.retain(|import| !import.starts_with(ANY_TIMERS_INTERFACE));
+        }
         contents
     }
 
@@ -104,6 +107,14 @@ impl Plugin {
     /// rows, with the keys of [`table_key`](crate::table_key), and the plugin changes nothing.
     pub fn reads_table(&self) -> bool {
         self.inner.variant.is_some_and(|variant| bundled::READS_TABLE.contains(&variant))
+    }
+
+    /// Whether the plugin uses timers: [`Instance::advance_time`] lets them fire without records.
+    pub fn uses_timers(&self) -> bool {
+        match self.inner.variant {
+            Some(variant) => bundled::USES_TIMERS.contains(&variant),
+            None => self.inner.interruptible.imports_timers(),
+        }
     }
 
     /// Whether the plugin uses the interface for state: run it with

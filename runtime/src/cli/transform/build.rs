@@ -109,7 +109,7 @@ fn python(project: &Project) -> Built {
         return Err(missing("componentize-py", "is not installed", "pip install componentize-py==0.25.1"));
     }
     let mut command = Command::new(&program);
-    command.args(["-d", "wit", "-w", project.world(), "componentize", "app", "-o"]);
+    command.args(["-d", "wit", "-w", project.world, "componentize", "app", "-o"]);
     command.arg(absolute(&project.folder)?.join(format!("{}.wasm", project.name)));
     run(command, &project.folder, "componentize-py")
 }
@@ -124,7 +124,7 @@ fn js(project: &Project) -> Built {
     }
     let mut command = Command::new("node");
     command.arg("build.js").arg(absolute(&project.folder)?.join(format!("{}.wasm", project.name)));
-    command.arg(project.world());
+    command.arg(project.world);
     run(command, &project.folder, "node build.js")
 }
 

@@ -11,5 +11,6 @@ mod log_capture;
 mod mask;
 mod state;
 mod support;
+mod timers;
 mod verdicts;
 mod wasi;
