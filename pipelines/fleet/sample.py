@@ -1,9 +1,9 @@
 """Makes the sample data of pipelines/fleet.toml, and the alerts that it must give, computed without Trunkline.
 
-    python3 pipelines/fleet/sample.py      # writes positions.log, stops.log, records.jsonl and alerts.jsonl
+    python3 pipelines/fleet/sample.py      # writes positions.log, stops.log, records.jsonl, alerts.jsonl and silent.jsonl
 
 Positions of buses every 20 s. One drives too fast, one reaches its stop late, one leaves the area, and one sends two
-positions in the wrong order.
+positions in the wrong order. Those that have arrived send nothing more.
 """
 
 import json
@@ -17,6 +17,7 @@ START = datetime(2026, 11, 28, 6, 0, tzinfo=timezone.utc)
 CENTRE = (48.4, 9.99)
 AREA_METRES = 5000
 EARTH_METRES = 6371008.8
+SILENCE = 5 * 60 * 1000
 METRES_PER_DEGREE = math.pi * EARTH_METRES / 180
 
 
@@ -92,6 +93,22 @@ def expected():
             yield vehicle, at, alerts
 
 
+def expected_silent():
+    """The last position of each bus that is silent for `SILENCE`, and the time of the alert, in the order of these times.
+
+    A bus is silent if the first later position of any bus is that much later than its last one. Compares each pair of
+    positions, and uses no timers.
+    """
+    found = [(position, milliseconds(position["at"])) for position in positions()]
+    for index, (position, at) in enumerate(found):
+        rest = found[index + 1 :]
+        reached = next((place for place, (_, time) in enumerate(rest) if time >= at + SILENCE), None)
+        own = [time for other, time in rest[:reached] if other["vehicle"] == position["vehicle"]]
+        is_outdated = any(other["vehicle"] == position["vehicle"] and time > at for other, time in found[:index])
+        if reached is not None and not is_outdated and all(time < at for time in own):
+            yield at + SILENCE, position, at
+
+
 def main():
     lines = [json.dumps(position) for position in positions()]
     table = [json.dumps(stop) for stop in stops()]
@@ -104,6 +121,19 @@ def main():
         json.dumps({"value": {"vehicle": vehicle, "at": at, "alerts": alerts}}) + "\n" for vehicle, at, alerts in expected()
     ]
     (FOLDER / "alerts.jsonl").write_text("".join(alerts))
+    silent = [
+        {
+            "key": position["vehicle"],
+            "value": {
+                **{name: position[name] for name in ("vehicle", "lat", "lon")},
+                "last_seen": at,
+                "alerts": ["no position for 5 minutes"],
+            },
+            "timestamp": due,
+        }
+        for due, position, at in sorted(expected_silent(), key=lambda found: (found[0], found[1]["vehicle"]))
+    ]
+    (FOLDER / "silent.jsonl").write_text("".join(json.dumps(record) + "\n" for record in silent))
 
 
 if __name__ == "__main__":

@@ -160,12 +160,13 @@ fn new_projects_build_and_pass_their_tests() {
 
 const STATEFUL_PYTHON: &str = r#"
 from datetime import timedelta
-from trunkline_plugin import Record, State, Transform, drop, export, value
+from trunkline_plugin import Record, State, Timer, Timers, Transform, drop, emit, export, replace, value
 
 class Visits(Transform):
     def __init__(self, config: dict):
         self.counts: State[int] = State("counts")
         self.recent: State[str] = State("recent", ttl=timedelta(seconds=10))
+        self.missed = Timers("missed")
 
     def record(self, record: Record):
         if record.key is None:
@@ -176,17 +177,24 @@ class Visits(Transform):
         count = (self.counts.get(record.key) or 0) + 1
         self.counts.put(record.key, count)
         self.recent.put_all({record.key: record.key.decode()})
+        self.missed.set(record.key, record.timestamp + 5000)
+        assert self.missed.get_all([record.key, "none"]) == [record.timestamp + 5000, None]
         return value(str(count).encode())
+
+    def timer(self, timer: Timer):
+        assert timer.name == "missed" and timer.time % 1000 == 0 and self.counts.get(timer.key) == 1
+        return emit([replace(value=timer.key + b" missed")])
 
 Plugin = export(Visits)
 "#;
 
 const STATEFUL_JS: &str = r#"
-import { State, exportTransform, text, bytes, value } from './trunkline_plugin.js';
+import { State, Timers, exportTransform, text, bytes, value, emit } from './trunkline_plugin.js';
 
 class Visits {
   counts = new State('counts');
   recent = new State('recent', { ttlMs: 10_000 });
+  missed = new Timers('missed');
 
   record(record) {
     if (record.key === null) {
@@ -198,19 +206,27 @@ class Visits {
     const count = (this.counts.get(record.key) ?? 0) + 1;
     this.counts.put(record.key, count);
     this.recent.putAll(new Map([[text(record.key), text(record.key)]]));
+    this.missed.set(record.key, record.timestamp + 5000);
+    const [time, none] = this.missed.getAll([record.key, 'none']);
+    if (time !== record.timestamp + 5000 || none !== undefined) throw new Error(`${time} ${none}`);
     return value(bytes(String(count)));
+  }
+
+  timer(timer) {
+    if (timer.name !== 'missed' || timer.time % 1000 !== 0 || this.counts.get(timer.key) !== 1) throw new Error(timer.name);
+    return emit([{ value: bytes(`${text(timer.key)} missed`) }]);
   }
 }
 
 export const plugin = exportTransform(Visits);
 "#;
 
-/// The SDKs of other languages use the state as the one of Rust does. Needs a network for
+/// The SDKs of other languages use state and timers as the one of Rust does. Needs a network for
 /// JavaScript.
 #[test]
-fn python_and_javascript_projects_keep_state() {
+fn python_and_javascript_projects_keep_state_and_have_timers() {
     if std::env::var_os("TRUNKLINE_TEST_LONG").is_none() {
-        println!("SKIP python_and_javascript_projects_keep_state: runs with --long");
+        println!("SKIP python_and_javascript_projects_keep_state_and_have_timers: runs with --long");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -221,7 +237,8 @@ fn python_and_javascript_projects_keep_state() {
         std::fs::remove_file(project.join("config.schema.json")).unwrap();
         write(&project, file, source);
         let manifest = std::fs::read_to_string(project.join("transform.toml")).unwrap();
-        let manifest = manifest.replace("# state = true", "state = true").replace("config = { over = 100 }\n", "");
+        let manifest = manifest.replace("# timers = true", "timers = true");
+        let manifest = manifest.replace("config = { over = 100 }\n", "advance_to = 20_000\n");
         write(&project, "transform.toml", &manifest);
         let records = [
             r#"{"key":"a","value":"","timestamp":1000}"#,
@@ -229,25 +246,28 @@ fn python_and_javascript_projects_keep_state() {
             r#"{"key":"b","value":"","timestamp":3000}"#,
             r#"{"value":"","timestamp":3000}"#,
             r#"{"key":"a","value":"","timestamp":3000}"#,
+            r#"{"key":"b","value":"","timestamp":9000}"#,
         ];
         write(&project, "tests/records.jsonl", &records.join("\n"));
         write(
             &project,
             "tests/expected.jsonl",
-            &["1", "2", "1", "a=2,b=1,a,b", "1"].map(|text| format!("{{\"value\":\"{text}\"}}")).join("\n"),
+            &["1", "2", "1", "a=2,b=1,a,b", "1", "a missed", "b missed", "1", "b missed"]
+                .map(|text| format!("{{\"value\":\"{text}\"}}"))
+                .join("\n"),
         );
         if language == "js" {
             let _ = Command::new("npm").args(["install", "--prefix", &name]).current_dir(folder.path()).status();
         }
         let (code, _, stderr) = trunkline(folder.path(), &["transform", "build", &name]);
         if code == Some(3) {
-            println!("SKIP python_and_javascript_projects_keep_state: {language}: {stderr}");
+            println!("SKIP python_and_javascript_projects_keep_state_and_have_timers: {language}: {stderr}");
             continue;
         }
         assert_eq!(code, Some(0), "{stderr}");
         let (_, stdout, _) = trunkline(&project, &["transform", "inspect", &format!("{name}.wasm"), "--json"]);
         let found: Value = serde_json::from_str(&stdout).unwrap();
-        assert_eq!(found["uses_state"], Value::Bool(true), "{stdout}");
+        assert_eq!((&found["uses_state"], &found["uses_timers"]), (&Value::Bool(true), &Value::Bool(true)), "{stdout}");
         let (code, stdout, stderr) = trunkline(folder.path(), &["transform", "test", &name]);
         assert_eq!(code, Some(0), "{stdout}{stderr}");
     }
@@ -312,7 +332,7 @@ fn examples_of_bundled_transforms_hold() {
             let loaded = host.bundled(plugin.name).unwrap().unwrap();
             let mut instance = loaded.start(&config, &Limits::default()).unwrap();
             let expected: Vec<_> = example.outputs.iter().map(|line| ExpectedRecord::parse(line).unwrap()).collect();
-            let actual = run_plugin(&mut instance, &[TestRecord::parse(example.input).unwrap()]).unwrap();
+            let actual = run_plugin(&mut instance, &[TestRecord::parse(example.input).unwrap()], None).unwrap();
             assert!(compare(&expected, &actual), "{}:\n{}", plugin.name, difference(&expected, &actual));
         }
     }
@@ -409,7 +429,7 @@ fn the_sample_pipelines_pass_their_tests() {
         ("pipelines/fraud.toml", 4),
         ("pipelines/iot.toml", 2),
         ("pipelines/payments.toml", 3),
-        ("pipelines/fleet.toml", 2),
+        ("pipelines/fleet.toml", 3),
     ] {
         let (code, stdout, stderr) = trunkline(repository, &["test", file]);
         assert_eq!(code, Some(0), "{stdout}{stderr}");

@@ -113,6 +113,11 @@ impl StoredRecord {
     pub(crate) fn new(partition: i32, value: Vec<u8>) -> Self {
         Self { partition, key: None, value, headers: Vec::new() }
     }
+
+    /// The record with a key.
+    pub(crate) fn with_key(self, key: impl Into<Vec<u8>>) -> Self {
+        Self { key: Some(key.into()), ..self }
+    }
 }
 
 /// All records of a topic.

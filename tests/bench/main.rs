@@ -26,6 +26,7 @@ mod scaling;
 mod search;
 mod table;
 mod tls;
+mod transforms;
 mod warehouse;
 
 use std::path::PathBuf;
@@ -40,7 +41,7 @@ use crate::table::Table;
 
 /// The rows of log pipelines, in the table's order. The first six are `pipeline`. The rows of MySQL
 /// and of warehouses follow them.
-const ROWS: [&str; 19] = [
+const ROWS: [&str; 23] = [
     "none",
     "combined",
     "parquet",
@@ -59,7 +60,11 @@ const ROWS: [&str; 19] = [
     "search-latency",
     "opensearch",
     "bento-search",
+    "bento-filter",
+    "bento-project",
+    "streams-count",
     "tls",
+    "start",
 ];
 const USAGE: &str = "usage: tests/bench/run [all | ROW..] [--seconds N] [--rounds N]
        tests/bench/run --baseline FOLDER [ROW..] [--seconds N] [--rounds N]
@@ -170,7 +175,7 @@ fn figure(row: &str, sampling: Sampling) -> Option<ExitCode> {
 fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
     let is_selected = |row: &str| rows.contains(&row);
     let mut table = Table::default();
-    if rows.iter().any(|row| !["parser", "parsers", "plugin", "tls"].contains(row)) {
+    if rows.iter().any(|row| !["parser", "parsers", "plugin", "tls", "start"].contains(row)) {
         let kafka = Kafka::start(BrokerKind::Apache).unwrap_or_else(|skip| panic!("{skip}"));
         if ["none", "combined", "parquet", "mask"].into_iter().any(is_selected) {
             table.add(pipeline::rows(&kafka, sampling, is_selected));
@@ -211,6 +216,11 @@ fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
                 Err(reason) => table.skip("opensearch", &reason),
             }
         }
+        if transforms::PEERS.into_iter().any(is_selected) {
+            let (rows, skipped) = transforms::rows(&kafka, sampling, is_selected);
+            table.add(rows);
+            skipped.iter().for_each(|(name, reason)| table.skip(name, reason));
+        }
         if mysql::ROWS.into_iter().any(is_selected) {
             mysql::add(&mut table, &kafka, sampling, is_selected);
         }
@@ -233,6 +243,11 @@ fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
     }
     if is_selected("plugin") {
         table.add(plugin::rows(sampling));
+    }
+    if is_selected("start") {
+        let (rows, skipped) = transforms::start_rows(sampling);
+        table.add(rows);
+        skipped.iter().for_each(|(name, reason)| table.skip(name, reason));
     }
     println!("{}", conditions(sampling));
     table.show()

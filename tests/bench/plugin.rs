@@ -1,9 +1,13 @@
-//! Plugins in this process, on one core, in batches of 1000: one that passes every record, bundled
-//! transforms, and state. The figure of a round is the median of its calls; of state on disk, it is
-//! their mean, because a few calls write for the others. Compactions have a thread of their own.
+//! Plugins in this process, on one core, in batches of 1000: one that passes every record, one that
+//! parses, filters, masks and serialises, bundled transforms, and state. The figure of a round is
+//! the median of its calls; of state on disk, it is their mean, because a few calls write for the
+//! others. Compactions have a thread of their own.
 //!
 //! The no-op plugin is compared with a native call that does the remaining work: copying the table
 //! of the batch. Their calls alternate.
+
+#[path = "../../transforms/plugins/testing/src/work.rs"]
+mod work;
 
 use std::hint::black_box;
 use std::path::Path;
@@ -43,6 +47,7 @@ pub(crate) fn rows(sampling: Sampling) -> Vec<Row> {
     let session = json!({ "group_by": ["id"], "session": "1m", "aggregates": { "n": "count()" } });
     vec![
         row(sampling),
+        work_row(sampling),
         stateless(&host, sampling, ("filter on one member of 300 B JSON", "filter.wasm"), &filter, 400.0),
         stateless(&host, sampling, ("project three members of 300 B JSON", "project.wasm"), &project, 1_000.0),
         stateful(&host, sampling, ("dedupe: state get and put", "dedupe.wasm"), &dedupe, Target::AtMost(1_000.0)),
@@ -87,6 +92,36 @@ pub(crate) fn row(sampling: Sampling) -> Row {
         reference,
         measured,
         target: Target::AtMostAbove(50.0),
+    }
+}
+
+/// The same work in a plugin and in native code. Native code also writes the output of a batch into
+/// one block.
+fn work_row(sampling: Sampling) -> Row {
+    let host = Host::new(HostOptions::default()).unwrap();
+    let mut instance = host.load(&test_plugin()).unwrap().start(&json!({ "work": true }), &Limits::default()).unwrap();
+    let original = json_records(0);
+    let (mut reference, mut measured) = (Vec::new(), Vec::new());
+    for _ in 0..sampling.rounds {
+        let (mut native, mut plugin) = (Vec::new(), Vec::new());
+        let started = Instant::now();
+        while started.elapsed() < sampling.run {
+            native.push(call(&original, |batch| {
+                let mut out = Vec::new();
+                let kept = batch.iter().filter(|record| work::work(record.value().unwrap_or_default(), &mut out));
+                black_box((kept.count(), &out));
+            }));
+            plugin.push(call(&original, |batch| process(&mut instance, batch)));
+        }
+        reference.push(median(&native));
+        measured.push(median(&plugin));
+    }
+    Row {
+        name: "parse, filter, mask and serialise 300 B JSON".to_owned(),
+        unit: "ns per record",
+        reference,
+        measured,
+        target: Target::AtMostShare(1.6),
     }
 }
 

@@ -40,7 +40,16 @@ plugin = "aggregate.wasm"
 config = { group_by = ["device"], window = "1m", aggregates = { n = "count()", total = "sum(row.celsius)" } }
 topic = "$NAME.minutes"
 state = { max_bytes = "8MiB" }
+
+[transforms.watch]
+inputs = ["unique"]
+plugin = "absence.wasm"
+config = { fields = ["device"], after = "3s", take = ["device"] }
+partitions = 3
 "#;
+
+/// A device that has no reading for this time is silent.
+const SILENCE: i64 = 3_000;
 
 const DEVICES: u64 = 12;
 const MINUTE: i64 = 60_000;
@@ -55,6 +64,10 @@ struct Readings {
     recent: Vec<String>,
     /// Count and sum in hundredths, by device and start of the window.
     truth: BTreeMap<(String, i64), (u64, i64)>,
+    /// The time of the last reading of each device.
+    last: BTreeMap<String, i64>,
+    /// The devices that were silent, and the last reading before that.
+    silent: Vec<(String, i64)>,
     duplicates: u64,
 }
 
@@ -84,6 +97,8 @@ impl Readings {
         let id = self.next_id;
         self.next_id += 1;
         let line = format!("{{\"id\":{id},\"device\":\"{device}\",\"celsius\":{celsius},\"at\":{}}}\n", self.now);
+        let last = self.last.insert(device.to_owned(), self.now);
+        self.silent.extend(last.filter(|last| self.now - last >= SILENCE).map(|last| (device.to_owned(), last)));
         // A duplicate must not be so late that its window is closed: it repeats a recent line.
         if self.recent.len() == 50 {
             self.recent.remove(0);
@@ -117,6 +132,8 @@ fn kills_and_moves_keep_state_exactly_once() {
         next_id: 0,
         recent: Vec::new(),
         truth: BTreeMap::new(),
+        last: BTreeMap::new(),
+        silent: Vec::new(),
         duplicates: 0,
     };
     let output = format!("{}.minutes", case.name());
@@ -158,6 +175,68 @@ fn kills_and_moves_keep_state_exactly_once() {
     }
     assert!(readings.truth.len() > 100, "{} windows", readings.truth.len());
     assert_eq!(found, readings.truth, "seed {seed}");
+    // Timers: each silence once, in the order of each device.
+    let mut found: Vec<(String, i64)> = Vec::new();
+    for record in kafka.read(&format!("{}.watch.absent", case.name())) {
+        let value = record.json();
+        found.push((value["device"].as_str().unwrap().to_owned(), value["last_seen"].as_i64().unwrap()));
+    }
+    assert!(readings.silent.len() > 100, "{}", readings.silent.len());
+    found.sort();
+    readings.silent.sort();
+    assert_eq!(found, readings.silent, "seed {seed}");
+}
+
+const IDLE: &str = r#"
+name = "$NAME"
+
+[sources.beats]
+connector = "logfile"
+paths = ["$DIR/logs/*.log"]
+parser = "json"
+partitions = 1
+
+[transforms.clock]
+inputs = ["beats"]
+plugin = "timestamp.wasm"
+config = { field = "at", from = "unix_ms", set_timestamp = true }
+
+[transforms.watch]
+inputs = ["clock"]
+plugin = "absence.wasm"
+config = { fields = ["device"], after = "500ms" }
+timers = { idle = "1s" }
+"#;
+
+/// The timers of a partition without records fire by the clock, once, also around a kill.
+#[test]
+fn timers_of_an_idle_partition_fire_once() {
+    let kafka = need!(Kafka::any());
+    let case = Case::new("state-idle", kafka);
+    case.pipeline("beats", IDLE);
+    let absent = format!("{}.watch.absent", case.name());
+    let mut log = LogWriter::new(case.path("logs/beats.log"), 1803);
+    let mut beat = |device: &str| {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
+        log.append_raw(format!("{{\"device\":\"{device}\",\"at\":{now}}}\n").as_bytes());
+    };
+    let devices = || -> Vec<String> {
+        let records = kafka.read(&absent);
+        records.iter().map(|record| record.json()["device"].as_str().unwrap().to_owned()).collect()
+    };
+    beat("a");
+    let worker = case.start("a", &[]);
+    wait::until("the first device is missed", LONG, || (kafka.has_topic(&absent) && devices() == ["a"]).then_some(()));
+    beat("b");
+    let killed = worker.kill9();
+    assert_eq!(killed.signal, Some(libc::SIGKILL), "{}", killed.describe());
+    let worker = case.start("a", &[]);
+    wait::until("the second device is missed", LONG, || (devices() == ["a", "b"]).then_some(()));
+    worker.kill9();
+    let summary = case.until_idle("a", LONG);
+    assert_eq!(devices(), ["a", "b"]);
+    let watch = summary.of(case.name(), "watch");
+    assert_eq!((watch.input, watch.output, watch.extra), (2, 4, 2));
 }
 
 const STOPS: &str = r#"

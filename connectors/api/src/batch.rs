@@ -7,13 +7,14 @@
 //! # Sealed form (little endian), format 1
 //! ```text
 //! header, 32 bytes:  magic "TLB1" | format u32 = 1 | record count u32 | table_at u32
-//!                    | topics_at u32 | topic count u32 | 8 bytes reserved
+//!                    | topics_at u32 | topic count u32 | content u32 | 4 bytes reserved
 //! data               keys, values and headers, in no particular order
 //! topics             per topic: length u32 | name
 //! table              per record one Entry of 48 bytes, at a multiple of 8
 //! ```
 //! All positions count from the start of the sealed form. A header block is a run of `name length
-//! u32 | name | value length i32 | value`; a value length of -1 is a null value.
+//! u32 | name | value length i32 | value`; a value length of -1 is a null value. `content` is 0 for
+//! records, and 1 for the timers of a plugin.
 
 use std::sync::Arc;
 
@@ -233,6 +234,11 @@ impl Batch {
 
     /// The sealed form, which a plugin receives. The next change of the batch removes the trailer.
     pub fn seal(&mut self) -> &[u8] {
+        self.seal_as(0)
+    }
+
+    /// Like [`Batch::seal`], for entries that are no records; `content` states what they are.
+    pub fn seal_as(&mut self, content: u32) -> &[u8] {
         self.unseal();
         let data_len = self.arena.len();
         let topics_at = data_len;
@@ -250,7 +256,7 @@ impl Batch {
             table_at as u32,
             topics_at as u32,
             self.topics.len() as u32,
-            0,
+            content,
             0,
         ];
         self.arena[..HEADER_BYTES].copy_from_slice(bytemuck::cast_slice(&header));

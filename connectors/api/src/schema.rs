@@ -26,6 +26,9 @@ pub mod headers {
     /// Epoch, file number, position and row of a change whose value has no `source`, separated by
     /// dots: of two changes, the later one has the greater numbers.
     pub const ORDER: &str = "trunkline.order";
+    /// The time of a timer that a transform rejected, in milliseconds since 1970. The dead letter
+    /// has the timer's key.
+    pub const TIMER: &str = "trunkline.timer";
 }
 
 /// Hash of a schema's canonical form; written as 16 hexadecimal digits.

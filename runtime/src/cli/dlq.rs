@@ -23,7 +23,7 @@ use crate::dead_letters::{DeadLetter, LetterCondition, Plan, Redrive, Through, r
 use crate::kafka::{Admin, Cluster};
 use crate::plan::{Input, Pipeline, Route};
 use crate::stage::StraightStages;
-use crate::worker::DataDir;
+use crate::worker::plugin_cache_dirs;
 
 /// `trunkline dlq`.
 #[derive(Args)]
@@ -359,7 +359,7 @@ impl Context<'_> {
     }
 
     fn host(&self) -> Result<Host> {
-        Host::new(HostOptions { cache_dir: DataDir::plugin_cache(&self.settings.data) })
+        Host::new(HostOptions { cache_dirs: plugin_cache_dirs(Some(&self.settings.data)) })
             .map_err(|error| Error::external("environment.plugins", format!("plugins cannot run here: {error}")))
     }
 

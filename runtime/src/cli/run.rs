@@ -23,7 +23,8 @@ use crate::plan::Loaded;
 use crate::stage::StopSignal;
 use crate::worker::control::Control;
 use crate::worker::{
-    self, Addresses, DataDir, Overview, PipelineSet, STOPPED_CUT_OFF, WorkerOptions, raise_open_files_limit,
+    self, Addresses, DataDir, Overview, PipelineSet, STOPPED_CUT_OFF, WorkerOptions, plugin_cache_dirs,
+    raise_open_files_limit,
 };
 
 /// Runs the verb.
@@ -115,7 +116,7 @@ fn prepare(args: &RunArgs, settings: &Settings) -> Result<(DataDir, Host, Runtim
         tracing::warn!(%error, "cannot raise the limit of open files of this process (`ulimit -n`)");
     }
     let data = DataDir::open(&settings.data, args.new_worker_id)?;
-    let host = Host::new(HostOptions { cache_dir: Some(data.plugins().to_owned()) })
+    let host = Host::new(HostOptions { cache_dirs: plugin_cache_dirs(Some(&settings.data)) })
         .map_err(|error| Error::external("environment.plugins", format!("plugins cannot run here: {error}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -11,7 +11,6 @@ use super::transform::plugin_host;
 use crate::config::{FileProblems, problem_at};
 use crate::plan::{Registry, files_of, load_each};
 use crate::record_tests::{PipelineTest, TestOutcome, read_tests, run_test};
-use crate::worker::DataDir;
 
 /// `trunkline test`.
 #[derive(Args)]
@@ -36,7 +35,7 @@ pub(super) fn test(args: &TestArgs) -> Exit {
         Ok(settings) => settings,
         Err(problems) => return report_problems(&problems, args.json),
     };
-    let host = match plugin_host(DataDir::plugin_cache(&settings.data)) {
+    let host = match plugin_host(Some(&settings.data)) {
         Ok(host) => host,
         Err(exit) => return exit,
     };

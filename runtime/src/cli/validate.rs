@@ -18,7 +18,7 @@ use crate::kafka::Cluster;
 use crate::plan::{Input, Loaded, Pipeline, Registry, Route, SinkPlan, load_each};
 use crate::record_tests::read_tests;
 use crate::stage::component_name;
-use crate::worker::DataDir;
+use crate::worker::plugin_cache_dirs;
 
 /// The memory of a sink that compares records with its tables.
 const RECORDS_BUDGET: usize = 64 << 20;
@@ -66,7 +66,7 @@ pub(super) fn validate(paths: &[PathBuf], as_json: bool, check: bool, settings: 
 /// Loads pipelines for commands that do not run them. Compiled plugins are read from the data
 /// directory and added to it, if a worker has created it; otherwise nothing is written.
 pub(super) fn load_for_reading(paths: &[PathBuf], settings: &Settings) -> Result<Loaded, Exit> {
-    match Host::new(HostOptions { cache_dir: DataDir::plugin_cache(&settings.data) }) {
+    match Host::new(HostOptions { cache_dirs: plugin_cache_dirs(Some(&settings.data)) }) {
         Ok(host) => Ok(load_each(paths, &host, settings, &Registry::new())),
         Err(error) => {
             let message = format!("plugins cannot run on this machine: {error}");

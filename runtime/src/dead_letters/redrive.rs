@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::json;
-use trunkline_connector::{Batch, Error, PositionChange, RecordRef, Result, Schema};
+use trunkline_connector::{Batch, Error, PositionChange, RecordRef, Result, Schema, headers};
 
 use super::{ATTEMPTS, CONNECT, DeadLetter, OffsetRanges, Origin, REPLAY, Through};
 use crate::checkpoint::{CHECKPOINTS, Positions, Schemas, or_empty};
@@ -230,6 +230,11 @@ impl<'a> Redrive<'a> {
 
     /// Sends the record of a dead letter, unless it stays or is dropped.
     fn send(&mut self, letter: &DeadLetter, record: RecordRef<'_>) -> Result<Outcome> {
+        if record.header(headers::TIMER).is_some() {
+            let reason =
+                "it is a timer, and no record: the transform has removed it, and sets others for later records";
+            return Ok(Outcome::Stays(Some(reason.to_owned())));
+        }
         let target = match self.target(letter) {
             Ok(target) => target,
             Err(reason) => return Ok(Outcome::Stays(Some(reason))),

@@ -246,6 +246,55 @@ pub const PLUGINS: &[BundledPlugin] = &[
         }],
         hides_data: false,
     },
+    BundledPlugin {
+        name: "absence.wasm",
+        summary: "Emits a record when a key has had no record for a time; keeps state, has timers",
+        options: ABSENCE,
+        field_options: &[],
+        examples: &[Example {
+            title: "buses that send no position for ten minutes; their records pass",
+            config: r#"config = { fields = ["vehicle"], after = "10m", take = ["vehicle", "lat", "lon"] }"#,
+            input: r#"{"value": {"vehicle": "bus-1", "lat": 48.4, "lon": 9.99}, "timestamp": 1700000000000}"#,
+            outputs: &[r#"{"value": {"vehicle": "bus-1", "lat": 48.4, "lon": 9.99}, "timestamp": 1700000000000}"#],
+        }],
+        hides_data: false,
+    },
+];
+
+const ABSENCE: &[OptionSpec] = &[
+    OptionSpec::optional(
+        "fields",
+        "array of paths",
+        "the key of the record",
+        "The fields of the row that make the key. One field: its text. Several: a JSON object.",
+        "[\"vehicle\"]",
+    ),
+    OptionSpec::optional(
+        "expression",
+        "CEL",
+        "none",
+        "The same as an expression, instead of `fields`. Records for which it is null are not watched.",
+        "\"value.line + '/' + value.vehicle\"",
+    ),
+    OptionSpec::required(
+        "after",
+        "duration",
+        "The time without a record of the key, by the timestamps of records, after which a record is emitted.",
+        "\"10m\"",
+    ),
+    OptionSpec::optional(
+        "take",
+        "array of names",
+        "all members",
+        "The members of the last record that the emitted one gets.",
+        "[\"vehicle\", \"lat\", \"lon\"]",
+    ),
+    OptionSpec::with_default(
+        "into",
+        "string",
+        "\"last_seen\"",
+        "The member for the timestamp of the last record (milliseconds since 1970).",
+    ),
 ];
 
 const PREVIOUS: &[OptionSpec] = &[

@@ -158,6 +158,9 @@ pub struct TransformPlan {
 pub struct StatePlan {
     /// Limit on the state of each topic partition.
     pub max_bytes: usize,
+    /// Event time follows the worker's clock, at this distance, while a topic partition has no
+    /// record for this time. `None`: it stands still.
+    pub idle: Option<Duration>,
 }
 
 /// A topic that is kept as a table: the last record of each key is a row.

@@ -161,6 +161,14 @@ pub const TRANSFORM: &[OptionSpec] = &[
         "\"4GiB\"",
     ),
     OptionSpec::optional(
+        "timers.idle",
+        "duration",
+        "event time advances with records only",
+        "For a plugin with timers: while a topic partition has no record for this time, its event time follows the \
+         worker's clock at this distance, so that timers fire. Without it, the output depends on the records alone.",
+        "\"1m\"",
+    ),
+    OptionSpec::optional(
         "fuse",
         "boolean",
         "`true` with one reading stage and without state, else `false`",

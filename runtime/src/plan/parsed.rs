@@ -78,6 +78,8 @@ pub(super) struct ParsedTransform<'a> {
     pub(super) on_error: OnError,
     /// Limit on the state of each topic partition.
     pub(super) max_state_bytes: Option<usize>,
+    /// The time without records after which event time advances.
+    pub(super) idle: Option<Duration>,
     pub(super) tasks: u32,
 }
 
@@ -265,19 +267,21 @@ fn parse_transform<'a>(key: &'a Key, section: Section<'a>, host: &Host) -> Parse
     let fuse = section.optional::<bool>("fuse").zip(section.node("fuse"));
     let known: Vec<&str> = options::TRANSFORM.iter().map(|option| option.key).collect();
     let is_meant = |key: &Key| !known.contains(&key.name.as_str()) && nearest(&key.name, &known) == Some("inputs");
+    let started = plugins::start(&section, host);
     ParsedTransform {
         key,
         inputs: section.node("inputs").map(|_| inputs(&section)),
         misspells_inputs: section.table.get("inputs").is_none()
             && section.table.entries.iter().any(|(key, _)| is_meant(key)),
         table: table(&section),
-        started: plugins::start(&section, host),
         fuse: fuse.map(|(value, node)| Spanned { value, span: node.span.clone() }),
         topic: section.node("topic"),
         topics: section.node("topics"),
         partitions: partitions(&section),
         on_error: OnError::read(&section),
         max_state_bytes: max_state_bytes(&section),
+        idle: idle(&section, started.as_ref()),
+        started,
         tasks: tasks(&section),
         section,
     }
@@ -286,6 +290,31 @@ fn parse_transform<'a>(key: &'a Key, section: Section<'a>, host: &Host) -> Parse
 fn table(section: &Section<'_>) -> Option<Spanned<String>> {
     let (value, node) = section.optional::<String>("table").zip(section.node("table"))?;
     Some(Spanned { value, span: node.span.clone() })
+}
+
+/// `timers = { idle = ".." }`. Reports it for a plugin without timers.
+fn idle(section: &Section<'_>, started: Option<&Started>) -> Option<Duration> {
+    let timers = section.section("timers")?;
+    let idle = timers.optional::<Duration>("idle");
+    timers.finish();
+    if let (Some(started), Some((key, _))) = (started, section.table.entry("timers"))
+        && !started.plugin.uses_timers()
+    {
+        section.report.add(Problem {
+            code: "plan.no_timers",
+            message: format!("the plugin `{}` has no timers", started.plugin.name()),
+            span: key.span.clone(),
+            expected: "remove `timers`".to_owned(),
+            help: Some("`trunkline transform inspect` shows whether a plugin has timers".to_owned()),
+        });
+    }
+    if let (Some(idle), Some(node)) = (idle, timers.node("idle"))
+        && idle.is_zero()
+    {
+        timers.mismatch("idle", node, Mismatch::new("is zero".to_owned()), "a duration such as `1m`".to_owned());
+        return None;
+    }
+    idle
 }
 
 /// `state = { max_bytes = ".." }`.

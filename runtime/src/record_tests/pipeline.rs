@@ -19,6 +19,8 @@ pub struct PipelineTest {
     /// Its name.
     pub name: String,
     records: Vec<TestRecord>,
+    /// The event time up to which timers fire after the records.
+    advance_to: Option<i64>,
     /// Expected records by output.
     expected: BTreeMap<String, Vec<ExpectedRecord>>,
     dead_letters: Vec<ExpectedRecord>,
@@ -76,6 +78,7 @@ impl Reader<'_> {
                 Vec::new()
             }
         };
+        let advance_to = section.optional("advance_to");
         let mut expected = BTreeMap::new();
         if let Some(outputs) = section.section("expected") {
             for (key, node) in &outputs.table.entries {
@@ -85,7 +88,7 @@ impl Reader<'_> {
         }
         let dead_letters = section.node("dead_letters").map(|node| self.expected(node, base)).unwrap_or_default();
         section.finish();
-        Some(PipelineTest { name: name?, records, expected, dead_letters })
+        Some(PipelineTest { name: name?, records, advance_to, expected, dead_letters })
     }
 
     fn records(&self, node: &Node, base: &Path) -> Vec<TestRecord> {
@@ -188,14 +191,14 @@ impl Reader<'_> {
 
 /// Runs a test.
 pub fn run_test(pipeline: &Pipeline, test: &PipelineTest) -> TestOutcome {
-    let failure = match run_records(pipeline, &test.records) {
+    let failure = match run_records(pipeline, &test.records, test.advance_to) {
         Ok(output) => differences(test, &output),
         Err(error) => Some(format!("  {error}\n")),
     };
     TestOutcome { name: test.name.clone(), failure }
 }
 
-fn run_records(pipeline: &Pipeline, records: &[TestRecord]) -> Result<DryRunOutput> {
+fn run_records(pipeline: &Pipeline, records: &[TestRecord], advance_to: Option<i64>) -> Result<DryRunOutput> {
     let mut run = DryRun::new(pipeline)?;
     for source in &pipeline.sources {
         let mut batch = Batch::default();
@@ -210,7 +213,7 @@ fn run_records(pipeline: &Pipeline, records: &[TestRecord]) -> Result<DryRunOutp
         record.push_to(&mut batch, topic, index);
         batch.iter().for_each(|record| run.add(topic, record));
     }
-    run.finish()
+    run.finish(advance_to)
 }
 
 fn differences(test: &PipelineTest, output: &DryRunOutput) -> Option<String> {

@@ -9,20 +9,30 @@ use super::record::{ExpectedRecord, TestRecord};
 const MAX_STATE_BYTES: usize = 64 << 20;
 
 /// The output of records: first those that the plugin outputs, then the rejected ones. The state is
-/// empty before.
-pub fn run_plugin(instance: &mut Instance, records: &[TestRecord]) -> Result<Vec<ExpectedRecord>, String> {
+/// empty before. `advance_to`: the event time up to which timers fire after the records.
+pub fn run_plugin(
+    instance: &mut Instance,
+    records: &[TestRecord],
+    advance_to: Option<i64>,
+) -> Result<Vec<ExpectedRecord>, String> {
     let mut batch = Batch::default();
     for (record, index) in records.iter().zip(0..) {
         record.push_to(&mut batch, "test", index);
     }
     let mut rejected = Rejections::default();
-    let processed = match instance.plugin().uses_state() {
-        true => instance.process_with_state(&mut batch, &mut rejected, &mut StateStore::new(MAX_STATE_BYTES)),
-        false => instance.process(&mut batch, &mut rejected),
+    let mut state = instance.plugin().uses_state().then(|| StateStore::new(MAX_STATE_BYTES));
+    let processed = match &mut state {
+        Some(state) => instance.process_with_state(&mut batch, &mut rejected, state),
+        None => instance.process(&mut batch, &mut rejected),
     };
     processed.map_err(|error| error.to_string())?;
+    let mut last = Batch::default();
+    if let (Some(to), Some(state)) = (advance_to, &mut state) {
+        let advanced = instance.advance_time(to, "test", 0, &mut last, &mut rejected, state);
+        advanced.map_err(|error| error.to_string())?;
+    }
     let ports = instance.ports();
-    let output = batch.iter().map(|record| ExpectedRecord {
+    let output = batch.iter().chain(last.iter()).map(|record| ExpectedRecord {
         output: ports.get(usize::from(record.entry().port)).cloned(),
         rejected: None,
         parts: TestRecord::of(record).parts(),

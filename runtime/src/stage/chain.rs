@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use trunkline_connector::{Batch, Rejections, Result, Schema};
-use trunkline_transform_host::{Instance, SchemaStore, StateStore};
+use trunkline_connector::{Batch, Rejections, Result, Schema, TopicPartition};
+use trunkline_transform_host::{Counts, Instance, SchemaStore, StateStore};
 
 use super::dead_letters::DeadLetters;
 use crate::checkpoint::Counters;
@@ -160,6 +160,32 @@ impl RunningTransform {
             Some(state) => self.instance.process_with_state(batch, &mut self.rejected, state),
             None => self.instance.process(batch, &mut self.rejected),
         };
+        self.count(processed, counters, dead_letters)
+    }
+
+    /// Lets the event time of a topic partition advance to `to` (milliseconds since 1970) without a
+    /// record; `batch`, which is empty, gets the output of the timers that fire.
+    pub(super) fn advance_time(
+        &mut self,
+        to: i64,
+        partition: &TopicPartition,
+        batch: &mut Batch,
+        counters: &mut Counters,
+        dead_letters: &mut DeadLetters,
+        state: &mut StateStore,
+    ) -> Result<()> {
+        self.rejected.clear();
+        let (topic, number) = (&partition.topic, partition.partition);
+        let advanced = self.instance.advance_time(to, topic, number, batch, &mut self.rejected, state);
+        self.count(advanced, counters, dead_letters)
+    }
+
+    fn count(
+        &mut self,
+        processed: Result<Counts>,
+        counters: &mut Counters,
+        dead_letters: &mut DeadLetters,
+    ) -> Result<()> {
         let counts = processed.map_err(|error| error.context(format!("transform `{}`", self.step.component)))?;
         let own = counters.of(&self.step.component);
         own.records_in += counts.records_in;

@@ -218,7 +218,7 @@ fn header_bytes(name: &str, value: &[u8]) -> usize {
 
 /// The origin of a record, for messages.
 fn describe(record: RecordRef<'_>) -> String {
-    use trunkline_connector::headers::{OFFSET, PATH};
+    use trunkline_connector::headers::{OFFSET, PATH, TIMER};
     let text = |name| record.header(name).map(String::from_utf8_lossy);
     match (text(PATH), text(OFFSET)) {
         _ if record.entry().offset >= 0 => {
@@ -230,6 +230,13 @@ fn describe(record: RecordRef<'_>) -> String {
             )
         }
         (Some(path), Some(offset)) => format!("the line at byte {offset} of `{path}`"),
-        _ => "a record".to_owned(),
+        _ => match text(TIMER) {
+            Some(time) => {
+                let key = String::from_utf8_lossy(record.key().unwrap_or_default());
+                let (topic, partition) = (record.topic(), record.entry().partition);
+                format!("the timer `{}` of {time} for `{topic}` partition {partition}", key.escape_debug())
+            }
+            None => "a record".to_owned(),
+        },
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use trunkline_connector::{Batch, Error, Reason, RecordRef, Result, Template};
+use trunkline_connector::{Batch, Error, Reason, RecordRef, Result, Template, TopicPartition};
 use trunkline_transform_host::StateStore;
 
 use super::chain::RunningTransform;
@@ -105,8 +105,21 @@ impl<'p> DryRun<'p> {
         }
     }
 
-    /// Processes all records.
-    pub fn finish(mut self) -> Result<DryRunOutput> {
+    /// Processes all records. `advance_to`: the event time (milliseconds since 1970) up to which
+    /// the timers of all transforms fire afterwards, first those of the transforms that come first
+    /// in the file.
+    pub fn finish(mut self, advance_to: Option<i64>) -> Result<DryRunOutput> {
+        self.process_pending()?;
+        for index in 0..self.transforms.len() {
+            if let Some(time) = advance_to {
+                self.advance_time(index, time)?;
+                self.process_pending()?;
+            }
+        }
+        Ok(self.output)
+    }
+
+    fn process_pending(&mut self) -> Result<()> {
         let mut batches = 0;
         while let Some((topic, batch)) = self.next_batch() {
             batches += 1;
@@ -117,7 +130,34 @@ impl<'p> DryRun<'p> {
             self.run_transforms(&topic, &batch)?;
             self.run_sinks(&topic, &batch)?;
         }
-        Ok(self.output)
+        Ok(())
+    }
+
+    /// Lets the event time of a transform's input topics advance.
+    fn advance_time(&mut self, index: usize, to: i64) -> Result<()> {
+        let mut written = Vec::new();
+        let mut dead_letters = DeadLetters::default();
+        let Some(DryTransform { plan, running, state, .. }) = self.transforms.get_mut(index) else { return Ok(()) };
+        for (topic, state) in state {
+            let partition = TopicPartition { topic: topic.clone(), partition: 0 };
+            let mut out = Batch::default();
+            running.advance_time(to, &partition, &mut out, &mut self.counters, &mut dead_letters, state)?;
+            write_output(plan, &out, &mut written)?;
+            state.commit();
+        }
+        self.take_dead_letters(&dead_letters);
+        self.take_written(written);
+        Ok(())
+    }
+
+    /// Adds what transforms have written to their topics.
+    fn take_written(&mut self, written: Vec<Written>) {
+        for Written { output, topic, record } in written {
+            for record in record.iter() {
+                push(self.output.outputs.entry(output.clone()).or_default(), &topic, record);
+                self.add(&topic, record);
+            }
+        }
     }
 
     /// The next batch. A table has all of its rows before a record is looked up in it.
@@ -131,7 +171,7 @@ impl<'p> DryRun<'p> {
     }
 
     fn run_transforms(&mut self, topic: &Arc<str>, batch: &Batch) -> Result<()> {
-        let mut written: Vec<(String, String, Batch)> = Vec::new();
+        let mut written = Vec::new();
         let mut dead_letters = DeadLetters::default();
         for DryTransform { plan, routes, running: own, state, table } in &mut self.transforms {
             if let Some(table) = table
@@ -149,34 +189,14 @@ impl<'p> DryRun<'p> {
             chain.run(&mut input, &mut self.counters, &mut dead_letters, &mut |out, counters, dead_letters| {
                 let store = table.as_mut().map(Rows::store).or(state.as_deref_mut());
                 own.process(out, counters, dead_letters, store)?;
-                for record in out.iter() {
-                    let port = record.entry().port;
-                    let found = plan.port_topics.iter().find(|(known, _)| *known == port);
-                    let template = found.map_or(&plan.topic, |(_, template)| template);
-                    let name = match plan.step.ports.get(usize::from(port)).filter(|_| found.is_some()) {
-                        Some(port) => format!("{}.{port}", plan.name),
-                        None => plan.name.clone(),
-                    };
-                    let topic = topic_of(template, record).map_err(|problem| {
-                        Error::data("test.topic", format!("the topic of the transform `{}`: {problem}", plan.name))
-                    })?;
-                    let mut single = Batch::default();
-                    push(&mut single, &topic, record);
-                    written.push((name, topic, single));
-                }
-                Ok(())
+                write_output(plan, out, &mut written)
             })?;
             if let Some(state) = state {
                 state.commit();
             }
         }
         self.take_dead_letters(&dead_letters);
-        for (name, topic, single) in written {
-            for record in single.iter() {
-                push(self.output.outputs.entry(name.clone()).or_default(), &topic, record);
-                self.add(&topic, record);
-            }
-        }
+        self.take_written(written);
         Ok(())
     }
 
@@ -204,6 +224,34 @@ impl<'p> DryRun<'p> {
             self.output.dead_letters.push((component.to_owned(), single, reason.clone()));
         }
     }
+}
+
+/// A record that a separate transform has written to its topic.
+struct Written {
+    /// The transform, or its port.
+    output: String,
+    topic: String,
+    record: Batch,
+}
+
+/// The records that a transform outputs, with their topics.
+fn write_output(plan: &TransformPlan, out: &Batch, written: &mut Vec<Written>) -> Result<()> {
+    for record in out.iter() {
+        let port = record.entry().port;
+        let found = plan.port_topics.iter().find(|(known, _)| *known == port);
+        let template = found.map_or(&plan.topic, |(_, template)| template);
+        let output = match plan.step.ports.get(usize::from(port)).filter(|_| found.is_some()) {
+            Some(port) => format!("{}.{port}", plan.name),
+            None => plan.name.clone(),
+        };
+        let topic = topic_of(template, record).map_err(|problem| {
+            Error::data("test.topic", format!("the topic of the transform `{}`: {problem}", plan.name))
+        })?;
+        let mut single = Batch::default();
+        push(&mut single, &topic, record);
+        written.push(Written { output, topic, record: single });
+    }
+    Ok(())
 }
 
 /// Adds a copy of a record, as if it were read from the topic.

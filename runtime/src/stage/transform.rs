@@ -6,12 +6,17 @@
 //! is revoked; see `checkpoint/transform_state.rs`. Committed changes are copied to disk every few
 //! seconds, so that the next start on this machine reads only the rest of the changelog.
 //!
+//! The timers of a plugin are part of its state. They fire with the records; with the option
+//! `timers.idle`, also in a partition that gets none. See `docs/adr/032-timers.md`.
+//!
 //! The table of a lookup is read before the first record, and followed afterwards; see
 //! `lookup_table.rs`.
 //!
 //! If a partition is revoked while a transaction is open, the transaction is aborted, and the other
 //! partitions are read again from their committed offsets. A commit would not be fenced, because
 //! this member already has the new generation, and the next owner has started from the old offset.
+
+mod idle;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -132,6 +137,7 @@ impl TransformStage {
             schemas: Vec::new(),
             error_limits: ErrorLimits::new(&self.plan.name, self.plan.on_error, &[], &self.plan.inputs),
             throttle: self.bounds.as_ref().and_then(|bounds| bounds.rate).map(Throttle::new),
+            idle_check: Instant::now(),
         };
         let outcome = task.run(stop).and_then(|()| task.close_states());
         if outcome.is_ok() {
@@ -170,6 +176,8 @@ struct PartitionState {
     next: Option<i64>,
     /// The plugin's state, if it keeps any.
     state: Option<StateStore>,
+    /// When the last record was read.
+    last_record: Instant,
 }
 
 struct TransformTask<'a> {
@@ -201,6 +209,37 @@ struct TransformTask<'a> {
     error_limits: ErrorLimits,
     /// Limits the speed of a replay.
     throttle: Option<Throttle>,
+    /// When partitions were last checked for being idle.
+    idle_check: Instant,
+}
+
+/// Where the transform's records go.
+struct Output<'a> {
+    plan: &'a TransformPlan,
+    producer: &'a mut TransactionalProducer,
+    topics: &'a mut Topics,
+    /// Sends all records of a batch or none.
+    atomic: bool,
+    /// Number of records that were sent.
+    delivered: &'a mut u64,
+}
+
+impl Output<'_> {
+    /// Sends records to the topics of their ports.
+    fn send(&mut self, out: &mut Batch, counters: &mut Counters, dead_letters: &mut DeadLetters) -> Result<()> {
+        let plan = self.plan;
+        let topic_of = |record: RecordRef<'_>| {
+            let port = record.entry().port;
+            plan.port_topics.iter().find(|(known, _)| *known == port).map_or(&plan.topic, |(_, topic)| topic)
+        };
+        let rejected = self.topics.send(self.producer, out, self.atomic, topic_of, |record| record.timestamp())?;
+        if !self.atomic || rejected.is_empty() {
+            *self.delivered += out.len() as u64;
+        }
+        let own = counters.of(&plan.name);
+        own.out -= (rejected.len() as u64).min(own.out);
+        dead_letters.route_rejections(&plan.name, "KAFKA_PRODUCE", plan.on_error, &rejected, counters)
+    }
 }
 
 impl TransformTask<'_> {
@@ -239,6 +278,7 @@ impl TransformTask<'_> {
                 }
                 batch.clear();
             }
+            self.fire_idle_timers()?;
             let changed: usize = self.stores().map(StateStore::changed_bytes).sum();
             if self.is_copy_due() {
                 self.commit_and_copy()?;
@@ -300,26 +340,22 @@ impl TransformTask<'_> {
         let Some(state) = self.partitions.get_mut(partition) else { return Ok(()) };
         let Some(last) = batch.entries().last() else { return Ok(()) };
         state.next = Some(last.offset + 1);
+        state.last_record = Instant::now();
         self.commit_timer.mark_pending();
         failpoint!("transform.produce.before")?;
         let chain = self.routes.chain(&partition.topic)?;
-        let (own, producer, topics, plan) = (&mut self.own, &mut self.producer, &mut self.topics, &self.stage.plan);
-        let (delivered, atomic) = (&mut self.delivered, self.one_by_one);
+        let own = &mut self.own;
+        let mut output = Output {
+            plan: &self.stage.plan,
+            producer: &mut self.producer,
+            topics: &mut self.topics,
+            atomic: self.one_by_one,
+            delivered: &mut self.delivered,
+        };
         let mut store = self.table.as_mut().map(LookupTable::store).or(state.state.as_mut());
         chain.run(batch, &mut state.pending, &mut state.dead_letters, &mut |out, counters, dead_letters| {
             own.process(out, counters, dead_letters, store.as_deref_mut())?;
-            let port_topics = &plan.port_topics;
-            let topic_of = |record: RecordRef<'_>| {
-                let port = record.entry().port;
-                port_topics.iter().find(|(known, _)| *known == port).map_or(&plan.topic, |(_, topic)| topic)
-            };
-            let rejected = topics.send(producer, out, atomic, topic_of, |record| record.timestamp())?;
-            if !atomic || rejected.is_empty() {
-                *delivered += out.len() as u64;
-            }
-            let own = counters.of(&plan.name);
-            own.out -= (rejected.len() as u64).min(own.out);
-            dead_letters.route_rejections(&plan.name, "KAFKA_PRODUCE", plan.on_error, &rejected, counters)
+            output.send(out, counters, dead_letters)
         })?;
         self.publish_schemas()?;
         failpoint!("transform.produce.after")
@@ -378,6 +414,7 @@ impl TransformTask<'_> {
                             committed,
                             next: None,
                             state,
+                            last_record: Instant::now(),
                         };
                         self.partitions.insert(partition, state);
                     }

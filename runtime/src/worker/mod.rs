@@ -14,6 +14,7 @@ mod data_dir;
 mod leases;
 mod open_files;
 mod overview;
+mod plugin_cache;
 mod rights;
 mod summary;
 mod tasks;
@@ -23,6 +24,7 @@ mod topics;
 pub use data_dir::{Addresses, DataDir, create_private_folder};
 pub use open_files::{raise_open_files_limit, shortage};
 pub use overview::Overview;
+pub use plugin_cache::plugin_cache_dirs;
 pub use rights::{Operation, Resource, ResourceKind, Rights, Use, rights_for, rights_of};
 pub use summary::{PipelineSummary, Summary};
 

@@ -34,10 +34,14 @@ pub(crate) const NAMES: &[&str] = &[
     "aggregate.wasm",
     "lookup.wasm",
     "previous.wasm",
+    "absence.wasm",
 ];
 
 /// The transforms of `standard.wasm` that use the interface for state. The others cannot use it.
-pub(crate) const USES_STATE: &[&str] = &["dedupe", "aggregate", "lookup", "previous"];
+pub(crate) const USES_STATE: &[&str] = &["dedupe", "aggregate", "lookup", "previous", "absence"];
+
+/// Those of them that use timers.
+pub(crate) const USES_TIMERS: &[&str] = &["absence"];
 
 /// Those of them whose state is a table that the caller fills.
 pub(crate) const READS_TABLE: &[&str] = &["lookup"];

@@ -17,7 +17,7 @@ use wit_component::ComponentEncoder;
 use crate::WIT_VERSION;
 use crate::cache::CompileCache;
 use crate::guest::GuestState;
-use crate::host_functions::ANY_STATE_INTERFACE;
+use crate::host_functions::{ANY_STATE_INTERFACE, ANY_TIMERS_INTERFACE};
 
 /// The engine finds the interface of another minor version by this name, too.
 const PLUGIN_INTERFACE: &str = "trunkline:transform/plugin@1.1.0";
@@ -158,11 +158,20 @@ impl CompiledPlugin {
         }
     }
 
-    /// Whether it imports the interface for state.
+    /// Whether it imports the interface for state, or the one for timers, which are state.
     pub(crate) fn imports_state(&self) -> bool {
+        self.imports(ANY_STATE_INTERFACE) || self.imports_timers()
+    }
+
+    /// Whether it imports the interface for timers.
+    pub(crate) fn imports_timers(&self) -> bool {
+        self.imports(ANY_TIMERS_INTERFACE)
+    }
+
+    fn imports(&self, interface: &str) -> bool {
         let component = self.instance_pre.component();
         let ty = component.component_type();
-        ty.imports(component.engine()).any(|(name, _)| name.starts_with(ANY_STATE_INTERFACE))
+        ty.imports(component.engine()).any(|(name, _)| name.starts_with(interface))
     }
 
     pub(crate) fn engine(&self) -> &Engine {

@@ -24,10 +24,11 @@ pub(crate) const EPOCH_TICK: Duration = Duration::from_millis(10);
 /// Options of a [`Host`].
 #[derive(Debug, Clone, Default)]
 pub struct HostOptions {
-    /// Directory of compiled plugins. Its files are executed as native code, so it must be private
-    /// to the worker: it is created with mode 0700, and a directory that others may write to is
-    /// not used. Without a directory, every start compiles all plugins.
-    pub cache_dir: Option<PathBuf>,
+    /// Directories for compiled plugins: the first one that can be used is used. Its files are
+    /// executed as native code, so it must belong to the user: it is created with mode 0700, and a
+    /// directory of another user, or one that others may write to, is not used. Without a
+    /// directory, every start compiles all plugins.
+    pub cache_dirs: Vec<PathBuf>,
 }
 
 /// The WASM engine cannot be set up.
@@ -64,7 +65,7 @@ impl Host {
         let inner = HostInner {
             interruptible_linker: linker(&interruptible).map_err(failed)?,
             trusted_linker: linker(&trusted).map_err(failed)?,
-            cache: options.cache_dir.and_then(CompileCache::open),
+            cache: CompileCache::open(&options.cache_dirs),
             _ticker: start_ticker(interruptible.clone()).map_err(|error| HostError(error.to_string()))?,
             bundled: Mutex::default(),
             interruptible,
@@ -78,12 +79,12 @@ impl Host {
         let wasm = std::fs::read(path).map_err(|error| LoadError::Read { path: path.to_owned(), error })?;
         let name =
             path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
-        self.load_bytes(&name, &wasm)
+        Plugin::load(self.inner.clone(), &name, wasm.into())
     }
 
     /// Loads a plugin from memory.
     pub fn load_bytes(&self, name: &str, wasm: &[u8]) -> Result<Plugin, LoadError> {
-        Plugin::load(self.inner.clone(), name, wasm)
+        Plugin::load(self.inner.clone(), name, wasm.to_vec().into())
     }
 
     /// Loads a bundled plugin by its name, such as `mask.wasm`. `None` if no bundled plugin has
@@ -93,7 +94,7 @@ impl Host {
         Some(
             self.inner
                 .compile_bundled(name, wasm)
-                .map(|compiled| Plugin::new(self.inner.clone(), name, variant, wasm, compiled)),
+                .map(|compiled| Plugin::new(self.inner.clone(), name, variant, wasm.into(), compiled)),
         )
     }
 

@@ -101,6 +101,8 @@ pub(crate) struct GuestState {
     pub(crate) call: CallState,
     /// The state of the batch's topic partition, during a call of `process`.
     pub(crate) state: Option<StateStore>,
+    /// The earliest time of the timers that the current call has set.
+    pub(crate) earliest_timer: Option<i64>,
     pub(crate) inputs: Inputs,
     /// Whether `init` has not returned yet.
     pub(crate) is_starting: bool,
@@ -216,6 +218,11 @@ impl Guest {
         self.store.data().inputs
     }
 
+    /// The earliest time of the timers that the last call has set.
+    pub(crate) fn earliest_timer(&self) -> Option<i64> {
+        self.store.data().earliest_timer
+    }
+
     /// Takes the metrics of the last call.
     pub(crate) fn take_metrics(&mut self) -> Metrics {
         std::mem::take(&mut self.store.data_mut().call.metrics)
@@ -244,6 +251,7 @@ fn new_store(compiled: &CompiledPlugin, name: &Arc<str>, limits: &Limits) -> Sto
     let state = GuestState {
         call: CallState::new(name.clone()),
         state: None,
+        earliest_timer: None,
         inputs: Inputs::ALL,
         is_starting: true,
         memory: MemoryLimiter { limit: limits.memory, used: 0, refused: false },
@@ -281,6 +289,7 @@ fn begin_call(store: &mut Store<GuestState>, limits: &Limits, timeout: Duration)
     }
     let state = store.data_mut();
     state.call.begin();
+    state.earliest_timer = None;
     state.memory.refused = false;
 }
 

@@ -1,4 +1,5 @@
-//! The functions that a plugin may import (the interfaces `host` and `state` of the WIT package).
+//! The functions that a plugin may import (the interfaces `host`, `inputs`, `state` and `timers` of
+//! the WIT package).
 //!
 //! Each of them has a limit, so that a plugin that calls them often cannot fill the log, the
 //! metrics or the worker's memory.
@@ -13,13 +14,16 @@ use wasmtime::component::{ComponentType, Lift, Linker, Lower, WasmList};
 use crate::crash_reason;
 use crate::guest::{GuestState, Inputs};
 use crate::state::StateStore;
+use crate::timers;
 
 /// Names of the interfaces. Plugins of earlier and later minor versions find them, too.
 const HOST_INTERFACE: &str = "trunkline:transform/host@1.1.0";
 const INPUTS_INTERFACE: &str = "trunkline:transform/inputs@1.1.0";
 const STATE_INTERFACE: &str = "trunkline:transform/state@1.1.0";
-/// The name of the interface for state in any version.
+const TIMERS_INTERFACE: &str = "trunkline:transform/timers@1.1.0";
+/// The names of interfaces in any version.
 pub(crate) const ANY_STATE_INTERFACE: &str = "trunkline:transform/state@";
+pub(crate) const ANY_TIMERS_INTERFACE: &str = "trunkline:transform/timers@";
 
 const MAX_LOG_LINES_PER_CALL: usize = 100;
 const MAX_LOG_LINE_BYTES: usize = 4096;
@@ -208,7 +212,8 @@ pub(crate) fn add_to_linker(linker: &mut Linker<GuestState>) -> wasmtime::Result
         state.inputs = Inputs { key, value, headers };
         Ok(())
     })?;
-    add_state(linker)
+    add_state(linker)?;
+    add_timers(linker)
 }
 
 /// An entry as `put` receives it. Keys and values stay in the plugin's memory until they are
@@ -237,14 +242,60 @@ fn add_state(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     let mut functions = linker.instance(STATE_INTERFACE)?;
     functions.func_wrap("get", |mut store, (keys,): Keys| {
         let values = with_state(&mut store, |state, memory| {
-            Ok(keys.iter().map(|key| state.get(key.as_le_slice(memory))).collect::<Result<Vec<_>, _>>()?)
+            let keys = keys.iter().map(|key| key.as_le_slice(memory));
+            keys.map(|key| {
+                timers::check_key(key)?;
+                Ok(state.get(key)?)
+            })
+            .collect::<wasmtime::Result<Vec<_>>>()
         })?;
         Ok((values,))
     })?;
     functions.func_wrap("put", |mut store, (entries,): (Vec<NewEntry>,)| {
         with_state(&mut store, |state, memory| {
             for entry in &entries {
-                state.put(entry.key.as_le_slice(memory), entry.value.as_le_slice(memory), entry.ttl_ms)?;
+                let key = entry.key.as_le_slice(memory);
+                timers::check_key(key)?;
+                state.put(key, entry.value.as_le_slice(memory), entry.ttl_ms)?;
+            }
+            Ok(())
+        })
+    })?;
+    functions.func_wrap("delete", |mut store, (keys,): Keys| {
+        with_state(&mut store, |state, memory| {
+            for key in keys.iter().map(|key| key.as_le_slice(memory)) {
+                timers::check_key(key)?;
+                state.delete(key)?;
+            }
+            Ok(())
+        })
+    })?;
+    functions.func_wrap("range", |mut store, (start, end, limit): Range| {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let end = timers::end_of_range(end.as_deref());
+        let found = with_state(&mut store, |state, _| Ok(state.range(&start, Some(end), limit)?))?;
+        Ok((found.into_iter().map(|(key, value)| Entry { key, value }).collect::<Vec<_>>(),))
+    })?;
+    Ok(())
+}
+
+/// A timer as `set` receives it.
+#[derive(ComponentType, Lift)]
+#[component(record)]
+struct NewTimer {
+    key: WasmList<u8>,
+    time: i64,
+}
+
+fn add_timers(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
+    let mut functions = linker.instance(TIMERS_INTERFACE)?;
+    functions.func_wrap("set", |mut store, (timers,): (Vec<NewTimer>,)| {
+        let earliest = timers.iter().map(|timer| timer.time).min();
+        let state = store.data_mut();
+        state.earliest_timer = state.earliest_timer.into_iter().chain(earliest).min();
+        with_state(&mut store, |state, memory| {
+            for timer in &timers {
+                timers::set(state, timer.key.as_le_slice(memory), timer.time)?;
             }
             Ok(())
         })
@@ -252,15 +303,16 @@ fn add_state(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     functions.func_wrap("delete", |mut store, (keys,): Keys| {
         with_state(&mut store, |state, memory| {
             for key in &keys {
-                state.delete(key.as_le_slice(memory))?;
+                timers::delete(state, key.as_le_slice(memory))?;
             }
             Ok(())
         })
     })?;
-    functions.func_wrap("range", |mut store, (start, end, limit): Range| {
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let found = with_state(&mut store, |state, _| Ok(state.range(&start, end.as_deref(), limit)?))?;
-        Ok((found.into_iter().map(|(key, value)| Entry { key, value }).collect::<Vec<_>>(),))
+    functions.func_wrap("get", |mut store, (keys,): Keys| {
+        let times = with_state(&mut store, |state, memory| {
+            Ok(keys.iter().map(|key| timers::get(state, key.as_le_slice(memory))).collect::<Result<Vec<_>, _>>()?)
+        })?;
+        Ok((times,))
     })?;
     Ok(())
 }
@@ -272,7 +324,9 @@ fn with_state<R>(
     call: impl FnOnce(&mut StateStore, &StoreContextMut<'_, GuestState>) -> wasmtime::Result<R>,
 ) -> wasmtime::Result<R> {
     let Some(mut state) = store.data_mut().state.take() else {
-        return Err(wasmtime::format_err!("the plugin uses state outside of `process`, or in a place without state"));
+        return Err(wasmtime::format_err!(
+            "the plugin uses state or timers outside of `process`, or in a place without state"
+        ));
     };
     let result = call(&mut state, store);
     store.data_mut().state = Some(state);

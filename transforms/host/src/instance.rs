@@ -18,7 +18,12 @@
 //!
 //! After a timeout, a half gets half the time. Otherwise a single bad record would cost the full
 //! timeout at each of the up to ten bisection steps. A record is rejected for a timeout only after
+//! timeout at each of the up to ten bisection steps. A record is rejected for a timeout only after
 //! it was run alone with the full timeout.
+//!
+//! Plugins with timers have another loop, which also decides where calls end: see [`timed`].
+
+mod timed;
 
 use std::fmt;
 use std::ops::Range;
@@ -34,7 +39,9 @@ use crate::limits::{CrashLog, CrashWindow, Limits};
 use crate::plugin::Plugin;
 use crate::schema_fits::{SchemaFits, SchemaStore};
 use crate::state::StateStore;
-use crate::verdict::{Counts, Outcome, Rules, VerdictError};
+use crate::verdict::{Call, Counts, Outcome, Rules, VerdictError};
+
+use timed::{Called, Timing};
 
 /// Minimum timeout of a bisected call.
 const MIN_TIMEOUT: Duration = Duration::from_millis(100);
@@ -63,6 +70,7 @@ pub struct Instance {
     metrics: Metrics,
     /// The state of the current batch.
     state: Option<StateStore>,
+    timing: Timing,
     schema_fits: SchemaFits,
 }
 
@@ -88,6 +96,7 @@ impl Instance {
             batch_metrics: Metrics::default(),
             metrics: Metrics::default(),
             state: None,
+            timing: Timing::default(),
             schema_fits: SchemaFits::default(),
         }
     }
@@ -167,11 +176,12 @@ impl Instance {
         if batch.is_empty() {
             return Ok(Counts::default());
         }
-        self.outcome.clear();
-        self.batch_metrics = Metrics::default();
+        self.begin();
         let all = 0..batch.len();
         let inputs = self.guest()?.inputs();
-        if self.call_len(batch, &all, Inputs::ALL) == batch.len() && !is_sparse(batch, inputs) {
+        if self.state.is_some() && self.plugin.uses_timers() {
+            self.run_timed(batch)?;
+        } else if self.call_len(batch, &all, Inputs::ALL) == batch.len() && !is_sparse(batch, inputs) {
             self.run_in_place(batch)?;
         } else {
             self.run_packed(batch, all)?;
@@ -179,21 +189,41 @@ impl Instance {
         Ok(self.apply_outcome(batch, rejected))
     }
 
+    fn begin(&mut self) {
+        self.outcome.clear();
+        self.timing.rejected.clear();
+        self.batch_metrics = Metrics::default();
+    }
+
     /// Like [`Instance::process`], for a batch of one topic partition whose state the plugin may
     /// use. The changes stay in the store's transaction. After an error, the state is unchanged.
     ///
+    /// The timers that the records make due fire, each before the first record that does. What they
+    /// emit is part of the output, and counted as extra records. A timer that is rejected, or that
+    /// crashes the plugin, is a rejection with the key and time of the timer, without a value and
+    /// with the header `trunkline.timer`.
+    ///
     /// # Errors
-    /// Also `plugin.state_full`: the state has reached its limit; and errors of the disk that has
-    /// the state.
+    /// Also `plugin.state_full`: the state has reached its limit; errors of the disk that has the
+    /// state; and `plugin.timer_loop`: timers set timers that are due, without end.
     pub fn process_with_state(
         &mut self,
         batch: &mut Batch,
         rejected: &mut Rejections,
         state: &mut StateStore,
     ) -> Result<Counts, Error> {
+        self.with_state(state, |instance| instance.process(batch, rejected))
+    }
+
+    /// Lends the state to a call.
+    fn with_state<R>(
+        &mut self,
+        state: &mut StateStore,
+        call: impl FnOnce(&mut Self) -> Result<R, Error>,
+    ) -> Result<R, Error> {
         let savepoint = state.savepoint();
         self.state = Some(std::mem::replace(state, StateStore::new(0)));
-        let outcome = self.process(batch, rejected);
+        let outcome = call(self);
         if let Some(used) = self.state.take() {
             *state = used;
         }
@@ -225,7 +255,7 @@ impl Instance {
         let topic = batch.topic_index("");
         empty_record.record().finish();
         self.outcome.clear();
-        let rules = Rules { only_emit: true, ..self.rules() };
+        let rules = Rules { call: Call::Flush, ..self.rules() };
         let applied = self.outcome.apply(verdicts, &empty_record, 0..1, &rules, &mut self.schema_fits);
         applied.map_err(|error| self.verdict_error(error))?;
         self.collect_metrics();
@@ -251,7 +281,7 @@ impl Instance {
         let savepoint = begin_state(&mut self.state, batch);
         let Some(guest) = &mut self.guest else { return Err(no_instance()) };
         let called = guest.process(batch.seal(), timeout, &mut self.state);
-        let crash = self.apply_verdicts(called, batch, 0..batch.len())?;
+        let crash = self.apply_verdicts(called, batch, 0..batch.len(), &self.rules())?;
         self.end_state(savepoint, crash.is_some())?;
         match crash {
             None => Ok(()),
@@ -266,7 +296,7 @@ impl Instance {
             let inputs = self.guest()?.inputs();
             let call = start..start + self.call_len(batch, &(start..records.end), inputs);
             let timeout = self.limits.timeout;
-            if let Some(crash) = self.call_packed(batch, call.clone(), timeout)? {
+            if let Called::Crashed(crash) = self.call_packed(batch, call.clone(), timeout)? {
                 self.isolate(batch, call.clone(), crash, timeout)?;
             }
             start = call.end;
@@ -286,7 +316,7 @@ impl Instance {
         self.bisect(batch, records, crash, timeout, &mut pending);
         while let Some((records, timeout)) = pending.pop() {
             let timeout = if records.len() == 1 { self.limits.timeout } else { timeout };
-            if let Some(crash) = self.call_packed(batch, records.clone(), timeout)? {
+            if let Called::Crashed(crash) = self.call_packed(batch, records.clone(), timeout)? {
                 self.bisect(batch, records, crash, timeout, &mut pending);
             }
         }
@@ -309,13 +339,23 @@ impl Instance {
             self.outcome.reject(records.start, Reason::new(crash.code, crash.message));
             return;
         }
+        self.push_halves(records, &crash, timeout, pending);
+    }
+
+    fn push_halves(
+        &self,
+        range: Range<usize>,
+        crash: &GuestCrash,
+        timeout: Duration,
+        pending: &mut Vec<(Range<usize>, Duration)>,
+    ) {
         let timeout = match crash.code {
             GuestCrash::TIMEOUT => (timeout / 2).max(MIN_TIMEOUT.min(self.limits.timeout)),
             _ => timeout,
         };
-        let middle = records.start + records.len() / 2;
-        pending.push((middle..records.end, timeout));
-        pending.push((records.start..middle, timeout));
+        let middle = range.start + range.len() / 2;
+        pending.push((middle..range.end, timeout));
+        pending.push((range.start..middle, timeout));
     }
 
     /// Logs a rejected record at most [`CrashLog::MAX_PER_MINUTE`] times per minute.
@@ -336,20 +376,21 @@ impl Instance {
         );
     }
 
-    fn call_packed(
-        &mut self,
-        batch: &Batch,
-        records: Range<usize>,
-        timeout: Duration,
-    ) -> Result<Option<GuestCrash>, Error> {
+    fn call_packed(&mut self, batch: &Batch, records: Range<usize>, timeout: Duration) -> Result<Called, Error> {
         let inputs = self.guest()?.inputs();
         copy_records(&mut self.packed, batch, records.clone(), inputs);
         let savepoint = begin_state(&mut self.state, &self.packed);
         let Some(guest) = &mut self.guest else { return Err(no_instance()) };
         let called = guest.process(self.packed.seal(), timeout, &mut self.state);
-        let crash = self.apply_verdicts(called, batch, records)?;
+        if called.is_ok()
+            && let Some(due) = self.timer_due_within(batch, &records)
+        {
+            self.discard_call(savepoint);
+            return Ok(Called::TimerDue(due));
+        }
+        let crash = self.apply_verdicts(called, batch, records, &self.rules())?;
         self.end_state(savepoint, crash.is_some())?;
-        Ok(crash)
+        Ok(crash.map_or(Called::Done, Called::Crashed))
     }
 
     /// Keeps the changes of a call, or takes them back if it crashed. An error takes back those of
@@ -379,24 +420,22 @@ impl Instance {
         called: Result<Vec<u8>, CallError>,
         batch: &Batch,
         records: Range<usize>,
+        rules: &Rules,
     ) -> Result<Option<GuestCrash>, Error> {
         let crash = match called {
-            Ok(verdicts) => {
-                let rules = self.rules();
-                match self.outcome.apply(verdicts, batch, records, &rules, &mut self.schema_fits) {
-                    Ok(()) => {
-                        if let Some(error) = self.schema_fits.take_error() {
-                            return Err(error);
-                        }
-                        self.collect_metrics();
-                        return Ok(None);
+            Ok(verdicts) => match self.outcome.apply(verdicts, batch, records, rules, &mut self.schema_fits) {
+                Ok(()) => {
+                    if let Some(error) = self.schema_fits.take_error() {
+                        return Err(error);
                     }
-                    Err(VerdictError::OutputLimit(message)) => {
-                        GuestCrash { code: GuestCrash::OUTPUT, message, output: Vec::new() }
-                    }
-                    Err(error) => return Err(self.verdict_error(error)),
+                    self.collect_metrics();
+                    return Ok(None);
                 }
-            }
+                Err(VerdictError::OutputLimit(message)) => {
+                    GuestCrash { code: GuestCrash::OUTPUT, message, output: Vec::new() }
+                }
+                Err(error) => return Err(self.verdict_error(error)),
+            },
             Err(CallError::BatchFailed(message)) => return Err(self.batch_failed(&message)),
             Err(CallError::Crashed(crash)) => crash,
         };
@@ -408,6 +447,9 @@ impl Instance {
     fn apply_outcome(&mut self, batch: &mut Batch, rejected: &mut Rejections) -> Counts {
         for (index, reason) in self.outcome.rejections.drain(..) {
             rejected.push(batch.get(index), reason);
+        }
+        for (timer, reason) in self.timing.rejected.iter() {
+            rejected.push(timer, reason.clone());
         }
         let spare = batch.take_entries();
         batch.append(&self.outcome.bytes);
@@ -474,7 +516,8 @@ impl Instance {
             ports: self.ports.len(),
             keeps_schema: self.reply.keeps_schema,
             output_bytes: self.limits.output_bytes,
-            only_emit: false,
+            call: Call::Records,
+            arena_bytes: None,
         }
     }
 

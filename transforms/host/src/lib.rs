@@ -34,6 +34,7 @@ mod limits;
 mod plugin;
 mod schema_fits;
 mod state;
+mod timers;
 mod verdict;
 mod wasi;
 
@@ -46,6 +47,7 @@ pub use limits::Limits;
 pub use plugin::{Plugin, StartError};
 pub use schema_fits::SchemaStore;
 pub use state::{StateDisk, StateEntry, StateIdentity, StateStore, table_key};
+pub use timers::next_timer;
 pub use verdict::Counts;
 
 /// Version of the WIT package that this host implements.

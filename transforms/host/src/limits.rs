@@ -24,6 +24,8 @@ pub struct Limits {
     ///
     /// [`Instance::ready`]: crate::Instance::ready
     pub crashes_per_minute: usize,
+    /// Maximum number of calls at one record with timers that set timers which are due at once.
+    pub chained_timers: usize,
     /// Disables the timeout and compiles the plugin without checks for it. Compute-heavy plugins
     /// run up to 25 % faster. A trusted plugin that never returns blocks its task.
     pub trusted: bool,
@@ -38,6 +40,7 @@ impl Default for Limits {
             timeout: Duration::from_secs(5),
             output_bytes: 64 << 20,
             crashes_per_minute: 1000,
+            chained_timers: 1_000_000,
             trusted: false,
         }
     }

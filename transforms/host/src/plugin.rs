@@ -1,5 +1,6 @@
 //! A loaded [`Plugin`], from which instances are started.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -10,7 +11,7 @@ use crate::component::{CompiledPlugin, Contents, LoadError};
 use crate::config_schema;
 use crate::engine::HostInner;
 use crate::guest::{Guest, GuestStartError, InitReply};
-use crate::host_functions::ANY_STATE_INTERFACE;
+use crate::host_functions::{ANY_STATE_INTERFACE, ANY_TIMERS_INTERFACE};
 use crate::instance::Instance;
 use crate::limits::Limits;
 
@@ -35,7 +36,7 @@ struct Inner {
     host: Arc<HostInner>,
     name: Arc<str>,
     hash: u64,
-    wasm: Box<[u8]>,
+    wasm: Cow<'static, [u8]>,
     /// A bundled file with several transforms: the name of this one. Its configuration is passed
     /// as `{"variant": config}`.
     variant: Option<&'static str>,
@@ -45,8 +46,8 @@ struct Inner {
 }
 
 impl Plugin {
-    pub(crate) fn load(host: Arc<HostInner>, name: &str, wasm: &[u8]) -> Result<Self, LoadError> {
-        let interruptible = Arc::new(host.compile(name, wasm, false)?);
+    pub(crate) fn load(host: Arc<HostInner>, name: &str, wasm: Cow<'static, [u8]>) -> Result<Self, LoadError> {
+        let interruptible = Arc::new(host.compile(name, &wasm, false)?);
         Ok(Self::new(host, name, None, wasm, interruptible))
     }
 
@@ -54,14 +55,14 @@ impl Plugin {
         host: Arc<HostInner>,
         name: &str,
         variant: Option<&'static str>,
-        wasm: &[u8],
+        wasm: Cow<'static, [u8]>,
         interruptible: Arc<CompiledPlugin>,
     ) -> Self {
         let inner = Inner {
             host,
             name: name.into(),
-            hash: xxh3_64(wasm),
-            wasm: wasm.into(),
+            hash: xxh3_64(&wasm),
+            wasm,
             variant,
             interruptible,
             trusted: OnceLock::new(),
@@ -96,6 +97,9 @@ impl Plugin {
         if !self.uses_state() {
             contents.imports.retain(|import| !import.starts_with(ANY_STATE_INTERFACE));
         }
+        if !self.uses_timers() {
+            contents.imports.retain(|import| !import.starts_with(ANY_TIMERS_INTERFACE));
+        }
         contents
     }
 
@@ -103,6 +107,14 @@ impl Plugin {
     /// rows, with the keys of [`table_key`](crate::table_key), and the plugin changes nothing.
     pub fn reads_table(&self) -> bool {
         self.inner.variant.is_some_and(|variant| bundled::READS_TABLE.contains(&variant))
+    }
+
+    /// Whether the plugin uses timers: [`Instance::advance_time`] lets them fire without records.
+    pub fn uses_timers(&self) -> bool {
+        match self.inner.variant {
+            Some(variant) => bundled::USES_TIMERS.contains(&variant),
+            None => self.inner.interruptible.imports_timers(),
+        }
     }
 
     /// Whether the plugin uses the interface for state: run it with

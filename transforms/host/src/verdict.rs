@@ -68,8 +68,21 @@ pub(crate) struct Rules {
     pub(crate) keeps_schema: bool,
     /// Maximum bytes of the verdicts and entries of one call.
     pub(crate) output_bytes: usize,
-    /// Allows only `emit` and `drop`, for the reply of `flush`.
-    pub(crate) only_emit: bool,
+    /// The call that returns the verdicts.
+    pub(crate) call: Call,
+    /// Bytes of the arena that the output is appended to, if it is not that of the input.
+    pub(crate) arena_bytes: Option<usize>,
+}
+
+/// A call that returns verdicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// `process` with records: all verdicts are allowed.
+    Records,
+    /// `process` with timers: they can emit records, be dropped or rejected.
+    Timers,
+    /// `flush`: it can emit records.
+    Flush,
 }
 
 /// The outcome of a batch, collected call by call. Positions in `entries` assume that `bytes`
@@ -129,10 +142,11 @@ impl Outcome {
         if verdicts.len() > rules.output_bytes {
             return Err(output_limit_exceeded(rules));
         }
-        let verdicts_at = batch.arena_bytes() + self.bytes.len();
+        let arena_bytes = rules.arena_bytes.unwrap_or(batch.arena_bytes());
+        let verdicts_at = arena_bytes + self.bytes.len();
         // rewritten headers (the ids of schemas have one length) are at most as long as those of
         // batch and verdicts
-        if verdicts_at + 2 * verdicts.len() + batch.arena_bytes() > Batch::MAX_BYTES {
+        if verdicts_at + 2 * verdicts.len() + arena_bytes > Batch::MAX_BYTES {
             return Err(VerdictError::ArenaFull);
         }
         let entries_before = self.entries.len();
@@ -168,8 +182,14 @@ impl Outcome {
     fn read_one(&mut self, reader: &mut Reader<'_>, record: RecordRef<'_>, index: usize) -> Result<(), VerdictError> {
         self.counts.records_in += 1;
         let header = reader.verdict_header()?;
-        if reader.rules.only_emit && !matches!(header.kind, DROP | EMIT) {
-            return Err(reader.protocol("`flush` may return only `emit` or `drop`"));
+        match reader.rules.call {
+            Call::Flush if !matches!(header.kind, DROP | EMIT) => {
+                return Err(reader.protocol("`flush` may return only `emit` or `drop`"));
+            }
+            Call::Timers if !matches!(header.kind, DROP | EMIT | REJECT) => {
+                return Err(reader.protocol("the verdict on a timer is `emit`, `drop` or `reject`"));
+            }
+            _ => {}
         }
         let entry = record.entry();
         match header.kind {
@@ -277,7 +297,7 @@ impl<'a> Reader<'a> {
         if magic != MAGIC || format != FORMAT {
             return Err(self.protocol("expected \"TLV1\" and format 1 at the start"));
         }
-        let expected = if self.rules.only_emit && count == 0 { 0 } else { records };
+        let expected = if self.rules.call == Call::Flush && count == 0 { 0 } else { records };
         if count != expected {
             return Err(self.protocol(&format!("expected {records} verdicts for {records} records, found {count}")));
         }
@@ -473,7 +493,7 @@ mod tests {
     }
 
     fn rules(keeps_schema: bool) -> Rules {
-        Rules { ports: 3, keeps_schema, output_bytes: 4096, only_emit: false }
+        Rules { ports: 3, keeps_schema, output_bytes: 4096, call: Call::Records, arena_bytes: None }
     }
 
     /// Reads every part of the output; a position out of range panics.

@@ -6,6 +6,8 @@ use std::fmt;
 const MAGIC: &[u8; 4] = b"TLB1";
 const HEADER_BYTES: usize = 32;
 const ENTRY_BYTES: usize = 48;
+/// The content of a batch whose entries are timers.
+const TIMERS: usize = 1;
 
 /// The records of one call.
 #[derive(Clone, Copy)]
@@ -13,6 +15,7 @@ pub struct Batch<'a> {
     bytes: &'a [u8],
     table: &'a [u8],
     topics: &'a [u8],
+    has_timers: bool,
 }
 
 /// The bytes are not a batch of format 1.
@@ -44,7 +47,12 @@ impl<'a> Batch<'a> {
         if table_at < HEADER_BYTES {
             return Err(InvalidBatch);
         }
-        Ok(Self { bytes, table, topics })
+        Ok(Self { bytes, table, topics, has_timers: word(24) == Some(TIMERS) })
+    }
+
+    /// Whether the entries are timers that are due, and not records.
+    pub(crate) fn has_timers(&self) -> bool {
+        self.has_timers
     }
 
     /// Number of records.
@@ -92,6 +100,11 @@ impl<'a> Record<'a> {
     /// Milliseconds since 1970.
     pub fn timestamp(&self) -> Option<i64> {
         Some(self.i64_at(0)).filter(|timestamp| *timestamp >= 0)
+    }
+
+    /// The time of an entry that is a timer.
+    pub(crate) fn time(&self) -> i64 {
+        self.i64_at(0)
     }
 
     /// Offset in the partition; `None` if the record was not read from a topic.

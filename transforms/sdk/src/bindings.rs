@@ -7,6 +7,176 @@
 #[allow(dead_code, clippy::all)]
 pub mod trunkline {
   pub mod transform {
+/// Timers by event time, for the topic partition of the current batch: durable like the entries of
+/// `state`. The same functions may call them, and the same rules apply: changes are committed with
+/// the output, and those of a call that traps or fails are discarded.
+///
+/// # When a timer fires
+/// When the partition's time (see `state`) reaches the time of a timer: before the plugin gets the
+/// first record with this or a greater timestamp, in the order of the times, and then of the keys.
+/// The result does not depend on how records are divided into batches: a call ends before a record
+/// that makes a timer due, and the host repeats a call if a timer that it has set was due within
+/// it. A timer whose time has passed already fires after the record that has set it. A pipeline can
+/// let the partition's time advance without records (the option `timers.idle` of a transform).
+///
+/// The host passes timers to `process` in a batch with `content` 1. A timer is removed before it
+/// fires. Timers of the same time fire in one call if they fit, and each of them fires, also if
+/// the call deletes it. A timer that crashes the plugin becomes a dead letter.
+///
+/// # Limits
+/// Timers count as state: each takes two entries. The stage stops with `plugin.timer_loop` if
+/// timers set timers that are due at once a million times in a row.
+    #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+    pub mod timers {
+      #[used]
+      #[doc(hidden)]
+      static __FORCE_SECTION_REF: fn() =
+      super::super::super::__link_custom_section_describing_imports;
+      
+      use super::super::super::_rt;
+/// A timer to be set.
+      #[derive(Clone)]
+      pub struct NewTimer {
+        pub key: _rt::Vec::<u8>,
+/// Milliseconds since 1970.
+        pub time: i64,
+      }
+      impl ::core::fmt::Debug for NewTimer {
+        fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+          f.debug_struct("NewTimer").field("key", &self.key).field("time", &self.time).finish()
+        }
+      }
+      #[allow(unused_unsafe, clippy::all)]
+/// Sets timers, in order. A timer replaces the one with the same key.
+      #[allow(async_fn_in_trait)]
+      pub fn set(timers: &[NewTimer],) -> (){
+        unsafe {
+          let vec2 = timers;
+          let len2 = vec2.len();
+          let layout2 = _rt::alloc::Layout::from_size_align(vec2.len() * (8+2*::core::mem::size_of::<*const u8>()), 8).unwrap();
+          let (result2, _cleanup2) = crate::guest::rt::Cleanup::new(layout2);for (i, e) in vec2.into_iter().enumerate() {
+            let base = result2.add(i * (8+2*::core::mem::size_of::<*const u8>()));
+            {
+              let NewTimer{ key:key0, time:time0, } = e;
+              let vec1 = key0;
+              let ptr1 = vec1.as_ptr().cast::<u8>();
+              let len1 = vec1.len();
+              *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>() = len1;
+              *base.add(0).cast::<*mut u8>() = ptr1.cast_mut();
+              *base.add(2*::core::mem::size_of::<*const u8>()).cast::<i64>() = _rt::as_i64(time0);
+            }
+          }
+
+          #[cfg(target_arch = "wasm32")]
+          #[link(wasm_import_module = "trunkline:transform/timers@1.1.0")]
+          unsafe extern "C" {
+            #[link_name = "set"]
+            fn wit_import3(_: *mut u8, _: usize, );
+          }
+
+          #[cfg(not(target_arch = "wasm32"))]
+          unsafe extern "C" fn wit_import3(_: *mut u8, _: usize, ) { unreachable!() }
+          wit_import3(result2, len2);
+        }
+      }
+      #[allow(unused_unsafe, clippy::all)]
+/// Removes the timers with these keys. Keys without a timer are ignored.
+      #[allow(async_fn_in_trait)]
+      pub fn delete(keys: &[_rt::Vec::<u8>],) -> (){
+        unsafe {
+          let vec1 = keys;
+          let len1 = vec1.len();
+          let layout1 = _rt::alloc::Layout::from_size_align(vec1.len() * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>()).unwrap();
+          let (result1, _cleanup1) = crate::guest::rt::Cleanup::new(layout1);for (i, e) in vec1.into_iter().enumerate() {
+            let base = result1.add(i * (2*::core::mem::size_of::<*const u8>()));
+            {
+              let vec0 = e;
+              let ptr0 = vec0.as_ptr().cast::<u8>();
+              let len0 = vec0.len();
+              *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>() = len0;
+              *base.add(0).cast::<*mut u8>() = ptr0.cast_mut();
+            }
+          }
+
+          #[cfg(target_arch = "wasm32")]
+          #[link(wasm_import_module = "trunkline:transform/timers@1.1.0")]
+          unsafe extern "C" {
+            #[link_name = "delete"]
+            fn wit_import2(_: *mut u8, _: usize, );
+          }
+
+          #[cfg(not(target_arch = "wasm32"))]
+          unsafe extern "C" fn wit_import2(_: *mut u8, _: usize, ) { unreachable!() }
+          wit_import2(result1, len1);
+        }
+      }
+      #[allow(unused_unsafe, clippy::all)]
+/// The times of the timers with these keys, in order.
+      #[allow(async_fn_in_trait)]
+      pub fn get(keys: &[_rt::Vec::<u8>],) -> _rt::Vec::<::core::option::Option<i64>>{
+        unsafe {
+
+          #[cfg_attr(target_pointer_width="64", repr(align(8)))]
+          #[cfg_attr(target_pointer_width="32", repr(align(4)))]
+          struct RetArea([::core::mem::MaybeUninit::<u8>; 2*::core::mem::size_of::<*const u8>()]);
+          let mut ret_area = RetArea([::core::mem::MaybeUninit::uninit(); 2*::core::mem::size_of::<*const u8>()]);
+          let vec1 = keys;
+          let len1 = vec1.len();
+          let layout1 = _rt::alloc::Layout::from_size_align(vec1.len() * (2*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>()).unwrap();
+          let (result1, _cleanup1) = crate::guest::rt::Cleanup::new(layout1);for (i, e) in vec1.into_iter().enumerate() {
+            let base = result1.add(i * (2*::core::mem::size_of::<*const u8>()));
+            {
+              let vec0 = e;
+              let ptr0 = vec0.as_ptr().cast::<u8>();
+              let len0 = vec0.len();
+              *base.add(::core::mem::size_of::<*const u8>()).cast::<usize>() = len0;
+              *base.add(0).cast::<*mut u8>() = ptr0.cast_mut();
+            }
+          }
+          let ptr2 = ret_area.0.as_mut_ptr().cast::<u8>();
+          #[cfg(target_arch = "wasm32")]
+          #[link(wasm_import_module = "trunkline:transform/timers@1.1.0")]
+          unsafe extern "C" {
+            #[link_name = "get"]
+            fn wit_import3(_: *mut u8, _: usize, _: *mut u8, );
+          }
+
+          #[cfg(not(target_arch = "wasm32"))]
+          unsafe extern "C" fn wit_import3(_: *mut u8, _: usize, _: *mut u8, ) { unreachable!() }
+          wit_import3(result1, len1, ptr2);
+          let l4 = *ptr2.add(0).cast::<*mut u8>();
+          let l5 = *ptr2.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
+          let base8 = l4;
+          let len8 = l5;
+          let mut result8 = _rt::Vec::with_capacity(len8);
+          for i in 0..len8 {
+            let base = base8.add(i * 16);
+            let e8 = {
+              let l6 = i32::from(*base.add(0).cast::<u8>());
+
+              match l6 {
+                0 => None,
+                1 => {
+                  let e = {
+                    let l7 = *base.add(8).cast::<i64>();
+
+                    l7
+                  };
+                  Some(e)
+                }
+                _ => _rt::invalid_enum_discriminant(),
+              }
+            };
+            result8.push(e8);
+          }
+          _rt::cabi_dealloc(base8, len8 * 16, 8);
+          let result9 = result8;
+          result9
+        }
+      }
+
+    }
+
 /// Durable state: entries with keys, for the topic partition of the current batch. A plugin sees
 /// the entries of no other topic partition, transform or pipeline.
 ///
@@ -22,7 +192,8 @@ pub mod trunkline {
 /// do not depend on when, or how often, records are read.
 ///
 /// # Limits
-/// Key and value together: 512 KiB. State of a topic partition: the option `state.max_bytes` of the
+/// Key and value together: 512 KiB. Keys that start with eight bytes 0xff are reserved: a call with
+/// one traps. State of a topic partition: the option `state.max_bytes` of the
 /// transform; the stage stops with `plugin.state_full` when it is reached.
     #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
     pub mod state {
@@ -779,24 +950,7 @@ pub mod trunkline {
 mod _rt {
   #![allow(dead_code, unused_imports, clippy::all)]
   pub use alloc_crate::vec::Vec;
-  pub use alloc_crate::alloc;
-  pub unsafe fn invalid_enum_discriminant<T>() -> T {
-    if cfg!(debug_assertions) {
-      panic!("invalid enum discriminant")
-    } else {
-      unsafe { core::hint::unreachable_unchecked() }
-    }
-  }
-  pub unsafe fn cabi_dealloc(ptr: *mut u8, size: usize, align: usize) {
-    if size == 0 {
-      return;
-    }
-    unsafe {
-      let layout = alloc::Layout::from_size_align_unchecked(size, align);
-      alloc::dealloc(ptr, layout);
-    }
-  }
-  
+
   pub fn as_i64<T: AsI64>(t: T) -> i64 {
     t.as_i64()
   }
@@ -822,6 +976,23 @@ mod _rt {
     #[inline]
     fn as_i64(self) -> i64 {
       self as i64
+    }
+  }
+  pub use alloc_crate::alloc;
+  pub unsafe fn invalid_enum_discriminant<T>() -> T {
+    if cfg!(debug_assertions) {
+      panic!("invalid enum discriminant")
+    } else {
+      unsafe { core::hint::unreachable_unchecked() }
+    }
+  }
+  pub unsafe fn cabi_dealloc(ptr: *mut u8, size: usize, align: usize) {
+    if size == 0 {
+      return;
+    }
+    unsafe {
+      let layout = alloc::Layout::from_size_align_unchecked(size, align);
+      alloc::dealloc(ptr, layout);
     }
   }
   
@@ -950,65 +1121,73 @@ mod _rt {
 #[allow(unused_macros)]
 #[doc(hidden)]
 #[macro_export]
-macro_rules! __export_stateful_impl {
+macro_rules! __export_timed_impl {
   ($ty:ident) => ($crate::__private::bindings::__export_guest_types!($ty with_types_in $crate::__private::bindings););
   ($ty:ident with_types_in $($path_to_types_root:tt)*) => (
   $($path_to_types_root)*::exports::trunkline::transform::plugin::__export_trunkline_transform_plugin_1_1_0_cabi!($ty with_types_in $($path_to_types_root)*::exports::trunkline::transform::plugin);
   const _: () = {
 
     #[cfg(target_arch = "wasm32")]
-    #[unsafe(link_section = "component-type:wit-bindgen:0.63.0:trunkline:transform@1.1.0:stateful:imports and exports")]
+    #[unsafe(link_section = "component-type:wit-bindgen:0.63.0:trunkline:transform@1.1.0:timed:imports and exports")]
     #[doc(hidden)]
     #[allow(clippy::octal_escapes)]
-    pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 915] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x94\x06\x01A\x02\x01\
-A\x08\x01B\x13\x01p}\x01r\x02\x03key\0\x05value\0\x04\0\x05entry\x03\0\x01\x01kw\
-\x01r\x03\x03key\0\x05value\0\x06ttl-ms\x03\x04\0\x09new-entry\x03\0\x04\x01p\0\x01\
-k\0\x01p\x07\x01@\x01\x04keys\x06\0\x08\x04\0\x03get\x01\x09\x01p\x05\x01@\x01\x07\
-entries\x0a\x01\0\x04\0\x03put\x01\x0b\x01@\x01\x04keys\x06\x01\0\x04\0\x06delet\
-e\x01\x0c\x01p\x02\x01@\x03\x05start\0\x03end\x07\x05limity\0\x0d\x04\0\x05range\
-\x01\x0e\x03\0\x1ftrunkline:transform/state@1.1.0\x05\0\x01B\x0a\x01m\x05\x05tra\
-ce\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01@\x02\x05level\x01\
-\x07messages\x01\0\x04\0\x03log\x01\x02\x01@\x02\x04names\x02byw\x01\0\x04\0\x0b\
-counter-add\x01\x03\x01@\x02\x04names\x05valueu\x01\0\x04\0\x10histogram-record\x01\
-\x04\x01@\0\0w\x04\0\x06now-ms\x01\x05\x03\0\x1etrunkline:transform/host@1.1.0\x05\
-\x01\x01B\x02\x01@\x03\x03key\x7f\x05value\x7f\x07headers\x7f\x01\0\x04\0\x07dec\
-lare\x01\0\x03\0\x20trunkline:transform/inputs@1.1.0\x05\x02\x01B\x12\x01py\x01r\
-\x02\x07formats\0\x0chost-versions\x04\0\x05offer\x03\0\x01\x01ps\x01r\x03\x06fo\
-rmaty\x05ports\x03\x0ckeeps-schema\x7f\x04\0\x0ainit-reply\x03\0\x04\x01ks\x01r\x02\
-\x07messages\x03key\x06\x04\0\x0ainit-error\x03\0\x07\x01j\x01\x05\x01\x08\x01@\x02\
-\x06configs\x04host\x02\0\x09\x04\0\x04init\x01\x0a\x01p}\x01j\x01\x0b\x01s\x01@\
-\x01\x05batch\x0b\0\x0c\x04\0\x07process\x01\x0d\x01@\0\0\x0c\x04\0\x05flush\x01\
-\x0e\x04\0\x20trunkline:transform/plugin@1.1.0\x05\x03\x04\0\"trunkline:transfor\
-m/stateful@1.1.0\x04\0\x0b\x0e\x01\0\x08stateful\x03\0\0\0G\x09producers\x01\x0c\
-processed-by\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
+    pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1055] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xa3\x07\x01A\x02\x01\
+A\x0a\x01B\x0d\x01p}\x01r\x02\x03key\0\x04timex\x04\0\x09new-timer\x03\0\x01\x01\
+p\x02\x01@\x01\x06timers\x03\x01\0\x04\0\x03set\x01\x04\x01p\0\x01@\x01\x04keys\x05\
+\x01\0\x04\0\x06delete\x01\x06\x01kx\x01p\x07\x01@\x01\x04keys\x05\0\x08\x04\0\x03\
+get\x01\x09\x03\0\x20trunkline:transform/timers@1.1.0\x05\0\x01B\x13\x01p}\x01r\x02\
+\x03key\0\x05value\0\x04\0\x05entry\x03\0\x01\x01kw\x01r\x03\x03key\0\x05value\0\
+\x06ttl-ms\x03\x04\0\x09new-entry\x03\0\x04\x01p\0\x01k\0\x01p\x07\x01@\x01\x04k\
+eys\x06\0\x08\x04\0\x03get\x01\x09\x01p\x05\x01@\x01\x07entries\x0a\x01\0\x04\0\x03\
+put\x01\x0b\x01@\x01\x04keys\x06\x01\0\x04\0\x06delete\x01\x0c\x01p\x02\x01@\x03\
+\x05start\0\x03end\x07\x05limity\0\x0d\x04\0\x05range\x01\x0e\x03\0\x1ftrunkline\
+:transform/state@1.1.0\x05\x01\x01B\x0a\x01m\x05\x05trace\x05debug\x04info\x04wa\
+rn\x05error\x04\0\x05level\x03\0\0\x01@\x02\x05level\x01\x07messages\x01\0\x04\0\
+\x03log\x01\x02\x01@\x02\x04names\x02byw\x01\0\x04\0\x0bcounter-add\x01\x03\x01@\
+\x02\x04names\x05valueu\x01\0\x04\0\x10histogram-record\x01\x04\x01@\0\0w\x04\0\x06\
+now-ms\x01\x05\x03\0\x1etrunkline:transform/host@1.1.0\x05\x02\x01B\x02\x01@\x03\
+\x03key\x7f\x05value\x7f\x07headers\x7f\x01\0\x04\0\x07declare\x01\0\x03\0\x20tr\
+unkline:transform/inputs@1.1.0\x05\x03\x01B\x12\x01py\x01r\x02\x07formats\0\x0ch\
+ost-versions\x04\0\x05offer\x03\0\x01\x01ps\x01r\x03\x06formaty\x05ports\x03\x0c\
+keeps-schema\x7f\x04\0\x0ainit-reply\x03\0\x04\x01ks\x01r\x02\x07messages\x03key\
+\x06\x04\0\x0ainit-error\x03\0\x07\x01j\x01\x05\x01\x08\x01@\x02\x06configs\x04h\
+ost\x02\0\x09\x04\0\x04init\x01\x0a\x01p}\x01j\x01\x0b\x01s\x01@\x01\x05batch\x0b\
+\0\x0c\x04\0\x07process\x01\x0d\x01@\0\0\x0c\x04\0\x05flush\x01\x0e\x04\0\x20tru\
+nkline:transform/plugin@1.1.0\x05\x04\x04\0\x1ftrunkline:transform/timed@1.1.0\x04\
+\0\x0b\x0b\x01\0\x05timed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit\
+-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
   };
   )
 }
 #[doc(inline)]
-pub use __export_stateful_impl as __export_guest_types;
+pub use __export_timed_impl as __export_guest_types;
 
 #[cfg(target_arch = "wasm32")]
-#[unsafe(link_section = "component-type:wit-bindgen:0.63.0:trunkline:transform@1.1.0:stateful-with-all-of-its-exports-removed:encoded world")]
+#[unsafe(link_section = "component-type:wit-bindgen:0.63.0:trunkline:transform@1.1.0:timed-with-all-of-its-exports-removed:encoded world")]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 730] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xbb\x04\x01A\x02\x01\
-A\x06\x01B\x13\x01p}\x01r\x02\x03key\0\x05value\0\x04\0\x05entry\x03\0\x01\x01kw\
-\x01r\x03\x03key\0\x05value\0\x06ttl-ms\x03\x04\0\x09new-entry\x03\0\x04\x01p\0\x01\
-k\0\x01p\x07\x01@\x01\x04keys\x06\0\x08\x04\0\x03get\x01\x09\x01p\x05\x01@\x01\x07\
-entries\x0a\x01\0\x04\0\x03put\x01\x0b\x01@\x01\x04keys\x06\x01\0\x04\0\x06delet\
-e\x01\x0c\x01p\x02\x01@\x03\x05start\0\x03end\x07\x05limity\0\x0d\x04\0\x05range\
-\x01\x0e\x03\0\x1ftrunkline:transform/state@1.1.0\x05\0\x01B\x0a\x01m\x05\x05tra\
-ce\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01@\x02\x05level\x01\
-\x07messages\x01\0\x04\0\x03log\x01\x02\x01@\x02\x04names\x02byw\x01\0\x04\0\x0b\
-counter-add\x01\x03\x01@\x02\x04names\x05valueu\x01\0\x04\0\x10histogram-record\x01\
-\x04\x01@\0\0w\x04\0\x06now-ms\x01\x05\x03\0\x1etrunkline:transform/host@1.1.0\x05\
-\x01\x01B\x02\x01@\x03\x03key\x7f\x05value\x7f\x07headers\x7f\x01\0\x04\0\x07dec\
-lare\x01\0\x03\0\x20trunkline:transform/inputs@1.1.0\x05\x02\x04\0Btrunkline:tra\
-nsform/stateful-with-all-of-its-exports-removed@1.1.0\x04\0\x0b.\x01\0(stateful-\
-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0d\
-wit-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 870] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xca\x05\x01A\x02\x01\
+A\x08\x01B\x0d\x01p}\x01r\x02\x03key\0\x04timex\x04\0\x09new-timer\x03\0\x01\x01\
+p\x02\x01@\x01\x06timers\x03\x01\0\x04\0\x03set\x01\x04\x01p\0\x01@\x01\x04keys\x05\
+\x01\0\x04\0\x06delete\x01\x06\x01kx\x01p\x07\x01@\x01\x04keys\x05\0\x08\x04\0\x03\
+get\x01\x09\x03\0\x20trunkline:transform/timers@1.1.0\x05\0\x01B\x13\x01p}\x01r\x02\
+\x03key\0\x05value\0\x04\0\x05entry\x03\0\x01\x01kw\x01r\x03\x03key\0\x05value\0\
+\x06ttl-ms\x03\x04\0\x09new-entry\x03\0\x04\x01p\0\x01k\0\x01p\x07\x01@\x01\x04k\
+eys\x06\0\x08\x04\0\x03get\x01\x09\x01p\x05\x01@\x01\x07entries\x0a\x01\0\x04\0\x03\
+put\x01\x0b\x01@\x01\x04keys\x06\x01\0\x04\0\x06delete\x01\x0c\x01p\x02\x01@\x03\
+\x05start\0\x03end\x07\x05limity\0\x0d\x04\0\x05range\x01\x0e\x03\0\x1ftrunkline\
+:transform/state@1.1.0\x05\x01\x01B\x0a\x01m\x05\x05trace\x05debug\x04info\x04wa\
+rn\x05error\x04\0\x05level\x03\0\0\x01@\x02\x05level\x01\x07messages\x01\0\x04\0\
+\x03log\x01\x02\x01@\x02\x04names\x02byw\x01\0\x04\0\x0bcounter-add\x01\x03\x01@\
+\x02\x04names\x05valueu\x01\0\x04\0\x10histogram-record\x01\x04\x01@\0\0w\x04\0\x06\
+now-ms\x01\x05\x03\0\x1etrunkline:transform/host@1.1.0\x05\x02\x01B\x02\x01@\x03\
+\x03key\x7f\x05value\x7f\x07headers\x7f\x01\0\x04\0\x07declare\x01\0\x03\0\x20tr\
+unkline:transform/inputs@1.1.0\x05\x03\x04\0?trunkline:transform/timed-with-all-\
+of-its-exports-removed@1.1.0\x04\0\x0b+\x01\0%timed-with-all-of-its-exports-remo\
+ved\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.262.0\x10\
+wit-bindgen-rust\x060.63.0";
 
 #[inline(never)]
 #[doc(hidden)]

@@ -5,16 +5,16 @@
 //! generated `bindings.rs`. The file is committed, so that plugin authors need neither macro nor
 //! generator. After a change of the WIT file, run in the folder of this crate:
 //! ```text
-//! wit-bindgen rust ../wit --world stateful --out-dir src --runtime-path crate::guest::rt \
+//! wit-bindgen rust ../wit --world timed --out-dir src --runtime-path crate::guest::rt \
 //!     --pub-export-macro --export-macro-name __export_guest_types \
 //!     --default-bindings-module '$crate::__private::bindings'
-//! sed -E 's|^ *///|///|' src/stateful.rs > src/bindings.rs && rm src/stateful.rs
+//! sed -E 's|^ *///|///|' src/timed.rs > src/bindings.rs && rm src/timed.rs
 //! ```
 
 use std::cell::RefCell;
 
 use crate::bindings::exports::trunkline::transform::plugin::{InitError, InitReply, Offer};
-use crate::bindings::trunkline::transform::{host, inputs, state};
+use crate::bindings::trunkline::transform::{host, inputs, state, timers};
 use crate::config::ConfigError;
 use crate::host::Level;
 use crate::state::Packed;
@@ -177,6 +177,19 @@ pub(crate) fn state_delete(keys: &Packed) {
 
 pub(crate) fn state_range(start: &[u8], end: &[u8], limit: u32) -> Vec<(Vec<u8>, Vec<u8>)> {
     state::range(start, Some(end), limit).into_iter().map(|entry| (entry.key, entry.value)).collect()
+}
+
+pub(crate) fn timers_set(stored: Vec<(Vec<u8>, i64)>) {
+    let stored: Vec<_> = stored.into_iter().map(|(key, time)| timers::NewTimer { key, time }).collect();
+    timers::set(&stored);
+}
+
+pub(crate) fn timers_delete(keys: Vec<Vec<u8>>) {
+    timers::delete(&keys);
+}
+
+pub(crate) fn timers_get(keys: Vec<Vec<u8>>) -> Vec<Option<i64>> {
+    timers::get(&keys)
 }
 
 /// The interface `state` as the host sees it. `bindings.rs` has these functions too, but there each

@@ -61,7 +61,7 @@
 //!
 //! The memory of a plugin lasts as long as its instance: until the worker stops, the task moves, or
 //! the plugin crashes on a record (then a new instance processes some records again). Results must
-//! not depend on it. [`state`] keeps entries durably.
+//! not depend on it. [`state`] keeps entries durably, and [`timers`] call the plugin at a time.
 
 mod batch;
 mod config;
@@ -71,6 +71,7 @@ mod runner;
 pub mod state;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
+pub mod timers;
 mod verdict;
 
 #[cfg(target_arch = "wasm32")]
@@ -157,6 +158,14 @@ pub trait Transform: Sized + 'static {
             let _: Done = self.record(record, verdicts.next_verdict())?;
         }
         Ok(())
+    }
+
+    /// A timer that the transform has set is due: see [`timers`]. The verdict emits records, or is
+    /// [`Verdict::drop`] to emit none, or rejects the timer. Emitted records have the timer's time
+    /// as timestamp, and no key, value and headers, unless they are set.
+    fn timer(&mut self, timer: timers::Timer<'_>, verdict: Verdict<'_>) -> Result<Done, String> {
+        let _ = timer;
+        Ok(verdict.drop())
     }
 
     /// The host calls this before it stops the instance. The transform can emit its last records.

@@ -32,12 +32,13 @@ struct MockState {
     entries: BTreeMap<Vec<u8>, (Vec<u8>, Option<i64>)>,
     /// The greatest timestamp of the records, including the current batch.
     time: i64,
+    timers: BTreeMap<Vec<u8>, i64>,
     in_process: bool,
 }
 
 fn with_state<R>(call: impl FnOnce(&mut MockState) -> R) -> R {
     CALL_STATE.with_borrow_mut(|state| {
-        assert!(state.state.in_process, "state is available in `record` and `process` only");
+        assert!(state.state.in_process, "state and timers are available in `record`, `process` and `timer` only");
         call(&mut state.state)
     })
 }
@@ -67,6 +68,18 @@ pub(crate) fn state_range(start: &[u8], end: &[u8], limit: u32) -> Vec<(Vec<u8>,
         let from_start = state.entries.range(start.to_vec()..).take_while(|(key, _)| key.as_slice() < end);
         from_start.take(limit as usize).map(|(key, (value, _))| (key.clone(), value.clone())).collect()
     })
+}
+
+pub(crate) fn timers_set(timers: Vec<(Vec<u8>, i64)>) {
+    with_state(|state| state.timers.extend(timers));
+}
+
+pub(crate) fn timers_delete(keys: Vec<Vec<u8>>) {
+    with_state(|state| keys.iter().for_each(|key| _ = state.timers.remove(key)));
+}
+
+pub(crate) fn timers_get(keys: Vec<Vec<u8>>) -> Vec<Option<i64>> {
+    with_state(|state| keys.iter().map(|key| state.timers.get(key).copied()).collect())
 }
 
 pub(crate) fn log(level: Level, message: &str) {
@@ -172,6 +185,32 @@ impl Outcome {
     }
 }
 
+/// A timer that has fired.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fired {
+    /// Its collection.
+    pub name: String,
+    /// Its key.
+    pub key: Vec<u8>,
+    /// Its time.
+    pub time: i64,
+    /// What the transform made of it.
+    pub outcome: Outcome,
+}
+
+impl Fired {
+    /// The records that it emitted.
+    pub fn emitted(&self) -> &[Output] {
+        match &self.outcome {
+            Outcome::Emitted(outputs) => outputs,
+            _ => &[],
+        }
+    }
+}
+
+/// Limit on the timers that fire in one call, because a timer can set itself again.
+const MAX_FIRED: usize = 100_000;
+
 /// A transform with its configuration.
 #[derive(Debug)]
 pub struct MockHost<T> {
@@ -179,6 +218,7 @@ pub struct MockHost<T> {
     config: String,
     ports: Vec<String>,
     inputs: Inputs,
+    fired: Vec<Fired>,
 }
 
 impl<T: Transform> MockHost<T> {
@@ -191,7 +231,7 @@ impl<T: Transform> MockHost<T> {
         let mut ports = vec!["default".to_owned()];
         ports.extend(transform.ports());
         let inputs = transform.inputs();
-        Ok(Self { transform, config, ports, inputs })
+        Ok(Self { transform, config, ports, inputs, fired: Vec::new() })
     }
 
     /// Replaces the transform by a new one, as after a crash: its memory is lost, the state stays.
@@ -203,27 +243,96 @@ impl<T: Transform> MockHost<T> {
     /// Processes a batch. After an error, the state is as before. The transform sees the parts of
     /// the records that it [reads](Transform::inputs); the others are null.
     ///
+    /// The timers that the records make due fire as in a worker: see [`MockHost::take_fired`]. Then
+    /// the transform gets the records one by one.
+    ///
     /// # Panics
-    /// If the transform panics or uses a port that it does not declare.
+    /// If the transform panics or uses a port that it does not declare, or if timers set timers
+    /// without end.
     pub fn process(&mut self, records: &[Input]) -> Result<Vec<Outcome>, String> {
+        let before = CALL_STATE.with_borrow(|call| call.state.clone());
+        let fired = self.fired.len();
+        let outcomes = self.process_in_order(records, &before);
+        if outcomes.is_err() {
+            CALL_STATE.with_borrow_mut(|call| call.state = before);
+            self.fired.truncate(fired);
+        }
+        outcomes
+    }
+
+    fn process_in_order(&mut self, records: &[Input], before: &MockState) -> Result<Vec<Outcome>, String> {
         let greatest = records.iter().filter_map(|record| record.timestamp).max().unwrap_or(0);
-        let before = CALL_STATE.with_borrow_mut(|call| {
-            let before = call.state.clone();
-            call.state.time = call.state.time.max(greatest);
+        let is_due = |state: &MockState| state.timers.values().any(|time| *time <= state.time.max(greatest));
+        if !is_due(before) {
+            let outcomes = self.call(records, greatest, false)?;
+            if !CALL_STATE.with_borrow(|call| is_due(&call.state)) {
+                return Ok(outcomes);
+            }
+            CALL_STATE.with_borrow_mut(|call| call.state = before.clone());
+        }
+        let mut outcomes = Vec::new();
+        for record in records {
+            self.fire(record.timestamp.unwrap_or(0))?;
+            outcomes.extend(self.call(std::slice::from_ref(record), record.timestamp.unwrap_or(0), false)?);
+        }
+        self.fire(0)?;
+        Ok(outcomes)
+    }
+
+    /// One call of the transform, with records or timers of at most this time.
+    fn call(&mut self, entries: &[Input], time: i64, are_timers: bool) -> Result<Vec<Outcome>, String> {
+        CALL_STATE.with_borrow_mut(|call| {
+            call.state.time = call.state.time.max(time);
             call.state.in_process = true;
-            before
         });
-        let called = runner::process(&mut self.transform, &seal(records, self.inputs));
+        let inputs = if are_timers { Inputs::ALL } else { self.inputs };
+        let called = runner::process(&mut self.transform, &seal(entries, inputs, are_timers));
         CALL_STATE.with_borrow_mut(|call| {
             call.state.in_process = false;
-            if called.is_err() {
-                call.state = before;
-                return;
-            }
             let time = call.state.time;
             call.state.entries.retain(|_, (_, expires_at)| expires_at.is_none_or(|expires_at| expires_at > time));
         });
-        Ok(self.outcomes(&called?, records))
+        let without_parts: Vec<Input> =
+            entries.iter().map(|entry| Input { timestamp: entry.timestamp, ..Input::default() }).collect();
+        Ok(self.outcomes(&called?, if are_timers { &without_parts } else { entries }))
+    }
+
+    /// Fires the timers that are due at the partition's time, or at `time` if that is later.
+    fn fire(&mut self, time: i64) -> Result<(), String> {
+        for _ in 0..MAX_FIRED {
+            let due = CALL_STATE.with_borrow_mut(|call| {
+                let now = call.state.time.max(time);
+                let due = call.state.timers.iter().map(|(key, time)| (*time, key.clone())).min();
+                let (time, key) = due.filter(|(time, _)| *time <= now)?;
+                call.state.timers.remove(&key);
+                Some((time, key))
+            });
+            let Some((time, key)) = due else { return Ok(()) };
+            let timer = Input { key: Some(key.clone()), timestamp: Some(time), ..Input::default() };
+            let outcome = self.call(&[timer], time, true)?.pop().unwrap_or(Outcome::Dropped);
+            let at = key.iter().position(|byte| *byte == 0);
+            let (name, key) = at.map_or((&[][..], &key[..]), |at| (&key[..at], &key[at + 1..]));
+            let name = String::from_utf8_lossy(name).into_owned();
+            self.fired.push(Fired { name, key: key.to_vec(), time, outcome });
+        }
+        panic!("more than {MAX_FIRED} timers fired at one record: a timer must set the next one for a later time");
+    }
+
+    /// Advances the event time without a record, as the option `timers.idle` of a transform does:
+    /// the timers until `time` fire.
+    pub fn advance_time(&mut self, time: i64) -> Result<(), String> {
+        self.fire(time)?;
+        CALL_STATE.with_borrow_mut(|call| {
+            let time = call.state.time.max(time);
+            call.state.time = time;
+            call.state.entries.retain(|_, (_, expires_at)| expires_at.is_none_or(|expires_at| expires_at > time));
+        });
+        Ok(())
+    }
+
+    /// The timers that have fired since the last call of this function, in order.
+    pub fn take_fired(&mut self) -> Vec<Fired> {
+        std::mem::take(&mut self.fired)
     }
 
     /// The entries of the state in the order of their keys, with the names of their collections.
@@ -360,8 +469,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Packs records as a host does, without the parts that the transform does not read.
-fn seal(records: &[Input], inputs: Inputs) -> Vec<u8> {
+/// Packs records or timers as a host does, without the parts that the transform does not read.
+fn seal(records: &[Input], inputs: Inputs, are_timers: bool) -> Vec<u8> {
     let mut bytes = vec![0; 32];
     let mut table = Vec::new();
     let mut topics: Vec<&str> = Vec::new();
@@ -397,7 +506,7 @@ fn seal(records: &[Input], inputs: Inputs) -> Vec<u8> {
     bytes.resize(bytes.len().next_multiple_of(8), 0);
     let table_at = bytes.len();
     bytes.extend_from_slice(&table);
-    let header = [records.len() as u32, table_at as u32, topics_at as u32, topics.len() as u32];
+    let header = [records.len() as u32, table_at as u32, topics_at as u32, topics.len() as u32, u32::from(are_timers)];
     bytes[..8].copy_from_slice(b"TLB1\x01\0\0\0");
     for (index, word) in header.into_iter().enumerate() {
         bytes[8 + index * 4..12 + index * 4].copy_from_slice(&word.to_le_bytes());

@@ -41,6 +41,22 @@ export interface Transform {
   record?(record: PluginRecord): Verdict;
   /** The verdicts on the records of a batch, in order, instead of `record`. */
   process?(records: PluginRecord[]): Iterable<Verdict>;
+  /**
+   * The verdict on a timer that is due: `emit`, `drop` or `reject`. Emitted records have the timer's time as timestamp,
+   * and no key, value and headers unless they are given.
+   */
+  timer?(timer: Timer): Verdict;
+}
+
+/** A timer that is due. */
+export interface Timer {
+  /** The name of its collection. */
+  name: string;
+  key: Uint8Array;
+  /** Milliseconds since 1970. */
+  time: number;
+  topic: string;
+  partition: number;
 }
 
 /** Keys are bytes; a string stands for its UTF-8. */
@@ -56,6 +72,17 @@ export class State<V> {
   delete(key: Key): void;
   deleteAll(keys: Iterable<Key>): void;
   range(start?: Key, end?: Key, limit?: number): [Uint8Array, V][];
+}
+
+/** A collection of durable timers by event time, for the current topic partition. `transform.toml` needs `timers = true`. */
+export class Timers {
+  constructor(name: string);
+  set(key: Key, time: number): void;
+  setAll(timers: Iterable<[Key, number]>): void;
+  delete(key: Key): void;
+  deleteAll(keys: Iterable<Key>): void;
+  get(key: Key): number | undefined;
+  getAll(keys: Iterable<Key>): (number | undefined)[];
 }
 
 export class ConfigError extends Error {

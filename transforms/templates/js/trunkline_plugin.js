@@ -3,6 +3,7 @@
 // layouts are those of `wit/transform.wit`, format 1.
 
 const FORMAT = 1;
+const TIMERS = 1; // the content of a batch of timers
 const decoder = new TextDecoder();
 const encoder = new TextEncoder();
 
@@ -102,12 +103,65 @@ export class State {
   }
 
   stored(key) {
-    const own = typeof key === 'string' ? encoder.encode(key) : key;
-    const stored = new Uint8Array(this.prefix.length + own.length);
-    stored.set(this.prefix);
-    stored.set(own, this.prefix.length);
-    return stored;
+    return storedKey(this.prefix, key);
   }
+}
+
+/**
+ * A collection of durable timers by event time, for the current topic partition. The method `timer` of the transform
+ * gets a timer when the event time of the partition, which is the greatest timestamp of its records, reaches its time:
+ * before the first record with this timestamp or a later one. Keys are bytes, and a string stands for its UTF-8; a key
+ * has at most one timer. Times are milliseconds since 1970. `transform.toml` needs `timers = true`, and the transform
+ * is then a separate stage.
+ */
+export class Timers {
+  /** The collection of this name. The collections of a plugin have different names. */
+  constructor(name) {
+    if (hostTimers === undefined) {
+      throw new ConfigError('the plugin was built without timers; set `timers = true` in transform.toml, and build it');
+    }
+    this.prefix = encoder.encode(`${name}\0`);
+  }
+
+  /** Sets the timer of a key; it replaces an earlier one. If the time has passed, it fires after this record. */
+  set(key, time) {
+    this.setAll([[key, time]]);
+  }
+
+  /** Sets several timers: pairs of key and time, or a Map. */
+  setAll(timers) {
+    hostTimers.set([...timers].map(([key, time]) => ({ key: storedKey(this.prefix, key), time: BigInt(time) })));
+  }
+
+  /** Removes the timer of a key, if there is one. */
+  delete(key) {
+    this.deleteAll([key]);
+  }
+
+  /** Removes several timers. */
+  deleteAll(keys) {
+    hostTimers.delete([...keys].map((key) => storedKey(this.prefix, key)));
+  }
+
+  /** The time of the timer of a key; undefined if it has none. */
+  get(key) {
+    return this.getAll([key])[0];
+  }
+
+  /** The times of the timers of several keys, in order. */
+  getAll(keys) {
+    const times = hostTimers.get([...keys].map((key) => storedKey(this.prefix, key)));
+    return [...times].map((time) => (time === undefined || time === null ? undefined : Number(time)));
+  }
+}
+
+/** The key of an entry of a collection. */
+function storedKey(prefix, key) {
+  const own = typeof key === 'string' ? encoder.encode(key) : key;
+  const stored = new Uint8Array(prefix.length + own.length);
+  stored.set(prefix);
+  stored.set(own, prefix.length);
+  return stored;
 }
 
 /** The exported interface of a class of transforms. */
@@ -154,6 +208,10 @@ export function exportTransform(TransformClass) {
 }
 
 function* verdictsOn(transform, batch) {
+  if (new DataView(batch.buffer, batch.byteOffset, batch.byteLength).getUint32(24, true) === TIMERS) {
+    for (const entry of records(batch)) yield transform.timer?.(timerOf(entry)) ?? drop();
+    return;
+  }
   if (transform.process) {
     yield* transform.process([...records(batch)]);
     return;
@@ -297,6 +355,12 @@ function* records(batch) {
       headers: headerBlock(part(at + 40) ?? new Uint8Array()),
     };
   }
+}
+
+/** The timer that an entry of a batch stands for. */
+function timerOf({ key, timestamp, topic, partition }) {
+  const at = key.indexOf(0);
+  return { name: text(key.subarray(0, at)), key: key.subarray(at + 1), time: timestamp ?? 0, topic, partition };
 }
 
 function headerBlock(block) {

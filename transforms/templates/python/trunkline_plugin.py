@@ -18,8 +18,13 @@ try:
     from wit_world.imports import state as host_state
 except ImportError:  # built without `state = true`
     host_state = None
+try:
+    from wit_world.imports import timers as host_timers
+except ImportError:  # built without `timers = true`
+    host_timers = None
 
 FORMAT = 1
+TIMERS = 1  # the content of a batch of timers
 Headers = List[Tuple[str, Optional[bytes]]]
 
 
@@ -116,6 +121,63 @@ class State(Generic[V]):
         return self.prefix + (key.encode() if isinstance(key, str) else bytes(key))
 
 
+@dataclass
+class Timer:
+    """A timer that is due."""
+
+    #: The name of its collection.
+    name: str
+    key: bytes
+    #: Milliseconds since 1970.
+    time: int
+    topic: str
+    partition: int
+
+
+class Timers:
+    """A collection of durable timers by event time, for the current topic partition.
+
+    `Transform.timer` gets a timer when the event time of the partition, which is the greatest timestamp of its
+    records, reaches its time: before the first record with this timestamp or a later one. Keys are bytes, and a text
+    stands for its UTF-8; a key has at most one timer. Times are milliseconds since 1970. `transform.toml` needs
+    `timers = true`, and the transform is then a separate stage.
+    """
+
+    def __init__(self, name: str):
+        """The collection of this name. The collections of a plugin have different names."""
+        if host_timers is None:
+            raise ConfigError("the plugin was built without timers; set `timers = true` in transform.toml, and build it")
+        self.prefix = name.encode() + b"\0"
+
+    def set(self, key: Key, time: int) -> None:
+        """Sets the timer of a key; it replaces an earlier one. If the time has passed, it fires after this record."""
+        self.set_all([(key, time)])
+
+    def set_all(self, timers: Union[Mapping[Key, int], Iterable[Tuple[Key, int]]]) -> None:
+        """Sets several timers."""
+        pairs = timers.items() if isinstance(timers, Mapping) else timers
+        host_timers.set([host_timers.NewTimer(self._stored(key), time) for key, time in pairs])
+
+    def delete(self, key: Key) -> None:
+        """Removes the timer of a key, if there is one."""
+        self.delete_all([key])
+
+    def delete_all(self, keys: Iterable[Key]) -> None:
+        """Removes several timers."""
+        host_timers.delete([self._stored(key) for key in keys])
+
+    def get(self, key: Key) -> Optional[int]:
+        """The time of the timer of a key; `None` if it has none."""
+        return self.get_all([key])[0]
+
+    def get_all(self, keys: Iterable[Key]) -> List[Optional[int]]:
+        """The times of the timers of several keys, in order."""
+        return list(host_timers.get([self._stored(key) for key in keys]))
+
+    def _stored(self, key: Key) -> bytes:
+        return self.prefix + (key.encode() if isinstance(key, str) else bytes(key))
+
+
 class Transform:
     """Base class of transforms. The constructor gets the table `config`."""
 
@@ -137,6 +199,11 @@ class Transform:
     def process(self, records: List[Record]) -> Iterable[tuple]:
         """Returns the verdicts on the records of a batch, in order. The default calls `record` for each."""
         return (self.record(record) for record in records)
+
+    def timer(self, timer: Timer) -> tuple:
+        """Returns the verdict on a timer that is due: `emit`, `drop` or `reject`. Emitted records have the timer's time
+        as timestamp, and no key, value and headers unless they are given."""
+        return drop()
 
 
 UNCHANGED = object()
@@ -195,7 +262,12 @@ def export(transform_class):
             out = bytearray()
             count = 0
             try:
-                for verdict in self.transform.process(list(records(batch))):
+                (content,) = struct.unpack_from("<I", batch, 24)
+                if content == TIMERS:
+                    verdicts = (self.transform.timer(timer_of(entry)) for entry in records(batch))
+                else:
+                    verdicts = self.transform.process(list(records(batch)))
+                for verdict in verdicts:
                     self.write(out, verdict)
                     count += 1
             except BatchError as error:
@@ -278,6 +350,12 @@ def records(batch: bytes) -> Iterable[Record]:
             partition,
             offset if offset >= 0 else None,
         )
+
+
+def timer_of(entry: Record) -> Timer:
+    """The timer that an entry of a batch stands for."""
+    name, _, key = (entry.key or b"").partition(b"\0")
+    return Timer(name.decode(), key, entry.timestamp or 0, entry.topic, entry.partition)
 
 
 def header_block(block: bytes) -> Iterable[Tuple[str, Optional[bytes]]]:

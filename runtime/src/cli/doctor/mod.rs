@@ -22,7 +22,7 @@ use crate::config::Settings;
 use crate::kafka::embedded::EMBEDDED;
 use crate::plan::{Pipeline, Registry, load_each};
 use crate::record_tests::read_tests;
-use crate::worker::{DataDir, ResourceKind, raise_open_files_limit, rights_of, shortage};
+use crate::worker::{ResourceKind, plugin_cache_dirs, raise_open_files_limit, rights_of, shortage};
 
 /// `trunkline doctor`.
 #[derive(Args)]
@@ -85,7 +85,7 @@ fn load(args: &DoctorArgs, settings: &Settings, findings: &mut Findings) -> Vec<
         findings.ok("pipelines", "none named; `trunkline doctor pipelines/` checks them, too".to_owned());
         return Vec::new();
     }
-    let host = match Host::new(HostOptions { cache_dir: DataDir::plugin_cache(&settings.data) }) {
+    let host = match Host::new(HostOptions { cache_dirs: plugin_cache_dirs(Some(&settings.data)) }) {
         Ok(host) => host,
         Err(error) => {
             let message = format!("plugins cannot run on this machine: {error}");

@@ -31,7 +31,7 @@ pub(super) fn build(folder: &Path) -> Exit {
     if let Err((exit, message)) = built {
         return failed(exit, &message);
     }
-    let host = match plugin_host(Some(project.compiled())) {
+    let host = match plugin_host(None) {
         Ok(host) => host,
         Err(exit) => return exit,
     };
@@ -109,7 +109,7 @@ fn python(project: &Project) -> Built {
         return Err(missing("componentize-py", "is not installed", "pip install componentize-py==0.25.1"));
     }
     let mut command = Command::new(&program);
-    command.args(["-d", "wit", "-w", project.world(), "componentize", "app", "-o"]);
+    command.args(["-d", "wit", "-w", project.world, "componentize", "app", "-o"]);
     command.arg(absolute(&project.folder)?.join(format!("{}.wasm", project.name)));
     run(command, &project.folder, "componentize-py")
 }
@@ -124,7 +124,7 @@ fn js(project: &Project) -> Built {
     }
     let mut command = Command::new("node");
     command.arg("build.js").arg(absolute(&project.folder)?.join(format!("{}.wasm", project.name)));
-    command.arg(project.world());
+    command.arg(project.world);
     run(command, &project.folder, "node build.js")
 }
 

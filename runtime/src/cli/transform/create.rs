@@ -54,6 +54,7 @@ const RUST_SDK: &[File] = sdk!(
     "runner.rs",
     "state.rs",
     "testing.rs",
+    "timers.rs",
     "verdict.rs"
 );
 
@@ -119,10 +120,13 @@ fn fill(text: &str, name: &str, language: Language) -> String {
         Language::Python => "The build needs componentize-py: `pip install componentize-py==0.25.1`.",
         Language::Js => "The build needs Node.js, and `npm install` in this folder.",
     };
-    // A Rust plugin imports state if it uses it.
+    // A Rust plugin imports state and timers if it uses them.
     let state = match language {
         Language::Rust => "",
-        Language::Python | Language::Js => "# state = true   # for `State`: the transform is then a separate stage\n",
+        Language::Python | Language::Js => {
+            "# state = true    # for `State`: the transform is then a separate stage\n\
+             # timers = true   # for `Timers`, and `State`\n"
+        }
     };
     text.replace("@NAME@", name)
         .replace("@STATE@", state)

@@ -50,6 +50,7 @@ pub(super) fn inspect(file: &Path, config: Option<&str>, as_json: bool) -> Exit 
                 "ports": ports,
                 "keeps_schema": keeps_schema,
                 "uses_state": plugin.uses_state(),
+                "uses_timers": plugin.uses_timers(),
                 "config_schema": plugin.config_schema().and_then(|schema| serde_json::from_str::<Value>(schema).ok()),
                 "config_rejected": rejected,
             })
@@ -66,6 +67,7 @@ pub(super) fn inspect(file: &Path, config: Option<&str>, as_json: bool) -> Exit 
     line("hash", &format!("{:016x}", plugin.hash()));
     line("imports", &if contents.imports.is_empty() { "none".to_owned() } else { contents.imports.join(", ") });
     line("state", if plugin.uses_state() { "yes: it runs as a stage with its own topics" } else { "none" });
+    line("timers", if plugin.uses_timers() { "yes: it is called when event time reaches them" } else { "none" });
     line("config schema", if plugin.config_schema().is_some() { "yes; --json shows it" } else { "none" });
     match (ports, rejected) {
         (Some(ports), _) => {

@@ -6,7 +6,7 @@ mod inspect;
 mod project;
 mod test;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use trunkline_transform_host::{Host, HostOptions};
@@ -14,6 +14,7 @@ use trunkline_transform_host::{Host, HostOptions};
 use super::connectors;
 use super::output::{Exit, print_error, print_problems};
 use crate::config::problem_at;
+use crate::worker::plugin_cache_dirs;
 
 /// `trunkline transform`.
 #[derive(Args)]
@@ -112,9 +113,9 @@ pub(super) fn run(args: &TransformArgs) -> Exit {
     }
 }
 
-/// The host of plugins, with a folder for compiled plugins. A failure is printed.
-pub(in crate::cli) fn plugin_host(cache_dir: Option<PathBuf>) -> Result<Host, Exit> {
-    Host::new(HostOptions { cache_dir }).map_err(|error| {
+/// The host of plugins. `data`: the worker's data directory. A failure is printed.
+pub(in crate::cli) fn plugin_host(data: Option<&Path>) -> Result<Host, Exit> {
+    Host::new(HostOptions { cache_dirs: plugin_cache_dirs(data) }).map_err(|error| {
         let message = format!("plugins cannot run on this machine: {error}");
         print_problems(&[problem_at(None, "environment.plugins", message, None)]);
         Exit::Environment

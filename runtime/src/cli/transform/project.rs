@@ -15,8 +15,8 @@ pub(super) struct Project {
     pub(super) folder: PathBuf,
     pub(super) name: String,
     pub(super) language: Language,
-    /// Whether the plugin is built for the world with state. A Rust plugin imports what it uses.
-    pub(super) has_state: bool,
+    /// The WIT world to build for. A Rust plugin imports what it uses.
+    pub(super) world: &'static str,
     pub(super) tests: Vec<ProjectTest>,
     pub(super) document: Document,
 }
@@ -29,6 +29,8 @@ pub(super) struct ProjectTest {
     pub(super) config: serde_json::Value,
     pub(super) records: PathBuf,
     pub(super) expected: PathBuf,
+    /// The event time up to which timers fire after the records.
+    pub(super) advance_to: Option<i64>,
 }
 
 impl Project {
@@ -45,11 +47,16 @@ impl Project {
         }
         let languages = [("rust", Language::Rust), ("python", Language::Python), ("js", Language::Js)];
         let language = top.choice("language", &languages, Language::Rust);
-        let has_state = language != Language::Rust && top.optional("state").unwrap_or(false);
+        let is_set = |key: &'static str| language != Language::Rust && top.optional(key).unwrap_or(false);
+        let world = match (is_set("state"), is_set("timers")) {
+            (_, true) => "timed",
+            (true, false) => "stateful",
+            (false, false) => "transform",
+        };
         let tests = tests(&top);
         top.finish();
         match (document.finish(report.into_problems()), name) {
-            (None, Some(name)) => Ok(Self { folder: folder.to_owned(), name, language, has_state, tests, document }),
+            (None, Some(name)) => Ok(Self { folder: folder.to_owned(), name, language, world, tests, document }),
             (Some(problems), _) => Err(problems),
             (None, None) => {
                 let message = format!("{MANIFEST} has no name");
@@ -61,16 +68,6 @@ impl Project {
     /// The file that a build creates.
     pub(super) fn wasm(&self) -> PathBuf {
         self.folder.join(format!("{}.wasm", self.name))
-    }
-
-    /// The WIT world to build for.
-    pub(super) fn world(&self) -> &'static str {
-        if self.has_state { "stateful" } else { "transform" }
-    }
-
-    /// The folder of the compiled plugin: a plugin of 12 MiB takes seconds to compile.
-    pub(super) fn compiled(&self) -> PathBuf {
-        self.folder.join("target/compiled")
     }
 
     /// The section of a test, for problems of its configuration.
@@ -106,10 +103,11 @@ fn tests(top: &Section<'_>) -> Vec<ProjectTest> {
         let name = section.required::<String>("name");
         let records = section.required::<PathBuf>("records");
         let expected = section.required::<PathBuf>("expected");
+        let advance_to = section.optional("advance_to");
         let config = section.node("config").map_or(serde_json::Value::Null, Node::to_json);
         if let (Some(name), Some(records), Some(expected)) = (name, records, expected) {
             let (records, expected) = (top.base.join(records), top.base.join(expected));
-            tests.push(ProjectTest { name, index, config, records, expected });
+            tests.push(ProjectTest { name, index, config, records, expected, advance_to });
         }
         section.finish();
     }

@@ -36,7 +36,7 @@ pub(super) fn test(folder: &Path, update: bool, bench: bool) -> Exit {
         return failed(Exit::Config, &message);
     }
     warn_if_outdated(&project, &wasm);
-    let host = match plugin_host(Some(project.compiled())) {
+    let host = match plugin_host(None) {
         Ok(host) => host,
         Err(exit) => return exit,
     };
@@ -76,7 +76,7 @@ fn run_test(
         |path: &Path, error: &dyn std::fmt::Display| failed(Exit::Config, &format!("{}:{error}", path.display()));
     let records = read_records(&test.records).map_err(|error| problem(&test.records, &error))?;
     let mut instance = start(project, plugin, test)?;
-    let actual = match run_plugin(&mut instance, &records) {
+    let actual = match run_plugin(&mut instance, &records, test.advance_to) {
         Ok(actual) => actual,
         Err(message) => {
             return Ok(Outcome { passed: false, text: format!("FAILED  {}: {message}\n", test.name) });

@@ -65,7 +65,7 @@ fn rejected_configuration_names_its_key() {
 }
 
 fn cached_host(folder: &Path) -> Host {
-    Host::new(HostOptions { cache_dir: Some(folder.to_owned()) }).unwrap()
+    Host::new(HostOptions { cache_dirs: vec![folder.to_owned()] }).unwrap()
 }
 
 fn entries(folder: &Path, extension: &str) -> Vec<PathBuf> {
@@ -109,7 +109,9 @@ fn damaged_or_foreign_cache_entry_is_replaced() {
     let [sum] = entries(folder.path(), "sum").try_into().unwrap();
     let foreign = b"\x7fELF of another version";
     fs::write(&entry, foreign).unwrap();
-    fs::write(&sum, format!("{} {:016x}\n", foreign.len(), xxhash_rust::xxh3::xxh3_64(foreign))).unwrap();
+    let plugin = fs::read_to_string(&sum).unwrap().split_whitespace().last().unwrap().to_owned();
+    let checksum = xxhash_rust::xxh3::xxh3_128(foreign);
+    fs::write(&sum, format!("{} {checksum:032x} {plugin}\n", foreign.len())).unwrap();
     assert_works(&cached_host(folder.path()));
     assert_eq!(fs::read(&entry).unwrap().len(), good.len());
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod crashes;
+mod fuzz;
 mod handwritten_guests;
 mod inputs;
 mod loading;
@@ -11,5 +12,6 @@ mod log_capture;
 mod mask;
 mod state;
 mod support;
+mod timers;
 mod verdicts;
 mod wasi;

@@ -22,6 +22,18 @@ pub(crate) fn counting_plugin() -> &'static Plugin {
     PLUGIN.get_or_init(|| host().load_bytes("counting.wasm", &build("counting")).unwrap())
 }
 
+/// The `timing` plugin, which sets timers.
+pub(crate) fn timing_plugin() -> &'static Plugin {
+    static PLUGIN: OnceLock<Plugin> = OnceLock::new();
+    PLUGIN.get_or_init(|| host().load_bytes("timing.wasm", &build("timing")).unwrap())
+}
+
+/// The `hostile` plugin, whose records are programs.
+pub(crate) fn hostile_plugin() -> &'static Plugin {
+    static PLUGIN: OnceLock<Plugin> = OnceLock::new();
+    PLUGIN.get_or_init(|| host().load_bytes("hostile.wasm", &build("hostile")).unwrap())
+}
+
 fn build(name: &str) -> Vec<u8> {
     let plugins = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins");
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("plugins");

@@ -7,6 +7,7 @@
 //! - A record whose value is not a JSON object is rejected by the transforms that need one. A
 //!   tombstone passes unless the transform has an option for it.
 
+mod absence;
 mod aggregate;
 mod dedupe;
 mod distinct;
@@ -27,6 +28,7 @@ mod timestamp;
 mod unwrap_envelope;
 
 use serde::Deserialize;
+use trunkline_plugin::timers::Timer;
 use trunkline_plugin::{Batch, ConfigError, Done, Inputs, Record, Transform, Verdict, Verdicts};
 
 /// The configuration: the name of the transform, and its table `config`.
@@ -57,6 +59,8 @@ pub enum Config {
     Lookup(lookup::Config),
     /// Adds the previous record with the same key.
     Previous(previous::Config),
+    /// Emits a record when a key has had none for a time.
+    Absence(absence::Config),
 }
 
 /// One of the transforms.
@@ -92,6 +96,12 @@ trait Everyday: std::fmt::Debug {
         }
         Ok(())
     }
+
+    /// The verdict on a timer, for transforms that set timers.
+    fn timer(&mut self, timer: Timer<'_>, verdict: Verdict<'_>) -> Result<Done, String> {
+        let _ = timer;
+        Ok(verdict.drop())
+    }
 }
 
 impl Transform for Standard {
@@ -111,6 +121,7 @@ impl Transform for Standard {
             Config::Aggregate(config) => Box::new(aggregate::Aggregate::new(&config)?),
             Config::Lookup(config) => Box::new(lookup::Lookup::new(config)?),
             Config::Previous(config) => Box::new(previous::Previous::new(config)?),
+            Config::Absence(config) => Box::new(absence::Absence::new(config)?),
         };
         Ok(Self { transform })
     }
@@ -129,6 +140,10 @@ impl Transform for Standard {
 
     fn process(&mut self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {
         self.transform.process(batch, verdicts)
+    }
+
+    fn timer(&mut self, timer: Timer<'_>, verdict: Verdict<'_>) -> Result<Done, String> {
+        self.transform.timer(timer, verdict)
     }
 }
 

@@ -268,3 +268,62 @@ fn previous_adds_the_last_record_of_the_key() {
     assert_eq!(rejected_key(json!({ "previous": { "into": "" } })).as_deref(), Some("into"));
     assert_eq!(rejected_key(json!({ "previous": { "into": "x", "within": "0s" } })).as_deref(), Some("within"));
 }
+
+/// The timers that have fired: their output, as `key: value`.
+fn fired(host: &mut MockHost<Standard>) -> Vec<String> {
+    let fired = host.take_fired();
+    let outputs = fired.iter().flat_map(|timer| timer.emitted());
+    let shown = outputs.map(|output| {
+        assert_eq!(output.port, "absent");
+        format!("{}: {}", String::from_utf8_lossy(output.record.key.as_deref().unwrap()), output.text().unwrap())
+    });
+    shown.collect()
+}
+
+#[test]
+fn absence_reports_a_key_once_when_it_has_been_silent() {
+    let mut host = start(json!({ "absence": { "fields": ["bus"], "after": "10s", "take": ["bus", "lat"] } }));
+    let at = |bus: &str, lat: f64, seconds: i64| {
+        Input::value(format!("{{\"bus\":\"{bus}\",\"lat\":{lat},\"x\":1}}")).at(seconds * 1000)
+    };
+    let inputs = [at("a", 1.5, 1), at("b", 2.5, 2), at("a", 3.5, 5), at("b", 4.5, 14)];
+    assert_eq!(batch(&mut host, &inputs).len(), 4);
+    // `b` was silent from 2 to 12, `a` is not until 15.
+    assert_eq!(fired(&mut host), [r#"b: {"bus":"b","lat":2.5,"last_seen":2000}"#]);
+    host.restart().unwrap();
+    // A late position neither ends the silence nor hides it.
+    batch(&mut host, &[at("a", 9.5, 3), at("c", 0.5, 15)]);
+    assert_eq!(fired(&mut host), [r#"a: {"bus":"a","lat":3.5,"last_seen":5000}"#]);
+    batch(&mut host, &[at("c", 0.5, 23)]);
+    assert_eq!(fired(&mut host), [""; 0]);
+    host.advance_time(40_000).unwrap();
+    let last = [r#"b: {"bus":"b","lat":4.5,"last_seen":14000}"#, r#"c: {"bus":"c","lat":0.5,"last_seen":23000}"#];
+    assert_eq!(fired(&mut host), last);
+    host.advance_time(99_000).unwrap();
+    assert_eq!((fired(&mut host), host.state().len()), (Vec::new(), 0));
+}
+
+#[test]
+fn absence_passes_records_and_ends_with_a_tombstone() {
+    let mut host = start(json!({ "absence": { "after": "1s" } }));
+    let keyed = |value: &str| Input::value(value).key("k").at(1000);
+    let inputs = [keyed(r#"{"n":1,"last_seen":0}"#), Input::value("{}"), keyed("[]"), Input::value("{}").key("k")];
+    assert_eq!(batch(&mut host, &inputs), [r#"{"n":1,"last_seen":0}"#, "{}", "absence.not_json", "{}"]);
+    let gone = Input { value: None, ..Input::value("").key("k").at(1500) };
+    assert_eq!(batch(&mut host, &[gone]), ["null"]);
+    host.advance_time(9_000).unwrap();
+    assert_eq!(fired(&mut host), [""; 0]);
+    batch(&mut host, &[Input::value(r#"{"n":2,"last_seen":0}"#).key("k").at(9_500)]);
+    host.advance_time(99_000).unwrap();
+    assert_eq!(fired(&mut host), [r#"k: {"n":2,"last_seen":9500}"#]);
+    for (options, key) in [
+        (json!({ "after": "0s" }), "after"),
+        (json!({ "after": "soon" }), "after"),
+        (json!({ "after": "1s", "into": "" }), "into"),
+        (json!({ "after": "1s", "fields": ["a"], "expression": "key" }), "expression"),
+    ] {
+        assert_eq!(rejected_key(json!({ "absence": options })).as_deref(), Some(key));
+    }
+    let mut by_field = start(json!({ "absence": { "fields": ["a"], "after": "1s" } }));
+    assert_eq!(batch(&mut by_field, &[Input::value("{}").at(1)]), ["absence.no_key"]);
+}

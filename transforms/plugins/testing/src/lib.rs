@@ -9,6 +9,8 @@
 //! Each key of [`Config`] sets the text that triggers its action. If several texts match, the first
 //! key in the order of the fields applies. A record without a match passes.
 
+mod work;
+
 use serde::Deserialize;
 use trunkline_plugin::host::{self, Level};
 use trunkline_plugin::{ConfigError, Done, Emit, Inputs, Port, Record, Transform, Verdict};
@@ -50,6 +52,8 @@ pub struct Config {
     pub log_on: Option<String>,
     /// Passes all records without reading their values.
     pub noop: bool,
+    /// Parses, filters, masks and serialises each value: see `work.rs`.
+    pub work: bool,
     /// Declares that changed values keep their schema.
     pub keeps_schema: bool,
     /// Declares that the plugin reads these parts of records only: `key`, `value` or `headers`.
@@ -97,6 +101,11 @@ impl Transform for Testing {
         let config = &self.0;
         if config.noop {
             return Ok(verdict.pass());
+        }
+        if config.work {
+            let mut changed = Vec::with_capacity(512);
+            let is_kept = work::work(record.value().unwrap_or_default(), &mut changed);
+            return Ok(if is_kept { verdict.value(&changed) } else { verdict.drop() });
         }
         if config.show_parts {
             let parts = [
