@@ -23,6 +23,7 @@
 //! | `bulk_answer` | the server's answer to the outcome of each document |
 //! | `request_limit` | the number of requests in flight, adapted to the server |
 //! | `sink` | the running sink: sends, splits, decides |
+//! | `locate` | the documents of single records, for `trunkline trace` |
 
 mod aws;
 mod bulk_answer;
@@ -34,13 +35,16 @@ mod document;
 mod failover;
 mod field_types;
 mod index_template;
+mod locate;
 mod preflight;
 mod request_limit;
 mod server;
 mod sink;
 
 use trunkline_connector::config::{OptionSpec, Section};
-use trunkline_connector::{Error, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Supersede};
+use trunkline_connector::{
+    Batch, Error, PreflightIssue, Result, Sink, SinkConnector, SinkContext, SinkSpec, Supersede,
+};
 
 use client::Client;
 use config::{Config, IdRule, Mode, VersionRule};
@@ -107,6 +111,10 @@ impl SinkSpec for ElasticsearchSpec {
     fn repeats_change_nothing(&self) -> bool {
         // Ids and versions of a document are the same in each delivery.
         !matches!(self.config.documents.id, IdRule::None) && !self.config.documents.needs_order()
+    }
+
+    fn find_documents(&self, records: &Batch, runtime: &tokio::runtime::Handle) -> Result<Option<Vec<String>>> {
+        runtime.block_on(locate::find(&self.config, records)).map(Some)
     }
 
     fn supersede(&self) -> Supersede {
