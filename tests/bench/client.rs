@@ -161,6 +161,29 @@ pub(crate) fn produce_copies<'a>(
     })
 }
 
+/// Produces small records to the partition 0 of a topic, each with the time that `time` gives for
+/// its number, in milliseconds.
+pub(crate) fn produce_timed(brokers: &str, topic: &str, records: u64, time: impl Fn(u64) -> i64) {
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("enable.idempotence", "true")
+        .set("compression.type", "lz4")
+        .set("linger.ms", "50")
+        .set("batch.size", "1000000")
+        .set("queue.buffering.max.messages", "500000")
+        .create()
+        .unwrap();
+    for number in 0..records {
+        let value = number.to_string();
+        let record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).partition(0);
+        send_record(&producer, record.payload(value.as_bytes()).timestamp(time(number)));
+        if number % 1000 == 0 {
+            producer.poll(Duration::ZERO);
+        }
+    }
+    wait_for_delivery(&producer);
+}
+
 fn in_transactions<T>(producer: &BaseProducer, items: impl Iterator<Item = T>, mut send: impl FnMut(usize, T)) -> u64 {
     let mut records = 0;
     producer.begin_transaction().unwrap();

@@ -22,6 +22,7 @@ mod peer;
 mod pipeline;
 mod plugin;
 mod records;
+mod replay;
 mod scaling;
 mod search;
 mod table;
@@ -39,8 +40,8 @@ use crate::measure::Sampling;
 use crate::records::LINE_BYTES;
 use crate::table::Table;
 
-/// The rows of log pipelines, in the table's order. The first six are `pipeline`. The rows of MySQL
-/// and of warehouses follow them.
+/// The rows of log pipelines, in the table's order. The first six are `pipeline`. The rows of
+/// MySQL, of warehouses and of replays follow them.
 const ROWS: [&str; 23] = [
     "none",
     "combined",
@@ -158,7 +159,7 @@ impl<'a> Selection<'a> {
 
 /// All rows, in the table's order.
 fn all_rows<'a>() -> impl Iterator<Item = &'a str> {
-    ROWS.into_iter().chain(mysql::ROWS).chain(warehouse::ROWS)
+    ROWS.into_iter().chain(mysql::ROWS).chain(warehouse::ROWS).chain(replay::ROWS)
 }
 
 /// Prints the figures of a row that measures this process, one per round: for `--baseline`.
@@ -226,6 +227,9 @@ fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
         }
         if warehouse::ROWS.into_iter().any(is_selected) {
             warehouse::add(&mut table, &kafka, sampling, is_selected);
+        }
+        if replay::ROWS.into_iter().any(is_selected) {
+            replay::add(&mut table, &kafka, sampling, is_selected);
         }
     }
     // After that broker has stopped: this row has its own, and the others measure one core.

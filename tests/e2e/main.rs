@@ -48,6 +48,7 @@ mod pipeline;
 mod redshift;
 mod reload;
 mod replay;
+mod replay_runs;
 mod replay_warehouse;
 mod rotation;
 mod sample_warehouses;

@@ -221,7 +221,7 @@ fn a_position_is_moved_only_while_nothing_runs(kind: BrokerKind) {
     let refused = offsets("reset", &sink, &[]);
     assert!(refused.stderr.contains("[offsets.not_confirmed]"), "{}", refused.describe());
     let refused = offsets("set", &format!("{}.web", case.name()), &["--to", "earliest", "--yes"]);
-    assert!(refused.stderr.contains("[offsets.source]"), "{}", refused.describe());
+    assert!(refused.stderr.contains("[offsets.bad_position]"), "{}", refused.describe());
     let shown = offsets("show", case.name(), &["--json"]);
     let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
     assert_eq!((&shown[0]["kind"], &shown[1]["kind"]), (&"source".into(), &"sink".into()));
@@ -449,6 +449,14 @@ fn trace_shows_where_records_ended(case: &Case, rejected: &Value, letters: usize
     let passed = lines.iter().find(|line| line["rejected"].is_null()).unwrap();
     let stage = stage_of(&place(passed));
     assert_eq!((stage["files"].as_array().unwrap().len(), &stage["results"]), (1, &1.into()), "{stage}");
+    // Back from the row: it is the first of its file or a later one, as its offset says.
+    let file = stage["files"][0].as_str().unwrap();
+    let found = case.run_command("trace", &[], &[case.name(), "--file", file, "--row", "0", "--json"], LONG);
+    assert_eq!(found.code, Some(0), "{}", found.describe());
+    let found: Value = serde_json::from_str(&found.stdout).unwrap();
+    assert_eq!(found["record"]["offset"], passed["offset"], "{found}");
+    let host_or_path = &found["origin"]["path"];
+    assert!(host_or_path.as_str().unwrap().ends_with("access.log") && found["origin"]["byte"].is_u64(), "{found}");
     let missing = trace(&format!("{}:{}:999999", passed["topic"].as_str().unwrap(), passed["partition"]));
     assert!(missing.stderr.contains("[cli.no_record]"), "{}", missing.describe());
 }

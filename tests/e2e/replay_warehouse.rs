@@ -27,9 +27,24 @@ fn runs(case: &Case) -> Vec<Value> {
     serde_json::from_str(&listed.stdout).unwrap_or_default()
 }
 
+fn a_trace_ends_at_a_row(case: &Case) {
+    let shown = replay(case, &["--to-stdout", "--limit", "1"]);
+    let line: Value = serde_json::from_str(&shown.stdout).unwrap();
+    let place = format!("{}:{}:{}", line["topic"].as_str().unwrap(), line["partition"], line["offset"]);
+    let traced = case.run_command("trace", &[], &[case.name(), "--record", &place, "--json"], LONG);
+    let found: Value = serde_json::from_str(&traced.stdout).unwrap_or_default();
+    let rows = &found["stages"][0]["rows"];
+    assert!(
+        rows[0][0].as_str().is_some_and(|table| table.ends_with("lines\"") || table.ends_with("lines")),
+        "{}",
+        traced.describe()
+    );
+    assert_eq!((&rows[0][1], rows.as_array().map(Vec::len)), (&1.into(), Some(1)), "{found}");
+}
+
 /// Replaces rows and fills a shadow, with the options of a sink.
 fn a_killed_replay_replaces_rows(case: &Case, options: &str, count: Count<'_>) {
-    for command in ["replay", "audit"] {
+    for command in ["replay", "audit", "trace"] {
         fs::create_dir_all(case.path(&format!("data-{command}/plugins"))).unwrap();
     }
     let pipeline = |transform: &str, table: &str| {
@@ -68,6 +83,7 @@ fn a_killed_replay_replaces_rows(case: &Case, options: &str, count: Count<'_>) {
     assert_eq!(count("lines"), (expected, expected));
     let audited = case.run_command("audit", &[], &[&format!("{}.dw", case.name())], LONG);
     assert_eq!(audited.code, Some(0), "{}", audited.describe());
+    a_trace_ends_at_a_row(case);
 
     let refused = replay(case, &[]);
     assert!(refused.stderr.contains("[replay.live_destination]"), "{}", refused.describe());

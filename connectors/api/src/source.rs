@@ -13,6 +13,7 @@ use crate::batch::{Batch, RecordRef};
 use crate::budget::MemoryBudget;
 use crate::config::{OptionSpec, Section};
 use crate::error::Result;
+use crate::position_moves::PositionMoves;
 use crate::rejection::Rejections;
 use crate::schema::Schema;
 
@@ -81,6 +82,11 @@ pub trait SourceSpec: Send + Sync {
     /// Incremental snapshots, for a source that supports them: re-reads of existing data while the
     /// source keeps streaming changes.
     fn snapshots(&self) -> Option<&dyn IncrementalSnapshots> {
+        None
+    }
+
+    /// Other positions that people may choose, for a source that supports them.
+    fn position_moves(&self) -> Option<&dyn PositionMoves> {
         None
     }
 

@@ -24,6 +24,7 @@
 //! | `request_limit` | the number of requests in flight, adapted to the server |
 //! | `sink` | the running sink: sends, splits, decides |
 //! | `audit` | counts documents by the offsets in their ids |
+//! | `locate` | the documents of single records, for `trunkline trace` |
 
 mod audit;
 mod aws;
@@ -36,6 +37,7 @@ mod document;
 mod failover;
 mod field_types;
 mod index_template;
+mod locate;
 mod preflight;
 mod request_limit;
 mod server;
@@ -43,7 +45,8 @@ mod sink;
 
 use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{
-    Error, OffsetRanges, PreflightIssue, Result, RowCounts, Sink, SinkConnector, SinkContext, SinkSpec, Supersede,
+    Batch, Error, OffsetRanges, PreflightIssue, Result, RowCounts, Sink, SinkConnector, SinkContext, SinkSpec,
+    Supersede,
 };
 
 use client::Client;
@@ -120,6 +123,10 @@ impl SinkSpec for ElasticsearchSpec {
         runtime: &tokio::runtime::Handle,
     ) -> Result<Option<RowCounts>> {
         runtime.block_on(audit::count(&self.config, ranges, gaps)).map(Some)
+    }
+
+    fn find_documents(&self, records: &Batch, runtime: &tokio::runtime::Handle) -> Result<Option<Vec<String>>> {
+        runtime.block_on(locate::find(&self.config, records)).map(Some)
     }
 
     fn supersede(&self) -> Supersede {

@@ -49,6 +49,14 @@ pub(crate) enum SeekOutcome {
     Different,
 }
 
+/// The content of a file before an offset.
+pub(crate) struct ContentBefore {
+    pub(crate) read: Fingerprint,
+    /// The first bytes, and the last ones before the offset.
+    pub(crate) first: Vec<u8>,
+    pub(crate) before: Vec<u8>,
+}
+
 impl Input {
     /// Opens a file at its beginning.
     pub(crate) fn open(file: File, compression: Compression) -> io::Result<Self> {
@@ -151,6 +159,29 @@ impl Input {
                 return Ok(outcome);
             }
         }
+    }
+
+    /// The content before an offset. `None`: the content is shorter. The next read continues at the
+    /// offset. Nothing may have been read from the input before.
+    pub(crate) fn fingerprint_at(&mut self, offset: u64) -> io::Result<Option<ContentBefore>> {
+        let (mut first, mut before, mut at) = (Vec::new(), Vec::new(), 0);
+        let mut chunk = vec![0; 64 << 10];
+        while at < offset {
+            if let Self::Plain(_) = self
+                && first.len() == HEAD
+            {
+                // The bytes between the first and the last ones are not needed.
+                at = at.max(offset.saturating_sub(TAIL as u64));
+            }
+            let wanted = usize::try_from(offset - at).unwrap_or(usize::MAX).min(chunk.len());
+            let RawRead::Bytes(count) = self.read(&mut chunk[..wanted], at)? else { return Ok(None) };
+            let read = &chunk[..count];
+            first.extend_from_slice(&read[..count.min(HEAD - first.len())]);
+            before.extend_from_slice(&read[count - count.min(TAIL)..]);
+            before.drain(..before.len() - before.len().min(TAIL));
+            at += count as u64;
+        }
+        Ok(Some(ContentBefore { read: Fingerprint::at(offset, &first, &before), first, before }))
     }
 
     /// The fingerprint of the whole decompressed content.

@@ -18,6 +18,7 @@ mod fingerprint;
 mod glob;
 mod input;
 mod labels;
+mod moves;
 mod multiline;
 mod names;
 mod parser;
@@ -36,7 +37,10 @@ mod watch;
 use std::sync::Arc;
 
 use trunkline_connector::config::{OptionSpec, Section};
-use trunkline_connector::{Placement, Reparser, Result, Schema, Source, SourceConnector, SourceContext, SourceSpec};
+use trunkline_connector::{
+    Placement, PositionChange, PositionMoves, Reparser, Result, Schema, Source, SourceConnector, SourceContext,
+    SourceSpec,
+};
 
 use labels::LABELS;
 
@@ -99,7 +103,37 @@ impl SourceSpec for LogfileSpec {
         Some(Box::new(reparse::LineReparser::new(&self.options)))
     }
 
+    fn position_moves(&self) -> Option<&dyn PositionMoves> {
+        Some(self)
+    }
+
     fn open(&self, context: SourceContext) -> Result<Box<dyn Source>> {
         Ok(Box::new(source::LogfileSource::open(Arc::clone(&self.options), context)?))
+    }
+}
+
+impl PositionMoves for LogfileSpec {
+    fn forms(&self) -> &'static str {
+        moves::FORMS
+    }
+
+    fn move_to(
+        &self,
+        to: &str,
+        position: &[(String, Vec<u8>)],
+        _: &tokio::runtime::Handle,
+    ) -> Result<Vec<PositionChange>> {
+        moves::move_to(&self.options, to, position)
+    }
+
+    fn describe(&self, key: &str, value: &[u8]) -> Option<(String, String)> {
+        moves::describe(key, value)
+    }
+
+    fn after_reset(&self) -> &'static str {
+        match self.options.read_from {
+            ReadFrom::Beginning => "All files are read again from their beginnings.",
+            ReadFrom::End => "Only lines that are written after the next start are read (`read_from = \"end\"`).",
+        }
     }
 }

@@ -79,6 +79,11 @@ impl Delimiter {
         }
     }
 
+    /// Whether a delimiter ends at an offset of the file. `before` are the bytes before it.
+    pub(crate) fn ends(&self, before: &[u8], offset: u64) -> bool {
+        before.ends_with(&self.bytes) && offset.is_multiple_of(self.unit as u64)
+    }
+
     /// For the bytes after a line that was emitted before its delimiter: the length of that
     /// delimiter (0 if other bytes follow). `None` if more bytes are needed to decide.
     pub(crate) fn completion(&self, bytes: &[u8]) -> Option<usize> {

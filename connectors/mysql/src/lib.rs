@@ -10,7 +10,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 1 | `preflight`, `source` |
+//! | 1 | `preflight`, `source`, `moves` |
 //! | 2 | `binlog` |
 //! | 3 | `replication`, `snapshot`, `retention` |
 //! | 4 | `config` |
@@ -28,6 +28,7 @@ mod format;
 #[cfg(test)]
 mod fuzz;
 mod gtid;
+mod moves;
 mod position;
 mod preflight;
 mod replication;
@@ -42,8 +43,8 @@ use std::sync::Arc;
 
 use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{
-    Batch, IncrementalSnapshots, Placement, PositionChange, PreflightIssue, RecordRef, Result, Schema, SnapshotRequest,
-    Source, SourceConnector, SourceContext, SourceSpec,
+    Batch, IncrementalSnapshots, Placement, PositionChange, PositionMoves, PreflightIssue, RecordRef, Result, Schema,
+    SnapshotRequest, Source, SourceConnector, SourceContext, SourceSpec,
 };
 
 use self::config::MysqlOptions;
@@ -112,6 +113,10 @@ impl SourceSpec for MysqlSpec {
         Some(self)
     }
 
+    fn position_moves(&self) -> Option<&dyn PositionMoves> {
+        Some(self)
+    }
+
     fn open(&self, context: SourceContext) -> Result<Box<dyn Source>> {
         Ok(Box::new(source::MysqlSource::open(Arc::clone(&self.options), context)?))
     }
@@ -132,5 +137,29 @@ impl IncrementalSnapshots for MysqlSpec {
 
     fn delete(&self, last: RecordRef<'_>, now: i64, out: &mut Batch) {
         format::deletes::delete(last, now, self.options.format.envelope, self.options.tombstones, out);
+    }
+}
+
+impl PositionMoves for MysqlSpec {
+    fn forms(&self) -> &'static str {
+        moves::FORMS
+    }
+
+    fn move_to(
+        &self,
+        to: &str,
+        position: &[(String, Vec<u8>)],
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<Vec<PositionChange>> {
+        runtime.block_on(moves::move_to(&self.options, to, position))
+    }
+
+    fn describe(&self, key: &str, value: &[u8]) -> Option<(String, String)> {
+        moves::describe(key, value)
+    }
+
+    fn after_reset(&self) -> &'static str {
+        "The source starts as if it had never run, with a snapshot if `snapshot` asks for one. Rows that were deleted since its last \
+         record stay in the topics."
     }
 }

@@ -47,7 +47,7 @@ pub use control_rows::{
 };
 pub use counters::{ComponentCounters, Counters, DeadLetterCodes};
 pub use intents::{IntentRecord, IntentState, Intents};
-pub use moves::{Moved, POSITION_IN_USE, source_stays};
+pub use moves::{Moved, MovedSource, POSITION_IN_USE, source_in_use, source_stays};
 pub use positions::Positions;
 pub use schemas::Schemas;
 pub use superseding::SupersedingRows;

@@ -1,11 +1,14 @@
-//! Moves the committed position of a sink or transform that does not run.
+//! Moves the committed position of a component that does not run.
 
 use std::collections::BTreeMap;
 
-use trunkline_connector::{Error, Result, TopicPartition};
+use trunkline_connector::{Domain, Error, PositionChange, Result, TopicPartition};
 
-use super::{CHECKPOINTS, IntentRecord, IntentState, Intents, or_empty};
-use crate::kafka::{Cluster, GroupOffsets};
+use super::{CHECKPOINTS, IntentRecord, IntentState, Intents, Positions, TaskOwner, or_empty};
+use crate::kafka::{Cluster, GroupOffsets, TransactionalProducer};
+
+/// A change of a position is a few records.
+const BUFFER_BYTES: usize = 1 << 20;
 
 /// The code of the error of a component that runs.
 pub const POSITION_IN_USE: &str = "offsets.in_use";
@@ -67,11 +70,62 @@ impl Moved<'_> {
     }
 }
 
-/// The error of moving a source.
-pub fn source_stays(name: &str, has_snapshots: bool) -> Error {
-    let verb = match has_snapshots {
-        true => "read tables again with `trunkline snapshot`",
-        false => "give the source another name, and it reads its input from the beginning",
-    };
-    Error::config("offsets.source", format!("`{name}` is a source, and its position can only be shown: {verb}"))
+/// A source whose position is moved.
+#[derive(Debug, Clone, Copy)]
+pub struct MovedSource<'a> {
+    /// Its name for people: `{pipeline}.{component}`.
+    pub name: &'a str,
+    /// Its task in Kafka: the transactional id, and the owner of its rows.
+    pub task: &'a str,
+    /// What the name of the task stands for.
+    pub owner: &'a TaskOwner,
+}
+
+impl MovedSource<'_> {
+    /// Writes changes of the position, if it is still `before`.
+    ///
+    /// The transactional id is that of the task (I4). A task that runs is fenced by this, and
+    /// starts again from the changed position; one that starts meanwhile fences this change, which
+    /// is not written then. So the task never commits over a changed position, and the change never
+    /// takes back what the task has committed (I1).
+    pub fn to(&self, cluster: &Cluster, before: &[(String, Vec<u8>)], changes: &[PositionChange]) -> Result<()> {
+        let write = || {
+            let topic = cluster.own_topic(CHECKPOINTS);
+            let mut producer = TransactionalProducer::new(cluster, self.task, &topic, BUFFER_BYTES)?;
+            let mut positions = Positions::load(cluster, self.task, self.task)?;
+            positions.claim(self.owner.clone())?;
+            if positions.parts != before {
+                let message = format!(
+                    "the position of `{}` has changed meanwhile, because a worker has run it: nothing was changed. Pause the source, and \
+                     try again",
+                    self.name
+                );
+                return Err(Error::config("offsets.changed", message));
+            }
+            positions.write(&mut producer, changes, &positions.counters)?;
+            producer.commit()
+        };
+        write().map_err(|error| match error.domain {
+            Domain::Fenced => source_in_use(self.name, "a worker has started it meanwhile, and nothing was changed"),
+            _ => error,
+        })
+    }
+}
+
+/// The error of a source that runs.
+pub fn source_in_use(name: &str, reason: &str) -> Error {
+    let message = format!(
+        "`{name}` is running ({reason}): pause it with `trunkline pause {name}`, or stop the workers that run it, and try again. A worker \
+         that was killed counts as running for 10 s"
+    );
+    Error::config(POSITION_IN_USE, message)
+}
+
+/// The error of a request that cannot move a source.
+pub fn source_stays(name: &str) -> Error {
+    let message = format!(
+        "`{name}` is a source, and its position cannot be moved here: use `trunkline offsets set`, which checks the position with the \
+         external system"
+    );
+    Error::config("offsets.source", message)
 }

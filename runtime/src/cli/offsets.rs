@@ -1,4 +1,5 @@
 //! `trunkline offsets`: shows positions of components, and moves those of sinks and transforms.
+//! `offsets_source` moves those of sources.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
@@ -11,11 +12,12 @@ use trunkline_connector::{Error, Placement, Result, TopicPartition};
 
 use super::SettingsArgs;
 use super::dlq::connect;
+use super::offsets_source::SourceMove;
 use super::output::{Exit, columns, print_data, print_error, report_error};
 use super::record::record;
 use super::selection::{Component, component, components, pipeline};
 use super::validate::load_to_inspect;
-use crate::checkpoint::{Moved, Positions, or_empty, source_stays};
+use crate::checkpoint::{Moved, Positions, or_empty};
 use crate::config::Settings;
 use crate::kafka::{Cluster, GroupOffsets};
 use crate::plan::{Pipeline, SourcePlan};
@@ -45,17 +47,19 @@ enum OffsetsCommand {
         #[command(flatten)]
         settings: SettingsArgs,
     },
-    /// Move the position of a sink or transform that does not run
+    /// Move the position of a component that does not run
     Set {
         #[command(flatten)]
         change: ChangeArgs,
-        /// New position: `earliest`, `latest`, offsets by partition (0:1200,1:900), a time
-        /// (2026-11-01T00:00Z), or a time ago (-7d)
+        /// New position. Of a sink or transform: `earliest`, `latest`, offsets by partition
+        /// (0:1200,1:900), a time (2026-11-01T00:00Z), or a time ago (-7d). Of a `mysql` source:
+        /// `earliest`, `latest`, a GTID set, or FILE:OFFSET of the binlog. Of a `logfile` source:
+        /// PATH:BYTE,..
         #[arg(long, value_name = "POSITION", allow_hyphen_values = true)]
         to: String,
     },
-    /// Move the position of a sink or transform that does not run to the first record that its
-    /// topics still have
+    /// Move a sink or transform that does not run to the first record that its topics still have,
+    /// or remove the position of a source, which then starts as if it had never run
     Reset {
         #[command(flatten)]
         change: ChangeArgs,
@@ -63,22 +67,22 @@ enum OffsetsCommand {
 }
 
 #[derive(Args)]
-struct ChangeArgs {
+pub(super) struct ChangeArgs {
     /// Pipeline file, or folder of them
     #[arg(value_name = "PIPELINES")]
     path: PathBuf,
-    /// The sink or transform, as PIPELINE.COMPONENT
+    /// The component, as PIPELINE.COMPONENT
     #[arg(value_name = "PIPELINE.COMPONENT")]
-    name: String,
-    /// Only these partitions of the topics
+    pub(super) name: String,
+    /// Only these partitions of the topics of a sink or transform
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
-    partitions: Option<Vec<i32>>,
+    pub(super) partitions: Option<Vec<i32>>,
     /// Do not ask for confirmation
     #[arg(long)]
-    yes: bool,
+    pub(super) yes: bool,
     /// Print the positions before and after as JSON on stdout
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
     settings: SettingsArgs,
 }
@@ -99,8 +103,8 @@ pub(super) fn run(args: &OffsetsArgs) -> Exit {
         let context = Context { cluster: &cluster, settings: &settings, pipelines: &loaded.pipelines };
         match &args.command {
             OffsetsCommand::Show { name, .. } => context.show(name, as_json),
-            OffsetsCommand::Set { change, to } => context.change(change, to),
-            OffsetsCommand::Reset { change } => context.change(change, "earliest"),
+            OffsetsCommand::Set { change, to } => context.change(change, Some(to)),
+            OffsetsCommand::Reset { change } => context.change(change, None),
         }
     });
     outcome.unwrap_or_else(|error| report_error(&error))
@@ -171,8 +175,10 @@ impl Context<'_> {
             for (key, value) in parts {
                 let text = String::from_utf8_lossy(&value).into_owned();
                 let position = serde_json::from_slice(&value).unwrap_or_else(|_| Value::from(text.clone()));
-                let place = if node.is_empty() { key.clone() } else { format!("{node}: {key}") };
-                rows.push([name.to_owned(), place, text, String::new(), String::new()]);
+                let described = source.spec.position_moves().and_then(|moves| moves.describe(&key, &value));
+                let (part, shown) = described.unwrap_or_else(|| (key.clone(), text));
+                let place = if node.is_empty() { part } else { format!("{node}: {part}") };
+                rows.push([name.to_owned(), place, shown, String::new(), String::new()]);
                 values.push(json!({ "node": node, "part": key, "position": position }));
             }
         }
@@ -195,8 +201,7 @@ impl Context<'_> {
         }
         let committed = offsets.committed(&partitions)?;
         let mut values = Vec::new();
-        for partition in &partitions {
-            let (low, high) = offsets.watermarks(partition)?;
+        for (partition, (low, high)) in partitions.iter().zip(offsets.all_watermarks(&partitions)?) {
             let position = committed.get(partition).copied();
             // Markers of transactions at the end have offsets, too.
             let lag = high - position.unwrap_or(low).max(low);
@@ -215,11 +220,14 @@ impl Context<'_> {
         Ok(values)
     }
 
-    fn change(&self, args: &ChangeArgs, to: &str) -> Result<Exit> {
+    /// Without `to`, moves to the first position that there is.
+    fn change(&self, args: &ChangeArgs, to: Option<&str>) -> Result<Exit> {
         let (pipeline, component) = component(self.pipelines, &args.name)?;
         if let Component::Source(source) = component {
-            return Err(source_stays(&args.name, source.spec.snapshots().is_some()));
+            let (cluster, settings) = (self.cluster, self.settings);
+            return SourceMove { cluster, settings, pipeline, source, args }.run(to);
         }
+        let to = to.unwrap_or("earliest");
         let name = self.name(pipeline, component.name());
         let offsets = GroupOffsets::new(self.cluster, &name)?;
         let changes = self.planned(&offsets, component, args, to)?;
@@ -228,7 +236,13 @@ impl Context<'_> {
         }
         let moved = Moved { name: &args.name, task: &name, is_sink: matches!(component, Component::Sink(_)) };
         moved.require_stopped(&offsets)?;
-        confirm(&args.name, component, args.yes)?;
+        let effect = match component {
+            Component::Sink(sink) if sink.spec.repeats_change_nothing() => {
+                "Records before the old position are delivered again."
+            }
+            _ => "Records between the new and the old position are written a second time, or are skipped.",
+        };
+        confirm(&args.name, effect, args.yes)?;
         let moved_partitions: Vec<Value> = changes
             .iter()
             .map(|Change { partition, before, after }| {
@@ -261,8 +275,7 @@ impl Context<'_> {
             partitions.retain(|partition| only.contains(&partition.partition));
         }
         let committed = offsets.committed(&partitions)?;
-        let watermarks =
-            partitions.iter().map(|partition| offsets.watermarks(partition)).collect::<Result<Vec<_>>>()?;
+        let watermarks = offsets.all_watermarks(&partitions)?;
         let found = positions(offsets, &partitions, &bound, &watermarks, true)?;
         let changes = partitions.into_iter().zip(found).filter_map(|(partition, after)| {
             let before = committed.get(&partition).copied();
@@ -286,8 +299,8 @@ fn table(changes: &[Change]) -> String {
     columns(&rows, &[1, 2, 3])
 }
 
-/// Asks on a terminal; elsewhere `--yes` is required.
-fn confirm(name: &str, component: Component<'_>, yes: bool) -> Result<()> {
+/// Asks on a terminal; elsewhere `--yes` is required. `effect` is a sentence.
+pub(super) fn confirm(name: &str, effect: &str, yes: bool) -> Result<()> {
     if yes {
         return Ok(());
     }
@@ -295,13 +308,7 @@ fn confirm(name: &str, component: Component<'_>, yes: bool) -> Result<()> {
         let message = format!("nothing was changed: confirm the new position of `{name}` with --yes");
         return Err(Error::config("offsets.not_confirmed", message));
     }
-    let repeats = match component {
-        Component::Sink(sink) if sink.spec.repeats_change_nothing() => {
-            "records before the old position are delivered again"
-        }
-        _ => "records between the new and the old position are written a second time, or are skipped",
-    };
-    print_error(format_args!("Move the position of `{name}`? {repeats}. [y/N]"));
+    print_error(format_args!("{effect} Move the position of `{name}`? [y/N]"));
     let mut answer = String::new();
     match std::io::stdin().read_line(&mut answer) {
         Ok(_) if matches!(answer.trim(), "y" | "Y" | "yes") => Ok(()),

@@ -19,21 +19,22 @@ use super::replay_execution::{discard_run, execute_run};
 use super::replay_supersede::{check_other_sinks, check_removal, replacement};
 use super::replay_target::{Choice, Refusal, Target, check_output, effect, host};
 use super::replay_to_stdout::print_records;
-use super::replay_transform::{TransformChoice, TransformTarget};
+use super::replay_transform::{TransformChoice, TransformTarget, check_failed_only};
 use super::selection;
 use super::validate::load_to_inspect;
+use crate::checkpoint::AuditEntry;
 use crate::condition::Condition;
 use crate::config::Settings;
 use crate::dead_letters::Failed;
 use crate::kafka::{Cluster, GroupOffsets};
-use crate::plan::{Input, Pipeline, SinkPlan};
+use crate::plan::{Input, Pipeline, TransformPlan};
 use crate::replay::event_time::EventTimes;
-use crate::replay::execution::{Job, Work, prepare_topics};
+use crate::replay::execution::{Job, Watch, Work, prepare_topics};
 use crate::replay::inspection::Inspection;
-use crate::replay::range::{Bound, partitions_of, resolve};
+use crate::replay::range::{Bound, compacted_topics, open_transactions, partitions_of, resolve};
 use crate::replay::run::{PartitionRange, Request, Run, RunState, Runs, Superseding, new_id, overlap};
 use crate::replay::widening::Replacement;
-use crate::stage::component_name;
+use crate::stage::{InspectedStage, component_name};
 use crate::units::counted;
 
 /// `trunkline replay`.
@@ -48,7 +49,7 @@ pub(super) struct ReplayCommand {
 
 #[derive(Subcommand)]
 enum ReplayVerb {
-    /// Compare the files that a run wrote into a shadow with those of the live destination
+    /// Compare the files or topics that a run wrote into a shadow with the live ones
     Diff(DiffArgs),
 }
 
@@ -75,9 +76,7 @@ pub(super) struct ReplayArgs {
     sink: Option<String>,
     /// The separate transform that reads its topics again, instead of a sink. It writes to the
     /// topic of --into, and builds its state from the range
-    #[arg(long, value_name = "NAME", conflicts_with_all = [
-        "sink", "supersede", "dead_letters", "to_stdout", "resume", "discard"
-    ])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["sink", "supersede", "resume", "discard"])]
     transform: Option<String>,
     /// With --transform: write to a topic that has records, or that the live transform writes. Its
     /// readers get the records a second time
@@ -89,7 +88,7 @@ pub(super) struct ReplayArgs {
         long,
         value_name = "POSITION",
         allow_hyphen_values = true,
-        required_unless_present_any = ["resume", "discard"]
+        required_unless_present_any = ["resume", "discard", "join"]
     )]
     from: Option<String>,
     /// The position after the last record, in the same forms
@@ -103,8 +102,8 @@ pub(super) struct ReplayArgs {
     /// Only these partitions of the topics
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     partitions: Option<Vec<i32>>,
-    /// Only records of the range that the live sink or its transforms have rejected: those with a
-    /// dead letter that was not redriven
+    /// Only records of the range that the live sink or transform, or the transforms that run inside
+    /// it, have rejected: those with a dead letter that was not redriven
     #[arg(long)]
     dead_letters: bool,
     /// Use the transforms and options of this file, such as an earlier version of the pipeline
@@ -129,11 +128,18 @@ pub(super) struct ReplayArgs {
     /// Continue the run with this id
     #[arg(long, value_name = "ID", conflicts_with_all = ["from", "by", "into", "partitions", "dead_letters", "dry_run"])]
     resume: Option<String>,
+    /// Help to execute the run with this id, which another process or machine executes: take over
+    /// some of its partitions, until the range is processed
+    #[arg(long, value_name = "ID", conflicts_with_all = [
+        "from", "by", "into", "partitions", "dead_letters", "dry_run", "supersede", "resume", "discard", "to_stdout",
+        "rate", "sink", "transform"
+    ])]
+    join: Option<String>,
     /// Print what would be read and written, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Print each record of the range as the sink would receive it, as a line of JSON, and change
-    /// nothing. Rejected records have the code and the reason
+    /// Print each record of the range as the sink would receive it, or as the transform would write
+    /// it, as a line of JSON, and change nothing. Rejected records have the code and the reason
     #[arg(long, conflicts_with_all = ["into", "rate", "resume", "dry_run"])]
     to_stdout: bool,
     /// Print only records for which this expression in CEL is true: 'value.country == "DE"'
@@ -253,6 +259,15 @@ impl Replayed {
     }
 }
 
+/// A stage whose results are printed.
+struct Inspected {
+    cluster: Cluster,
+    failed: Option<Failed>,
+    stage: InspectedStage,
+    name: String,
+    inputs: Vec<Input>,
+}
+
 struct Replay<'a> {
     args: &'a ReplayArgs,
     /// The pipeline's name.
@@ -266,8 +281,11 @@ impl Replay<'_> {
         let cluster = connect(self.settings)?;
         let name = self.settings.cluster_name();
         let runs = Runs::new(&cluster, &name);
-        let named = self.args.resume.as_deref().or(self.args.discard.as_deref());
+        let named = [&self.args.resume, &self.args.discard, &self.args.join].into_iter().flatten().next();
         let resumed = named.map(|id| self.resumed(&runs, id)).transpose()?;
+        if let (Some(run), Some(_)) = (&resumed, &self.args.join) {
+            check_joined(&cluster, &name, run)?;
+        }
         let given = self.request()?;
         let (component, into, request) = match &resumed {
             Some(run) => {
@@ -280,9 +298,12 @@ impl Replay<'_> {
         let replayed = self.replayed(&component, &into, &request)?;
         let failed = match &replayed {
             Replayed::Sink(target) => {
-                self.failed(&cluster, &target.pipeline, &[&target.live, &target.sink], &request)?
+                let stages = [&target.live, &target.sink].map(|sink| (sink.name.as_str(), sink.inputs.as_slice()));
+                self.failed(&cluster, &target.pipeline, &stages, &request)?
             }
-            Replayed::Transform(_) => None,
+            Replayed::Transform(target) => {
+                self.failed_of_transform(&cluster, &target.pipeline, &target.plan, &request)?
+            }
         };
         let known = |run| Planned { run, replacement: None, notes: Vec::new() };
         let planned = match resumed {
@@ -304,21 +325,32 @@ impl Replay<'_> {
             check_removal(target, replacement)?;
         }
         notes.iter().for_each(|note| print_error(format_args!("{note}")));
-        self.record(&cluster, if self.args.discard.is_some() { "replay --discard" } else { "replay" }, &run)?;
+        let command = match (&self.args.discard, &self.args.join) {
+            (Some(_), _) => "replay --discard",
+            (None, Some(_)) => "replay --join",
+            (None, None) => "replay",
+        };
+        self.record(&cluster, command, &run)?;
+        let joins = self.args.join.is_some();
         let mut job = Job {
             settings: self.settings,
             cluster: &cluster,
             pipeline: replayed.pipeline(),
             work: replayed.work(),
             run: &run,
-            rate: replayed.rate(self.args.rate),
+            rate: if joins { run.rate } else { replayed.rate(self.args.rate) },
             failed: failed.map(Into::into),
+            joins,
         };
         prepare_topics(&job)?;
         if self.args.discard.is_some() {
             return Ok(discard_run(&job, &runs, self.args.json)?);
         }
-        let registered = self.register(&cluster, &runs, &replayed, run.clone())?;
+        if joins {
+            return Ok(execute_run(&job, &runs, self.args.json)?);
+        }
+        let run = Run { rate: job.rate, ..run.clone() };
+        let registered = self.register(&cluster, &runs, &replayed, run)?;
         job.run = &registered;
         Ok(execute_run(&job, &runs, self.args.json)?)
     }
@@ -351,24 +383,39 @@ impl Replay<'_> {
     fn inspect(&self) -> Result<Exit, Refusal> {
         let request = self.request()?;
         let file = request.pipeline_file.as_deref();
-        let choice =
-            Choice { pipeline: self.pipeline, sink: self.args.sink.as_deref(), into: "", file, supersede: false };
-        let (live, pipeline) = choice.pipelines(self.pipelines, self.settings)?;
-        let sink = selection::sink(&pipeline, Some(&live.name))?;
         let host = host(self.settings)?;
         let condition = self.args.condition.as_ref().map(|text| Condition::compile(&host, text)).transpose()?;
-        let cluster = connect(self.settings)?;
-        let failed = self.failed(&cluster, &pipeline, &[live, sink], &request)?;
-        let (_, ranges, notes) =
-            self.ranges(&cluster, &pipeline.name, (&sink.name, &sink.inputs), &request, failed.as_ref())?;
+        let (pipeline, into) = (self.pipeline, "");
+        let inspected = match self.args.transform.as_deref() {
+            Some(transform) => {
+                let choice = TransformChoice { pipeline, transform, into, file, appends: false };
+                let (pipeline, plan) = choice.plan(self.pipelines, self.settings)?;
+                let cluster = connect(self.settings)?;
+                let failed = self.failed_of_transform(&cluster, &pipeline, &plan, &request)?;
+                let stage = InspectedStage::of_transform(&plan, &cluster)?;
+                Inspected { cluster, failed, stage, name: plan.name, inputs: plan.inputs }
+            }
+            None => {
+                let choice = Choice { pipeline, sink: self.args.sink.as_deref(), into, file, supersede: false };
+                let (live, pipeline) = choice.pipelines(self.pipelines, self.settings)?;
+                let sink = selection::sink(&pipeline, Some(&live.name))?.clone();
+                let cluster = connect(self.settings)?;
+                let stages = [live, &sink].map(|sink| (sink.name.as_str(), sink.inputs.as_slice()));
+                let failed = self.failed(&cluster, &pipeline, &stages, &request)?;
+                let stage = InspectedStage::of_sink(&sink)?;
+                Inspected { cluster, failed, stage, name: sink.name, inputs: sink.inputs }
+            }
+        };
+        let Inspected { cluster, failed, stage, name, inputs } = inspected;
+        let (_, ranges, notes) = self.ranges(&cluster, pipeline, (&name, &inputs), &request, failed.as_ref())?;
         notes.iter().for_each(|note| print_error(format_args!("{note}")));
         let arguments = json!({
-            "pipeline": pipeline.name, "sink": sink.name, "request": request, "where": self.args.condition,
-            "limit": self.args.limit,
+            "pipeline": pipeline, "sink": name, "transform": self.args.transform.is_some(), "request": request,
+            "where": self.args.condition, "limit": self.args.limit,
         });
         record_reading(&cluster, self.settings, "replay --to-stdout", arguments)?;
         let ranges: Vec<PartitionRange> = ranges.into_iter().map(range).collect();
-        let mut inspection = Inspection::start(sink, condition, self.args.limit)?;
+        let mut inspection = Inspection::new(stage, condition, self.args.limit);
         Ok(print_records(&mut inspection, &cluster, &ranges, failed.as_ref())?)
     }
 
@@ -411,11 +458,28 @@ impl Replay<'_> {
         &self,
         cluster: &Cluster,
         pipeline: &Pipeline,
-        sinks: &[&SinkPlan],
+        stages: &[(&str, &[Input])],
         request: &Request,
     ) -> Result<Option<Failed>> {
-        let find = || Failed::find(cluster, &self.settings.cluster_name(), pipeline, sinks);
+        let find = || Failed::find(cluster, &self.settings.cluster_name(), pipeline, stages);
         request.dead_letters.then(find).transpose()
+    }
+
+    /// The same for a transform, as it is today and as another file has it.
+    fn failed_of_transform(
+        &self,
+        cluster: &Cluster,
+        pipeline: &Pipeline,
+        plan: &TransformPlan,
+        request: &Request,
+    ) -> Result<Option<Failed>> {
+        if request.dead_letters {
+            check_failed_only(plan)?;
+        }
+        let of_live = self.pipelines.iter().filter(|live| live.name == pipeline.name);
+        let live = of_live.flat_map(|live| &live.transforms).filter(|live| live.name == plan.name);
+        let stages: Vec<_> = live.chain([plan]).map(|plan| (plan.name.as_str(), plan.inputs.as_slice())).collect();
+        self.failed(cluster, pipeline, &stages, request)
     }
 
     /// The offsets that the range of a request has now.
@@ -435,9 +499,14 @@ impl Replay<'_> {
         let offsets = GroupOffsets::new(cluster, &group)?;
         let partitions = partitions_of(&offsets, inputs)?;
         let mut ranges = resolve(&offsets, &partitions, &from, &to, request.partitions.as_deref())?;
-        let mut notes = Vec::new();
+        let mut notes = compacted_topics(cluster, &ranges)?;
+        if to == Bound::Latest {
+            notes.extend(open_transactions(&offsets, &ranges)?);
+        }
         if let Some(by) = by {
-            (ranges, notes) = by.narrow(cluster, ranges)?;
+            let (narrowed, more) = by.narrow(cluster, ranges)?;
+            ranges = narrowed;
+            notes.extend(more);
         }
         if let Some(failed) = failed {
             ranges = failed.narrow(&ranges)?;
@@ -487,6 +556,9 @@ impl Replay<'_> {
             state: RunState::Running,
             error: None,
             node: self.settings.node.clone(),
+            user: AuditEntry::of_command(&self.settings.cluster_name(), "replay", json!({})).user,
+            rate: replayed.rate(self.args.rate),
+            executed: None,
             started: now.as_millisecond(),
             ended: None,
         };
@@ -558,7 +630,7 @@ impl Replay<'_> {
                 if other.state == RunState::Paused && self.args.resume.is_none() {
                     return Ok(other.clone());
                 }
-                return Ok(Run { state: RunState::Running, error: None, ended: None, ..other.clone() });
+                return Ok(Run { state: RunState::Running, error: None, ended: None, rate: run.rate, ..other.clone() });
             }
             check_runs(stored, &run, |other| other.is_unfinished() || !was_finished(&other.id))?;
             Ok(run.clone())
@@ -568,6 +640,18 @@ impl Replay<'_> {
 
 fn range((partition, (from, to)): (TopicPartition, (i64, i64))) -> PartitionRange {
     PartitionRange { topic: partition.topic.to_string(), partition: partition.partition, from, to }
+}
+
+/// Refuses to join a run that no process executes.
+fn check_joined(cluster: &Cluster, name: &str, run: &Run) -> Result<()> {
+    if Watch::new(cluster, name, run)?.is_executed()? {
+        return Ok(());
+    }
+    let message = format!(
+        "no process executes the run {0}, so there is none to join: execute it with `trunkline replay PIPELINES {1} --resume {0}`",
+        run.id, run.pipeline
+    );
+    Err(Error::config("replay.not_executed", message))
 }
 
 /// Refuses the destination of another run.

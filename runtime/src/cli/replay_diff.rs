@@ -1,4 +1,5 @@
 //! `trunkline replay diff`: compares the files of a shadow with those of the live destination.
+//! `replay_diff_topics` compares topics.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use trunkline_connector::{Error, OutputFile, Result, TopicPartition};
 use super::SettingsArgs;
 use super::dlq::connect;
 use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
+use super::replay_diff_topics;
 use super::replay_target::{Choice, Refusal};
 use super::selection;
 use super::validate::load_to_inspect;
@@ -33,15 +35,16 @@ pub(super) struct DiffArgs {
     #[arg(value_name = "ID")]
     id: String,
     /// Columns that identify a row: rows with the same key and other values have changed. Without
-    /// it, rows are compared as a whole
+    /// it, rows are compared as a whole. A record of a topic has the column `@key`, and the members
+    /// of its value
     #[arg(long, value_name = "COLUMN,..", value_delimiter = ',')]
-    key: Vec<String>,
+    pub(super) key: Vec<String>,
     /// Columns that are not compared
     #[arg(long, value_name = "COLUMN,..", value_delimiter = ',')]
-    ignore: Vec<String>,
+    pub(super) ignore: Vec<String>,
     /// Show at most N rows that differ
     #[arg(long, value_name = "N", default_value_t = 10)]
-    samples: usize,
+    pub(super) samples: usize,
     /// Print the result as JSON on stdout
     #[arg(long)]
     json: bool,
@@ -63,14 +66,18 @@ pub(super) fn run(args: &DiffArgs) -> Exit {
 }
 
 /// The result, with what is shown of it.
-struct Found {
-    live: String,
-    shadow: String,
-    differences: Differences,
+pub(super) struct Found {
+    /// What the rows are counted by.
+    pub(super) heading: &'static str,
+    pub(super) live: String,
+    pub(super) shadow: String,
+    pub(super) differences: Differences,
     /// Rows that differ, as JSON: the one of the live destination, and that of the shadow.
-    samples: Vec<(Value, Value)>,
+    pub(super) samples: Vec<(Value, Value)>,
     /// Live files with offsets outside of the range of the run, too.
-    beyond: usize,
+    pub(super) beyond: usize,
+    /// What was compared.
+    pub(super) notes: Vec<String>,
 }
 
 /// A side, with its files.
@@ -83,6 +90,9 @@ fn compare(args: &DiffArgs, settings: &Settings, pipelines: &[Pipeline]) -> Resu
     let cluster = connect(settings)?;
     let run = Runs::new(&cluster, &settings.cluster_name()).get(&args.id)?;
     check_run(&run)?;
+    if run.transform {
+        return replay_diff_topics::compare(args, settings, pipelines, &cluster, &run);
+    }
     let choice = Choice {
         pipeline: &run.pipeline,
         sink: Some(&run.sink),
@@ -95,18 +105,14 @@ fn compare(args: &DiffArgs, settings: &Settings, pipelines: &[Pipeline]) -> Resu
     let runtime = runtime()?;
     let live = files(live, &run, &runtime)?;
     let shadow = files(shadow, &run, &runtime)?;
-    let folder = settings.data.join("replays").join(format!("diff-{}", uuid::Uuid::new_v4().simple()));
-    create_private_folder(&folder).map_err(|error| trunkline_connector::io_error("create", &folder, &error))?;
-    let found = compare_files(args, &live, &shadow, &folder, &runtime);
-    if let Err(error) = std::fs::remove_dir_all(&folder) {
-        tracing::debug!(%error, folder = %folder.display(), "the folder of temporary files cannot be removed");
-    }
-    let (differences, samples) = found?;
+    let (differences, samples) = in_folder(settings, |folder| compare_files(args, &live, &shadow, folder, &runtime))?;
     let ranges = ranges(&run);
     let is_beyond = |file: &&OutputFile| {
         ranges.get(&file.partition).is_some_and(|(from, to)| file.first < *from || file.last >= *to)
     };
     Ok(Found {
+        heading: "FOLDER",
+        notes: Vec::new(),
         live: live.sink.spec.destination().unwrap_or_default(),
         shadow: run.destination,
         differences,
@@ -115,10 +121,19 @@ fn compare(args: &DiffArgs, settings: &Settings, pipelines: &[Pipeline]) -> Resu
     })
 }
 
+/// Calls `compare` with a folder for temporary files.
+pub(super) fn in_folder<T>(settings: &Settings, compare: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let folder = settings.data.join("replays").join(format!("diff-{}", uuid::Uuid::new_v4().simple()));
+    create_private_folder(&folder).map_err(|error| trunkline_connector::io_error("create", &folder, &error))?;
+    let found = compare(&folder);
+    if let Err(error) = std::fs::remove_dir_all(&folder) {
+        tracing::debug!(%error, folder = %folder.display(), "the folder of temporary files cannot be removed");
+    }
+    found
+}
+
 fn check_run(run: &Run) -> Result<()> {
-    let problem = if run.transform {
-        "it replays a transform: compare the topics with the tools of Kafka, or with `trunkline tap`"
-    } else if run.request.supersede {
+    let problem = if run.request.supersede {
         "it took the place of the live output, so that there is no shadow"
     } else if run.is_unfinished() {
         "it has not processed its range: complete it with `trunkline replay .. --resume`"
@@ -168,11 +183,7 @@ fn compare_files(
         }
     }
     let differences = comparison.finish()?;
-    let is_unknown = |name: &&String| !differences.columns.contains_key(*name) && !args.ignore.contains(name);
-    if let Some(name) = args.key.iter().find(is_unknown).filter(|_| !differences.columns.is_empty()) {
-        let message = format!("no row has a column `{name}`: correct --key");
-        return Err(Error::config("replay.not_comparable", message));
-    }
+    check_key(args, &differences)?;
     let places =
         |at: fn(&Sample) -> Option<Place>| differences.samples.iter().filter_map(at).collect::<BTreeSet<Place>>();
     let live_rows = rows_at(live, &places(|sample| sample.0), folder, runtime)?;
@@ -183,6 +194,18 @@ fn compare_files(
     let samples =
         differences.samples.iter().map(|(one, other)| (row(&live_rows, *one), row(&shadow_rows, *other))).collect();
     Ok((differences, samples))
+}
+
+/// Refuses a column of `--key` that no row has.
+pub(super) fn check_key(args: &DiffArgs, differences: &Differences) -> Result<()> {
+    let is_unknown = |name: &&String| !differences.columns.contains_key(*name) && !args.ignore.contains(name);
+    match args.key.iter().find(is_unknown).filter(|_| !differences.columns.is_empty()) {
+        Some(name) => {
+            let message = format!("no row has a column `{name}`: correct --key");
+            Err(Error::config("replay.not_comparable", message))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Reads rows again, to show them.
@@ -227,6 +250,7 @@ fn print(args: &DiffArgs, found: &Found) -> Exit {
             value["columns_only_live"] = json!(columns_of([true, false]));
             value["columns_only_shadow"] = json!(columns_of([false, true]));
             value["live_files_beyond_range"] = found.beyond.into();
+            value["notes"] = json!(found.notes);
             let sample = |(live, shadow): &(Value, Value)| json!({ "live": live, "shadow": shadow });
             value["samples"] = found.samples.iter().map(sample).collect();
             format!("{value}\n")
@@ -234,6 +258,7 @@ fn print(args: &DiffArgs, found: &Found) -> Exit {
         false => table(found, &columns_of([true, false]), &columns_of([false, true])),
     };
     let printed = print_data(&text);
+    found.notes.iter().for_each(|note| print_error(format_args!("{note}")));
     if found.beyond > 0 {
         print_error(format_args!(
             "{} live files hold records outside of the range of the run, too: these rows count as missing in the shadow",
@@ -249,14 +274,14 @@ fn print(args: &DiffArgs, found: &Found) -> Exit {
 
 fn table(found: &Found, only_live: &[&str], only_shadow: &[&str]) -> String {
     let differences = &found.differences;
-    let mut rows = vec![["FOLDER", "LIVE", "SHADOW"].map(str::to_owned)];
+    let mut rows = vec![[found.heading, "LIVE", "SHADOW"].map(str::to_owned)];
     for (folder, [live, shadow]) in differences.folders.iter().take(FOLDERS) {
         let folder = if folder.is_empty() { "." } else { folder.as_str() };
         rows.push([folder.to_owned(), live.to_string(), shadow.to_string()]);
     }
     let mut text = columns(&rows, &[1, 2]);
     if differences.folders.len() > FOLDERS {
-        text.push_str(&format!(".. and {} more folders\n", differences.folders.len() - FOLDERS));
+        text.push_str(&format!(".. and {} more\n", differences.folders.len() - FOLDERS));
     }
     text.push_str(&format!(
         "{} rows are equal, {} changed, {} only in the live destination, {} only in the shadow\n",

@@ -1,7 +1,7 @@
 //! Executes the run of a replay in this process: with its progress, until it ends, and through the
 //! pauses that `trunkline runs pause` asks for.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -13,7 +13,7 @@ use super::output::{Exit, print_data, print_error};
 use super::replay_progress::Reporter;
 use super::run::{StopSignals, stop_on_signals};
 use crate::replay::execution::{Ending, Job, Progress, Watch, clean_up, execute};
-use crate::replay::run::{RunState, Runs};
+use crate::replay::run::{Execution, RunState, Runs};
 use crate::replay::superseding;
 use crate::stage::StopSignal;
 use crate::worker::{DataDir, create_private_folder};
@@ -21,11 +21,15 @@ use crate::worker::{DataDir, create_private_folder};
 /// Time between two looks at the row of the run, which another command may have changed.
 const ROW_CHECK: Duration = Duration::from_secs(3);
 
-/// Executes a run that is registered, and stores and prints its result.
+/// Folders of processes that join a run on one machine.
+const MAX_JOINED: u32 = 1_000;
+
+/// Executes a run that is registered, or a part of it, and stores and prints its result.
 pub(super) fn execute_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Result<Exit> {
     let (settings, run) = (job.settings, job.run);
-    let folder = settings.data.join("replays").join(&run.id);
-    let data = open_folder(job, &folder)?;
+    let data = if job.joins { open_free_folder(job)? } else { open_folder(job, &folder_of(job))? };
+    // Before the threads start: they inherit it.
+    yield_to_live_work();
     let runtime = new_runtime()?;
     let stop = StopSignal::default();
     let signals = runtime.block_on(async { StopSignals::install() }).map_err(|error| {
@@ -33,7 +37,11 @@ pub(super) fn execute_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Resu
     })?;
     runtime.spawn(stop_on_signals(signals, stop.clone()));
     let mut reporter = Reporter::new(run, as_json);
-    reporter.begin(run);
+    if job.joins {
+        reporter.joined(run)
+    } else {
+        reporter.begin(run)
+    }
     let ending = loop {
         // New files are visible: only the earlier ones are left to be removed.
         if run.is_between() {
@@ -42,6 +50,7 @@ pub(super) fn execute_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Resu
         if let Some(ending) = wait_while_paused(runs, &run.id, &stop, &reporter) {
             break ending;
         }
+        note_execution(job, runs)?;
         let ending = execute_part(job, &data, runtime.handle(), runs, &stop, &mut reporter)?;
         // A pause ends the tasks as a stop does.
         let is_paused = || Ok::<_, Error>(!matches!(runs.get(&run.id)?.state, RunState::Stopping | RunState::Stopped));
@@ -50,7 +59,7 @@ pub(super) fn execute_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Resu
         }
     };
     let ending = match ending {
-        Ending::Finished if run.supersede.is_some() => {
+        Ending::Finished if run.supersede.is_some() && !job.joins => {
             reporter.publishing();
             let completed = superseding::complete(job, &data, runtime.handle(), runs, &stop);
             completed.unwrap_or_else(|error| Ending::Failed(error.to_string()))
@@ -60,6 +69,10 @@ pub(super) fn execute_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Resu
     let stored = runs.update(&run.id, |run| {
         // Another command may have completed or given up the run.
         if !run.is_unfinished() {
+            return Ok(());
+        }
+        // The process that was joined replaces output, and knows whether the run failed.
+        if job.joins && (ending != Ending::Finished || run.supersede.is_some()) {
             return Ok(());
         }
         // A paused run whose command ends stays paused.
@@ -75,19 +88,64 @@ pub(super) fn execute_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Resu
         Ok(())
     })?;
     drop(data);
-    if ending == Ending::Finished {
-        remove_folder(&folder);
+    if ending == Ending::Finished && !stored.is_unfinished() {
+        remove_folders(job);
         clean_up(job);
     }
     runtime.shutdown_background();
-    reporter.end(job.cluster, &settings.cluster_name(), &stored)
+    match ending {
+        Ending::Failed(error) if job.joins => Err(Error::external("replay.part_failed", error)),
+        ending if job.joins && stored.is_unfinished() => Ok(reporter.left(&stored, ending == Ending::Finished)),
+        _ => reporter.end(job.cluster, &settings.cluster_name(), &stored),
+    }
+}
+
+/// Lets the live work of this machine go first: a process with this nice value gets about a tenth
+/// of a busy processor, and all of an idle one.
+fn yield_to_live_work() {
+    const NICE: libc::c_int = 10;
+    // SAFETY: the call has no memory effects. A process may always lower its own priority.
+    if unsafe { libc::setpriority(libc::PRIO_PROCESS as _, 0, NICE) } != 0 {
+        tracing::debug!(error = %std::io::Error::last_os_error(), "the priority of the run was not lowered");
+    }
+}
+
+/// Stores since when the run is executed: `trunkline runs` shows its speed.
+fn note_execution(job: &Job<'_>, runs: &Runs<'_>) -> Result<()> {
+    if job.joins {
+        return Ok(());
+    }
+    let done = Watch::new(job.cluster, &job.settings.cluster_name(), job.run)?.read()?.done;
+    let executed = Some(Execution { since: Timestamp::now().as_millisecond(), done });
+    runs.update(&job.run.id, |run| {
+        run.executed = executed;
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// The folder of the process that executes the run.
+fn folder_of(job: &Job<'_>) -> PathBuf {
+    job.settings.data.join("replays").join(&job.run.id)
+}
+
+/// Locks the first free folder for a process that joins the run. A process that joins after another
+/// one was killed gets its folder, and so its transactional ids, which ends its transactions.
+fn open_free_folder(job: &Job<'_>) -> Result<DataDir> {
+    let mut last = None;
+    for number in 1..MAX_JOINED {
+        match open_folder(job, &folder_of(job).with_extension(number.to_string())) {
+            Err(error) if error.code == "replay.running" => last = Some(error),
+            outcome => return outcome,
+        }
+    }
+    Err(last.unwrap_or_else(|| Error::internal("replay.folder", "there is no folder for the process")))
 }
 
 /// Gives up a run that replaces files and has not published anything.
 pub(super) fn discard_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Result<Exit> {
     let id = &job.run.id;
-    let folder = job.settings.data.join("replays").join(id);
-    let data = open_folder(job, &folder)?;
+    let data = open_folder(job, &folder_of(job))?;
     if Watch::new(job.cluster, &job.settings.cluster_name(), job.run)?.is_executed()? {
         let message = format!("the run {id} is being executed: stop it first with `trunkline runs stop {id}`");
         return Err(Error::config("replay.running", message));
@@ -95,7 +153,7 @@ pub(super) fn discard_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Resu
     let runtime = new_runtime()?;
     let run = superseding::discard(job, &data, runtime.handle(), runs)?;
     drop(data);
-    remove_folder(&folder);
+    remove_folders(job);
     runtime.shutdown_background();
     if as_json {
         return Ok(print_data(&format!("{}\n", json!({ "run": run.id, "state": run.state.name() }))));
@@ -120,9 +178,20 @@ fn open_folder(job: &Job<'_>, folder: &Path) -> Result<DataDir> {
     })
 }
 
-fn remove_folder(folder: &Path) {
-    if let Err(error) = std::fs::remove_dir_all(folder) {
-        tracing::debug!(%error, folder = %folder.display(), "the folder of the run cannot be removed");
+/// Removes the folders that processes of the run have left on this machine.
+fn remove_folders(job: &Job<'_>) {
+    let id = job.run.id.as_str();
+    for entry in std::fs::read_dir(job.settings.data.join("replays")).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let rest = name.to_str().and_then(|name| name.strip_prefix(id));
+        if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.')) {
+            continue;
+        }
+        // Another process may still end in it.
+        let is_free = DataDir::open(&entry.path(), false).is_ok();
+        if is_free && let Err(error) = std::fs::remove_dir_all(entry.path()) {
+            tracing::debug!(%error, folder = %entry.path().display(), "the folder of the run cannot be removed");
+        }
     }
 }
 

@@ -36,6 +36,27 @@ impl Reporter {
         ));
     }
 
+    pub(super) fn joined(&self, run: &Run) {
+        print_error(format_args!(
+            "run {}: helping to process {}.{} into {}; this process may end at any time, and the others continue",
+            run.id, run.pipeline, run.sink, run.destination
+        ));
+    }
+
+    /// Reports that this process has left a run that is not finished.
+    pub(super) fn left(&self, run: &Run, is_processed: bool) -> Exit {
+        self.end_line();
+        let note = match is_processed {
+            true => "the range is processed; the command that executes the run replaces the output now",
+            false => "this process has left the run",
+        };
+        if self.as_json {
+            return print_data(&format!("{}\n", json!({ "run": run.id, "state": run.state.name(), "left": true })));
+        }
+        print_error(format_args!("run {}: {note}", run.id));
+        Exit::Ok
+    }
+
     /// Reports that the run waits.
     pub(super) fn paused(&self) {
         if self.as_json {

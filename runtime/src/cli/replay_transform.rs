@@ -38,6 +38,20 @@ pub(super) struct TransformChoice<'a> {
 impl TransformChoice<'_> {
     /// The transform with its options, checked against the topics of the live pipelines.
     pub(super) fn target(&self, pipelines: &[Pipeline], settings: &Settings) -> Result<TransformTarget, Refusal> {
+        let (pipeline, plan) = self.plan(pipelines, settings)?;
+        for topic in plan.topics() {
+            self.check_topic(pipelines, &plan, topic)?;
+        }
+        let destination = format!("topic:{}", plan.topic.source());
+        Ok(TransformTarget { pipeline, plan, destination, appends: self.appends })
+    }
+
+    /// The transform with its options, and its pipeline.
+    pub(super) fn plan(
+        &self,
+        pipelines: &[Pipeline],
+        settings: &Settings,
+    ) -> Result<(Pipeline, TransformPlan), Refusal> {
         let live = selection::pipeline(pipelines, self.pipeline)?;
         check_secrets(self.into)?;
         if sets_inputs(self.into) {
@@ -63,11 +77,7 @@ impl TransformChoice<'_> {
             );
             return Err(Error::config("cli.unknown_component", message).into());
         };
-        for topic in plan.topics() {
-            self.check_topic(pipelines, &plan, topic)?;
-        }
-        let destination = format!("topic:{}", plan.topic.source());
-        Ok(TransformTarget { pipeline, plan, destination, appends: self.appends })
+        Ok((pipeline, plan))
     }
 
     /// Refuses a topic that a live component writes, unless that is asked for.
@@ -138,6 +148,20 @@ impl TransformTarget {
         };
         format!("{effect}{state}")
     }
+}
+
+/// Refuses to rerun a transform with state over single records: it would build its state from these
+/// alone.
+pub(super) fn check_failed_only(plan: &TransformPlan) -> Result<()> {
+    if plan.state.is_none() {
+        return Ok(());
+    }
+    let message = format!(
+        "the transform `{}` keeps a state, which --dead-letters would build from the records with dead letters alone: replay the whole \
+         range",
+        plan.name
+    );
+    Err(Error::config("replay.state_of_failed", message))
 }
 
 /// The component that writes a topic, for a message.

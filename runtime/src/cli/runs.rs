@@ -14,6 +14,7 @@ use crate::config::Settings;
 use crate::kafka::Cluster;
 use crate::replay::execution::{Progress, Watch};
 use crate::replay::run::{Run, RunState, Runs};
+use crate::units::counted;
 
 /// `trunkline runs`.
 #[derive(Args)]
@@ -95,17 +96,35 @@ struct Seen {
     /// The stored state, `interrupted`, or `pausing`.
     state: &'static str,
     progress: Progress,
+    /// Tasks that execute it, in all processes.
+    tasks: usize,
 }
 
 impl Seen {
     fn of(cluster: &Cluster, name: &str, run: &Run) -> Result<Self> {
         let watch = Watch::new(cluster, name, run)?;
+        let tasks = if run.is_unfinished() { watch.tasks()? } else { 0 };
         let state = match run.state {
-            RunState::Running | RunState::Stopping if !watch.is_executed()? => "interrupted",
-            RunState::Paused if watch.is_executed()? => "pausing",
+            RunState::Running | RunState::Stopping if tasks == 0 => "interrupted",
+            RunState::Paused if tasks > 0 => "pausing",
             state => state.name(),
         };
-        Ok(Self { run: run.clone(), state, progress: watch.read()? })
+        Ok(Self { run: run.clone(), state, progress: watch.read()?, tasks })
+    }
+
+    /// Offsets per second, and the seconds that are left, while it is executed.
+    fn speed(&self) -> Option<(f64, u64)> {
+        let Progress { done, total, .. } = self.progress;
+        let executed = self.run.executed.filter(|_| self.state == "running")?;
+        executed.speed(done, total.saturating_sub(done), Timestamp::now().as_millisecond())
+    }
+
+    /// Who started it, and where.
+    fn started_by(&self) -> String {
+        match self.run.user.as_str() {
+            "" => self.run.node.clone(),
+            user => format!("{user}@{}", self.run.node),
+        }
     }
 
     fn percent(&self) -> u64 {
@@ -113,12 +132,15 @@ impl Seen {
     }
 
     fn json(&self) -> Value {
-        let Self { run, state, progress } = self;
+        let Self { run, state, progress, tasks } = self;
+        let speed = self.speed();
         json!({
             "id": run.id, "pipeline": run.pipeline, "sink": run.sink, "transform": run.transform, "state": state, "error": run.error,
             "destination": run.destination, "from": run.request.from, "to": run.request.to, "ranges": run.ranges,
             "dead_letters_only": run.request.dead_letters, "pipeline_file": run.request.pipeline_file,
-            "node": run.node, "started": time(run.started), "ended": run.ended.map(time),
+            "node": run.node, "user": run.user, "rate": run.rate, "tasks": tasks,
+            "offsets_per_second": speed.map(|(rate, _)| rate as u64), "seconds_left": speed.map(|(_, left)| left),
+            "started": time(run.started), "ended": run.ended.map(time),
             "offsets_done": progress.done, "offsets_total": progress.total, "counters": progress.counters,
             "supersede": run.supersede,
         })
@@ -134,25 +156,32 @@ fn list(cluster: &Cluster, settings: &Settings, runs: &Runs<'_>, as_json: bool) 
     if seen.is_empty() {
         print_error(format_args!("the cluster has no runs: `trunkline replay` starts one"));
     }
-    let header = ["ID", "SINK", "STATE", "DONE", "IN", "OUT", "DROPPED", "DEAD", "STARTED", "NODE", "DESTINATION"];
+    let header =
+        ["ID", "SINK", "STATE", "DONE", "RATE", "LEFT", "IN", "OUT", "DROPPED", "DEAD", "STARTED", "BY", "DESTINATION"];
     let mut rows = vec![header.map(str::to_owned)];
     rows.extend(seen.iter().map(|seen| {
         let (run, counters) = (&seen.run, seen.progress.counters);
+        let (rate, left) = match seen.speed() {
+            Some((rate, left)) => (format!("{rate:.0}/s"), duration(left)),
+            None => (String::new(), String::new()),
+        };
         [
             run.id.clone(),
             format!("{}.{}", run.pipeline, run.sink),
             seen.state.to_owned(),
             format!("{}%", seen.percent()),
+            rate,
+            left,
             counters.records_in.to_string(),
             counters.out.to_string(),
             counters.dropped.to_string(),
             counters.dead_lettered.to_string(),
             time(run.started),
-            run.node.clone(),
+            seen.started_by(),
             run.destination.clone(),
         ]
     }));
-    Ok(print_data(&columns(&rows, &[3, 4, 5, 6, 7])))
+    Ok(print_data(&columns(&rows, &[3, 4, 5, 6, 7, 8, 9])))
 }
 
 fn show(seen: &Seen, as_json: bool) -> Result<Exit> {
@@ -161,7 +190,7 @@ fn show(seen: &Seen, as_json: bool) -> Result<Exit> {
     }
     let (run, progress) = (&seen.run, &seen.progress);
     let mut text = format!(
-        "run {} of {}.{}: {}\n  from {} to {}, into {}\n  started {} on {}\n",
+        "run {} of {}.{}: {}\n  from {} to {}, into {}\n  started {} by {}\n",
         run.id,
         run.pipeline,
         run.sink,
@@ -170,8 +199,15 @@ fn show(seen: &Seen, as_json: bool) -> Result<Exit> {
         run.request.to,
         run.destination,
         time(run.started),
-        run.node
+        seen.started_by()
     );
+    if let Some((rate, left)) = seen.speed() {
+        let tasks = counted(seen.tasks, "task");
+        text.push_str(&format!("  {rate:.0} offsets per second by {tasks}, {} left\n", duration(left)));
+    }
+    if let Some(rate) = run.rate {
+        text.push_str(&format!("  at most {rate} records per second\n"));
+    }
     if run.request.dead_letters {
         text.push_str("  only records with dead letters\n");
     }
@@ -293,8 +329,29 @@ fn report(run: &Run, note: &str, as_json: bool) -> Exit {
     Exit::Ok
 }
 
+/// Seconds for people: `3h 12m`, `4m 5s`, `7s`.
+fn duration(seconds: u64) -> String {
+    match (seconds / 3_600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, seconds) => format!("{seconds}s"),
+        (0, minutes, seconds) => format!("{minutes}m {seconds}s"),
+        (hours, minutes, _) => format!("{hours}h {minutes}m"),
+    }
+}
+
 /// A time in milliseconds since the Unix epoch, as text.
 pub(super) fn time(milliseconds: i64) -> String {
     let time = Timestamp::from_millisecond(milliseconds);
     time.map_or_else(|_| milliseconds.to_string(), |time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_two_units() {
+        for (seconds, text) in [(0, "0s"), (59, "59s"), (60, "1m 0s"), (3_599, "59m 59s"), (90_061, "25h 1m")] {
+            assert_eq!(duration(seconds), text);
+        }
+    }
 }

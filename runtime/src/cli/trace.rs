@@ -5,13 +5,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
-use trunkline_connector::{Batch, Error, RecordRef, Result, TopicPartition};
+use trunkline_connector::{Batch, Error, OffsetRanges, RecordRef, Result, TopicPartition};
 
 use super::SettingsArgs;
 use super::dlq::connect;
 use super::output::{Exit, print_data, report_error};
 use super::record::record_reading;
 use super::selection::{Component, components, pipeline};
+use super::trace_file;
 use super::validate::load_to_inspect;
 use crate::config::Settings;
 use crate::dead_letters::{read, redriven_ranges};
@@ -19,8 +20,10 @@ use crate::kafka::topic_reader::RecordReader;
 use crate::kafka::{Cluster, GroupOffsets};
 use crate::plan::{Pipeline, SinkPlan};
 use crate::replay::inspection::line;
+use crate::replay::origin::Origin;
 use crate::replay::trace::{LetterTrace, StageTrace, StepTrace};
 use crate::stage::{LookupTable, component_name};
+use crate::units::counted;
 
 /// `trunkline trace`.
 #[derive(Args)]
@@ -32,8 +35,14 @@ pub(super) struct TraceArgs {
     #[arg(value_name = "PIPELINE")]
     pipeline: String,
     /// The record, by its place in Kafka
-    #[arg(long, value_name = "TOPIC:PARTITION:OFFSET")]
-    record: String,
+    #[arg(long, value_name = "TOPIC:PARTITION:OFFSET", required_unless_present = "file")]
+    record: Option<String>,
+    /// The record behind a row of this file of an `s3` sink: its path, key or name
+    #[arg(long, value_name = "FILE", conflicts_with = "record", requires = "row")]
+    file: Option<String>,
+    /// The row of --file, counted from 0
+    #[arg(long, value_name = "N", requires = "file")]
+    row: Option<u64>,
     /// Print as JSON on stdout
     #[arg(long)]
     json: bool,
@@ -48,18 +57,28 @@ pub(super) fn run(args: &TraceArgs) -> Exit {
         Err(exit) => return exit,
     };
     let traced = pipeline(&loaded.pipelines, &args.pipeline).and_then(|pipeline| {
-        let place = Place::parse(&args.record)?;
+        let named = args.record.as_deref().map(Place::parse).transpose()?;
         let cluster = connect(&settings)?;
-        record_reading(&cluster, &settings, "trace", json!({ "pipeline": pipeline.name, "record": args.record }))?;
+        let arguments = json!({ "pipeline": pipeline.name, "record": args.record, "file": args.file, "row": args.row });
+        record_reading(&cluster, &settings, "trace", arguments)?;
+        let place = match (named, &args.file) {
+            (None, Some(file)) => {
+                let (partition, offset) = trace_file::find(&cluster, pipeline, file, args.row.unwrap_or_default())?;
+                Place { partition, offset }
+            }
+            (Some(place), _) => place,
+            (None, None) => Place::parse("")?,
+        };
         let tracer = Tracer { cluster: &cluster, settings: &settings, pipeline, place: &place };
         let record = tracer.record()?;
-        Ok((line(record.get(0), None), tracer.stages(record.get(0))?))
+        let origin = Origin::of(record.get(0));
+        Ok((line(record.get(0), None), origin, tracer.stages(record.get(0))?))
     });
     match traced {
-        Ok((record, stages)) if args.json => {
-            print_data(&format!("{{\"record\":{record},\"stages\":{}}}\n", json!(stages)))
+        Ok((record, origin, stages)) if args.json => {
+            print_data(&format!("{{\"record\":{record},\"origin\":{},\"stages\":{}}}\n", json!(origin), json!(stages)))
         }
-        Ok((record, stages)) => print_data(&text(&record, &stages)),
+        Ok((record, origin, stages)) => print_data(&text(&record, origin.as_ref(), &stages)),
         Err(error) => report_error(&error),
     }
 }
@@ -131,13 +150,14 @@ impl Tracer<'_> {
                 }
                 Component::Source(_) | Component::Sink(_) => None,
             };
-            stage.run(component.inputs(), own, record)?;
+            let mut results = Batch::default();
+            stage.run(component.inputs(), own, record, &mut results)?;
             stage.committed = self.committed(component.name())?;
             stage.is_processed = stage.committed.is_some_and(|committed| committed > self.place.offset);
             if let Component::Sink(sink) = component
                 && stage.is_processed
             {
-                stage.files = self.files(sink)?;
+                self.find_output(sink, &results, &mut stage)?;
             }
             stages.push(stage);
         }
@@ -153,6 +173,7 @@ impl Tracer<'_> {
             // Files have ranges of offsets, and a rejected record is in none of them.
             if stage.dead_letters.iter().any(|letter| letter.replay.is_none()) {
                 stage.files.clear();
+                stage.documents = None;
             }
         }
         Ok(stages)
@@ -164,8 +185,9 @@ impl Tracer<'_> {
         Ok(GroupOffsets::new(self.cluster, &name)?.committed(partitions)?.into_values().next())
     }
 
-    /// Files of the sink whose offsets include the record.
-    fn files(&self, sink: &SinkPlan) -> Result<Vec<String>> {
+    /// Finds what the destination has of the record, whose results are what the sink receives of it
+    /// today.
+    fn find_output(&self, sink: &SinkPlan, results: &Batch, stage: &mut StageTrace) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -177,7 +199,14 @@ impl Tracer<'_> {
             let is_within = (file.first..=file.last).contains(&self.place.offset);
             file.sink == name && file.partition == self.place.partition && is_within
         });
-        Ok(files.map(|file| file.name).collect())
+        stage.files = files.map(|file| file.name).collect();
+        let Place { partition, offset } = self.place;
+        let ranges = OffsetRanges::from([(partition.clone(), (*offset, offset + 1))]);
+        if let Some(counts) = sink.spec.count_rows(&ranges, 0, runtime.handle())? {
+            stage.rows = Some(counts.partitions.into_iter().map(|count| (count.table, count.rows)).collect());
+        }
+        stage.documents = sink.spec.find_documents(results, runtime.handle())?;
+        Ok(())
     }
 
     /// Adds the dead letters of the record to the stage in which they were written.
@@ -210,13 +239,26 @@ impl Tracer<'_> {
 }
 
 /// The trace for people.
-fn text(record: &str, stages: &[StageTrace]) -> String {
+fn text(record: &str, origin: Option<&Origin>, stages: &[StageTrace]) -> String {
     let mut text = format!("{record}\n");
+    match origin {
+        Some(origin) => text.push_str(&format!("from {origin}\n")),
+        None => text.push_str("its headers name no source: another program wrote it, or a transform removed them\n"),
+    }
     for stage in stages {
         text.push_str(&format!("{} `{}`, with today's transforms\n", stage.kind, stage.component));
         stage.steps.iter().for_each(|step| text.push_str(&step_text(step)));
         text.push_str(&format!("  {}\n", outcome(stage)));
         stage.files.iter().for_each(|file| text.push_str(&format!("  file whose offsets include it: {file}\n")));
+        for (table, rows) in stage.rows.iter().flatten() {
+            text.push_str(&format!("  {} of it in the table {table}\n", counted(*rows as usize, "row")));
+        }
+        if stage.rows.as_ref().is_some_and(Vec::is_empty) && stage.is_processed {
+            text.push_str(
+                "  no row of the table names it: it was dropped or rejected, or a later change has replaced its row\n",
+            );
+        }
+        stage.documents.iter().flatten().for_each(|document| text.push_str(&format!("  document {document}\n")));
         for letter in &stage.dead_letters {
             let replay = letter.replay.as_ref().map_or_else(String::new, |run| format!(", by the replay {run}"));
             let redriven = if letter.is_redriven { ", redriven" } else { "" };

@@ -1,5 +1,5 @@
-//! [`Failed`]: the records in the topics of a sink that have dead letters. A replay can read these
-//! alone.
+//! [`Failed`]: the records in the topics of a sink or separate transform that have dead letters. A
+//! replay can read these alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use trunkline_connector::{Error, Result, TopicPartition};
 
 use super::{DeadLetter, OffsetRanges, read, redriven_ranges};
 use crate::kafka::Cluster;
-use crate::plan::{Pipeline, Route, SinkPlan};
+use crate::plan::{Input, Pipeline, Route};
 
 /// The first offset of each partition, and the one after the last.
 type Ranges = BTreeMap<TopicPartition, (i64, i64)>;
@@ -17,11 +17,16 @@ type Ranges = BTreeMap<TopicPartition, (i64, i64)>;
 pub struct Failed(BTreeMap<TopicPartition, OffsetRanges>);
 
 impl Failed {
-    /// Reads the dead letters of a sink, in one or several versions, and of the transforms that are
-    /// fused into it. Those of replays do not count. Neither do those that were redriven: their
-    /// records have a second place in the topic.
-    pub fn find(cluster: &Cluster, cluster_name: &str, pipeline: &Pipeline, sinks: &[&SinkPlan]) -> Result<Self> {
-        let components = components(sinks);
+    /// Reads the dead letters of a stage, in one or several versions, each with its name and its
+    /// inputs, and of the transforms that are fused into it. Those of replays do not
+    /// count. Neither do those that were redriven: their records have a second place in the topic.
+    pub fn find(
+        cluster: &Cluster,
+        cluster_name: &str,
+        pipeline: &Pipeline,
+        stages: &[(&str, &[Input])],
+    ) -> Result<Self> {
+        let components = components(stages);
         let (name, topic) = (&pipeline.name, &pipeline.dead_letters);
         let redriven = redriven_ranges(cluster, cluster_name, name, topic)?;
         let mut failed = Self::default();
@@ -75,7 +80,7 @@ impl Failed {
         };
         let narrowed: Ranges = ranges.iter().filter_map(ends).collect();
         if narrowed.is_empty() {
-            let message = "no record of the range has a dead letter of the sink that was not redriven: `trunkline dlq list` \
+            let message = "no record of the range has a dead letter of this stage that was not redriven: `trunkline dlq list` \
                            counts the dead letters";
             return Err(Error::data("replay.empty", message));
         }
@@ -83,8 +88,8 @@ impl Failed {
     }
 }
 
-/// The sinks, and the transforms that run inside them.
-fn components<'p>(sinks: &[&'p SinkPlan]) -> BTreeSet<&'p str> {
+/// The stages, and the transforms that are fused into them.
+fn components<'p>(stages: &[(&'p str, &'p [Input])]) -> BTreeSet<&'p str> {
     fn collect<'p>(route: &'p Route, found: &mut BTreeSet<&'p str>) {
         for branch in &route.branches {
             found.insert(&branch.step.component);
@@ -92,9 +97,9 @@ fn components<'p>(sinks: &[&'p SinkPlan]) -> BTreeSet<&'p str> {
         }
     }
     let mut found = BTreeSet::new();
-    for sink in sinks {
-        found.insert(sink.name.as_str());
-        sink.inputs.iter().for_each(|input| collect(&input.route, &mut found));
+    for (name, inputs) in stages {
+        found.insert(*name);
+        inputs.iter().for_each(|input| collect(&input.route, &mut found));
     }
     found
 }

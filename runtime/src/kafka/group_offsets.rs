@@ -48,7 +48,12 @@ pub struct GroupOffsets {
 impl GroupOffsets {
     /// Connects when it is first used.
     pub fn new(cluster: &Cluster, group: &str) -> Result<Self> {
+        Self::with_isolation(cluster, group, "read_committed")
+    }
+
+    fn with_isolation(cluster: &Cluster, group: &str, isolation: &str) -> Result<Self> {
         let mut config = cluster.config(&[]);
+        config.set("isolation.level", isolation);
         config.set("group.id", group).set("enable.auto.commit", "false");
         let consumer: BaseConsumer<ClientLog> = cluster.create(&config, cluster.client_log())?;
         // SAFETY: the lease is dropped before the client.
@@ -77,13 +82,44 @@ impl GroupOffsets {
             .map_err(|error| self.failed(&format!("reading the end offsets of topic `{}`", partition.topic), &error))
     }
 
+    /// The same for many partitions, with one request to each broker for each end.
+    pub fn all_watermarks(&self, partitions: &[TopicPartition]) -> Result<Vec<Watermarks>> {
+        let firsts = self.list_offsets(partitions, Offset::Beginning)?;
+        let ends = self.list_offsets(partitions, Offset::End)?;
+        let both = partitions.iter().zip(firsts.into_iter().zip(ends));
+        both.map(|(partition, ends)| match ends {
+            (Some(first), Some(end)) => Ok((first, end)),
+            _ => self.watermarks(partition),
+        })
+        .collect()
+    }
+
+    /// The partitions with records in open transactions, each with the offset of the first one.
+    /// `ends` are those of [`GroupOffsets::all_watermarks`].
+    pub fn open_transactions(
+        &self,
+        partitions: &[TopicPartition],
+        ends: &[Watermarks],
+    ) -> Result<Vec<(TopicPartition, i64)>> {
+        let all = Self::with_isolation(&self.cluster, &self.group, "read_uncommitted")?;
+        let highs = all.list_offsets(partitions, Offset::End)?;
+        let open = partitions.iter().zip(ends).zip(highs);
+        let open = open.filter(|((_, (_, stable)), high)| high.is_some_and(|high| high > *stable));
+        Ok(open.map(|((partition, (_, stable)), _)| (partition.clone(), *stable)).collect())
+    }
+
     /// The first offset of each partition whose record has this time or a later one; `None` if no
     /// record has.
     pub fn at_time(&self, partitions: &[TopicPartition], milliseconds: i64) -> Result<Vec<Option<i64>>> {
+        self.list_offsets(partitions, Offset::Offset(milliseconds))
+    }
+
+    /// The answers of the brokers to a request for offsets: by a time, or of an end.
+    fn list_offsets(&self, partitions: &[TopicPartition], query: Offset) -> Result<Vec<Option<i64>>> {
         let mut times = TopicPartitionList::with_capacity(partitions.len());
         for partition in partitions {
             times
-                .add_partition_offset(&partition.topic, partition.partition, Offset::Offset(milliseconds))
+                .add_partition_offset(&partition.topic, partition.partition, query)
                 .map_err(|error| self.failed("looking up a time", &error))?;
         }
         let found = self

@@ -25,7 +25,7 @@ const ENTRY: usize = 16 + 16 + 1 + 4 + 4;
 const BUFFER: usize = 64 << 10;
 
 /// A side of the comparison.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Side {
     /// The live destination.
     Live,
@@ -34,7 +34,7 @@ pub enum Side {
 }
 
 /// Where a row is: the number of its file, and its number in the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
     /// The number of the file on its side.
     pub file: u32,

@@ -17,8 +17,8 @@ use crate::dead_letters::Failed;
 use crate::kafka::{Admin, Cluster, GroupOffsets, TopicSpec};
 use crate::plan::{Pipeline, SinkPlan, TransformPlan};
 use crate::stage::{
-    Bounds, Names, SinkStage, Stage, StageKind, StageState, StageStatus, StopSignal, TransformStage, Upstream,
-    WorkerContext, component_name, supervise,
+    Bounds, Names, SinkStage, Stage, StageKind, StageState, StageStatus, StopSignal, TaskRate, TransformStage,
+    Upstream, WorkerContext, component_name, supervise,
 };
 use crate::worker::{DataDir, resource_share};
 
@@ -44,6 +44,8 @@ pub struct Job<'a> {
     pub rate: Option<NonZeroU64>,
     /// Only these records, if it is a replay of dead letters.
     pub failed: Option<Arc<Failed>>,
+    /// Another process executes the run: this one takes over some of its partitions.
+    pub joins: bool,
 }
 
 /// The component of a replay.
@@ -158,10 +160,8 @@ impl Job<'_> {
         })
     }
 
-    fn stages(&self) -> Vec<(Box<dyn Stage>, StageStatus)> {
+    fn stages(&self, rate: Option<TaskRate>) -> Vec<(Box<dyn Stage>, StageStatus)> {
         let ranges = self.run.ranges.iter().map(|range| (range.topic_partition(), (range.from, range.to))).collect();
-        let tasks = u64::from(self.work.tasks());
-        let rate = self.rate.map(|rate| NonZeroU64::new(rate.get() / tasks).unwrap_or(NonZeroU64::MIN));
         let supersedes = self.run.request.supersede.then(|| self.live_component());
         let bounds = Bounds { run: self.run.id.clone(), ranges, rate, failed: self.failed.clone(), supersedes };
         let (upstream, bounds) = (Upstream::default(), Some(bounds));
@@ -240,9 +240,16 @@ pub fn execute(
     watch: &mut dyn FnMut(&Progress),
 ) -> Result<Ending> {
     let context = job.context(data, runtime, stop)?;
-    commit_start(job.cluster, &context.names, job.run)?;
+    if !job.joins {
+        commit_start(job.cluster, &context.names, job.run)?;
+    }
     let progress = Watch::new(job.cluster, &job.settings.cluster_name(), job.run)?;
-    let stages = job.stages();
+    let tasks = job.work.tasks() as usize;
+    let rate = match job.rate {
+        Some(total) => Some((total, TaskRate::new(total, tasks + progress.tasks()?))),
+        None => None,
+    };
+    let stages = job.stages(rate.as_ref().map(|(_, share)| share.clone()));
     std::thread::scope(|scope| {
         let threads: Vec<_> = stages
             .iter()
@@ -256,6 +263,12 @@ pub fn execute(
             std::thread::park_timeout(POLL);
             if last.elapsed() >= PROGRESS {
                 last = Instant::now();
+                if let Some((total, share)) = &rate {
+                    match progress.tasks() {
+                        Ok(all) => share.share(*total, all.max(tasks)),
+                        Err(error) => tracing::debug!(%error, "the tasks of the run cannot be counted"),
+                    }
+                }
                 match progress.read() {
                     Ok(progress) => watch(&progress),
                     Err(error) => tracing::debug!(%error, "the progress cannot be read"),
@@ -285,6 +298,7 @@ fn commit_start(cluster: &Cluster, names: &Names, run: &Run) -> Result<()> {
     let rows = Intents::of(cluster, &component).load(cluster)?;
     let starts: BTreeMap<TopicPartition, i64> =
         run.ranges.iter().map(|range| (range.topic_partition(), range.from)).collect();
+    check_topics(&offsets, run)?;
     if let Some(range) = lost_position(cluster, &component, run, &committed)? {
         let message = format!(
             "the brokers have removed the position of the run {} in {range}, because it was stopped for too long: its output so far is in \
@@ -304,6 +318,23 @@ fn commit_start(cluster: &Cluster, names: &Names, run: &Run) -> Result<()> {
         missing.insert(partition, start);
     }
     if missing.is_empty() { Ok(()) } else { offsets.commit(&missing) }
+}
+
+/// Refuses to continue in topics that have fewer offsets than when the run began.
+fn check_topics(offsets: &GroupOffsets, run: &Run) -> Result<()> {
+    let partitions: Vec<TopicPartition> = run.ranges.iter().map(PartitionRange::topic_partition).collect();
+    let ends = offsets.all_watermarks(&partitions)?;
+    match run.ranges.iter().zip(ends).find(|(range, (_, end))| *end < range.to) {
+        None => Ok(()),
+        Some((range, (_, end))) => {
+            let message = format!(
+                "the range of the run {} in topic `{}` partition {} ended at offset {}, and the topic ends at {end} now: it was created again, so \
+                 its offsets are those of other records. Start another run",
+                run.id, range.topic, range.partition, range.to
+            );
+            Err(Error::data("replay.topic_changed", message))
+        }
+    }
 }
 
 /// A topic partition in which a transform has counted records and has no position. Those of sinks
@@ -346,7 +377,12 @@ impl<'a> Watch<'a> {
 
     /// Whether a process executes it.
     pub fn is_executed(&self) -> Result<bool> {
-        Ok(self.offsets.members()? > 0)
+        Ok(self.tasks()? > 0)
+    }
+
+    /// Number of its tasks in all processes. Those of a process that was killed count for 10 s.
+    pub fn tasks(&self) -> Result<usize> {
+        self.offsets.members()
     }
 
     /// What all components of the run have counted.

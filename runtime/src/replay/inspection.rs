@@ -1,19 +1,18 @@
 //! Shows what today's transforms make of past records: reads a range without a group, runs its
-//! records through the transforms in front of a sink, and passes each result as a line of JSON.
+//! records through the transforms of a sink or of a separate transform, and passes each result as a
+//! line of JSON.
 //! Nothing is committed and nothing is written.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
-use trunkline_connector::{Batch, Reason, RecordRef, Result};
+use trunkline_connector::{Batch, Reason, RecordRef, Result, TopicPartition};
 
 use super::run::PartitionRange;
 use crate::condition::Condition;
 use crate::dead_letters::Failed;
 use crate::kafka::{Cluster, topic_reader};
-use crate::plan::SinkPlan;
 use crate::record_tests::TestRecord;
-use crate::stage::SinkTransforms;
+use crate::stage::InspectedStage;
 
 /// Records and bytes that pass the transforms at once. Fewer than the first are read at once if
 /// fewer lines are left, but not fewer than the second: a condition may select few of them.
@@ -23,7 +22,7 @@ const BATCH_BYTES: usize = 1 << 20;
 
 /// See the module's header.
 pub struct Inspection {
-    transforms: SinkTransforms,
+    stage: InspectedStage,
     condition: Option<Condition>,
     /// Lines that are left; no limit if `None`.
     left: Option<u64>,
@@ -36,10 +35,9 @@ pub struct Inspection {
 }
 
 impl Inspection {
-    /// Starts the transforms of a sink. At most `limit` lines are passed.
-    pub fn start(sink: &SinkPlan, condition: Option<Condition>, limit: Option<u64>) -> Result<Self> {
-        let transforms = SinkTransforms::start(sink)?;
-        Ok(Self { transforms, condition, left: limit, read: 0, passed: 0, rejected: 0 })
+    /// An inspection that passes at most `limit` lines.
+    pub fn new(stage: InspectedStage, condition: Option<Condition>, limit: Option<u64>) -> Self {
+        Self { stage, condition, left: limit, read: 0, passed: 0, rejected: 0 }
     }
 
     /// Reads the ranges, partition by partition, until `each` breaks or the limit is reached. With
@@ -63,12 +61,12 @@ impl Inspection {
                     batch.push_copy(record);
                 }
                 if batch.len() >= self.batch_records() || batch.bytes() >= BATCH_BYTES {
-                    flow = self.process(&partition.topic, &mut batch, each)?;
+                    flow = self.process(&partition, &mut batch, each)?;
                 }
                 Ok(flow)
             })?;
             if flow.is_continue() {
-                flow = self.process(&partition.topic, &mut batch, each)?;
+                flow = self.process(&partition, &mut batch, each)?;
             }
             if flow.is_break() {
                 return Ok(());
@@ -84,7 +82,7 @@ impl Inspection {
 
     /// What was not passed, one line each.
     pub fn notes(&self) -> Vec<String> {
-        let dropped = self.transforms.dropped();
+        let dropped = self.stage.dropped();
         let mut notes: Vec<String> =
             dropped.map(|(component, dropped)| format!("{dropped} dropped by the transform `{component}`")).collect();
         notes.extend(self.condition.as_ref().and_then(Condition::note));
@@ -103,7 +101,7 @@ impl Inspection {
     /// Passes the results of a batch in the order of their offsets, and clears it.
     fn process(
         &mut self,
-        topic: &Arc<str>,
+        partition: &TopicPartition,
         batch: &mut Batch,
         each: &mut dyn FnMut(&str) -> Result<ControlFlow<()>>,
     ) -> Result<ControlFlow<()>> {
@@ -113,14 +111,19 @@ impl Inspection {
         self.read += batch.len() as u64;
         let mut lines: Vec<(i64, bool, String)> = Vec::new();
         let condition = &mut self.condition;
-        self.transforms.process(topic, batch, &mut |out| {
+        let mut results = Batch::default();
+        self.stage.process(partition, batch, &mut |out| {
             if let Some(condition) = condition {
                 condition.retain(out)?;
             }
-            lines.extend(out.iter().map(|record| (record.entry().offset, false, line(record, None))));
+            out.iter().for_each(|record| results.push_copy(record));
             Ok(())
         })?;
-        for (component, record, reason) in self.transforms.rejected() {
+        for record in results.iter() {
+            let topic = self.stage.topic_of(record);
+            lines.push((record.entry().offset, false, result_line(record, topic.as_deref())));
+        }
+        for (component, record, reason) in self.stage.rejected() {
             if self.condition.as_mut().map_or(Ok(true), |condition| condition.holds(record))? {
                 lines.push((record.entry().offset, true, line(record, Some((component, reason)))));
             }
@@ -144,17 +147,30 @@ impl Inspection {
 
 /// A record as a line of JSON, in the form of the records in tests.
 pub fn line(record: RecordRef<'_>, rejection: Option<(&str, &Reason)>) -> String {
+    match rejection {
+        Some((component, Reason { code, message, .. })) => {
+            line_with(record, &[("rejected", code), ("component", component), ("message", message)])
+        }
+        None => line_with(record, &[]),
+    }
+}
+
+/// The same for a result, with the topic that a separate transform would write it to.
+fn result_line(record: RecordRef<'_>, written_to: Option<&str>) -> String {
+    match written_to {
+        Some(topic) => line_with(record, &[("written_to", topic)]),
+        None => line_with(record, &[]),
+    }
+}
+
+fn line_with(record: RecordRef<'_>, more: &[(&str, &str)]) -> String {
     let (entry, text) = (record.entry(), |text: &str| serde_json::Value::from(text).to_string());
     let mut members = vec![
         format!("\"topic\":{}", text(record.topic())),
         format!("\"partition\":{}", entry.partition),
         format!("\"offset\":{}", entry.offset),
     ];
-    if let Some((component, Reason { code, message, .. })) = rejection {
-        members.push(format!("\"rejected\":{}", text(code)));
-        members.push(format!("\"component\":{}", text(component)));
-        members.push(format!("\"message\":{}", text(message)));
-    }
+    members.extend(more.iter().map(|(name, value)| format!("\"{name}\":{}", text(value))));
     let parts = TestRecord::of(record).parts();
     let present =
         ["timestamp", "key", "value", "headers"].into_iter().filter_map(|name| Some((name, parts.get(name)?)));
@@ -192,9 +208,9 @@ mod tests {
         let sink = &pipeline.sinks[0];
         let lines = |condition: Option<&str>, limit| {
             let condition = condition.map(|text| Condition::compile(host, text).unwrap());
-            let mut inspection = Inspection::start(sink, condition, limit).unwrap();
+            let mut inspection = Inspection::new(InspectedStage::of_sink(sink).unwrap(), condition, limit);
             let mut lines = Vec::new();
-            let topic: Arc<str> = Arc::from("t");
+            let topic = TopicPartition::new("t", 3);
             let mut each = |line: &str| {
                 lines.push(line.to_owned());
                 Ok(ControlFlow::Continue(()))

@@ -13,6 +13,7 @@
 //! - [`widening`]: the range of a run that replaces files, as whole files.
 //! - [`superseding`]: makes the output of such a run visible, and removes the earlier files.
 //! - [`inspection`]: shows what the transforms make of a range, and writes nothing.
+//! - [`origin`]: where a record came from.
 //! - [`trace`]: the path of one record through the stages that read it.
 //! - [`diff`]: compares the rows of a shadow with those of the live destination.
 //! - [`audit`]: checks the files of a destination against the committed offsets.
@@ -22,6 +23,7 @@ pub mod diff;
 pub mod event_time;
 pub mod execution;
 pub mod inspection;
+pub mod origin;
 pub mod range;
 pub mod run;
 pub mod superseding;

@@ -1,13 +1,13 @@
 //! The range of a replay, as the user writes it and as offsets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use trunkline_connector::{Error, Result, TopicPartition};
 
-use crate::kafka::{GroupOffsets, Watermarks};
+use crate::kafka::{Admin, Cluster, GroupOffsets, TopicFacts, Watermarks};
 use crate::plan::Input;
 
 /// One end of a range, or a position in topics.
@@ -136,7 +136,7 @@ pub fn resolve(
         let message = "the component's topics have none of the partitions in --partitions".to_owned();
         return Err(Error::config("replay.unknown_partition", message));
     }
-    let watermarks = chosen.iter().map(|chosen| offsets.watermarks(chosen)).collect::<Result<Vec<_>>>()?;
+    let watermarks = offsets.all_watermarks(&chosen)?;
     let firsts = positions(offsets, &chosen, from, &watermarks, true)?;
     let ends = positions(offsets, &chosen, to, &watermarks, false)?;
     let mut ranges = BTreeMap::new();
@@ -199,7 +199,10 @@ fn check_position(
     );
     match bound {
         Bound::Offsets(_) if position > high => {
-            let message = format!("offset {position} of {place} does not exist yet: its end is {high}");
+            let message = format!(
+                "offset {position} of {place} does not exist yet, or is in a transaction that is not complete: the committed records end \
+                 at {high}"
+            );
             Err(Error::config("replay.beyond_end", message))
         }
         Bound::Offsets(_) if strict && position < low => {
@@ -215,6 +218,41 @@ fn check_position(
         }
         _ => Ok(()),
     }
+}
+
+/// What a range that ends with the topics leaves out: records in open transactions.
+pub fn open_transactions(offsets: &GroupOffsets, ranges: &BTreeMap<TopicPartition, (i64, i64)>) -> Result<Vec<String>> {
+    let partitions: Vec<TopicPartition> = ranges.keys().cloned().collect();
+    let ends = offsets.all_watermarks(&partitions)?;
+    // A range that ends before the committed records do leaves nothing out.
+    let is_at_end = |(partition, from): &(TopicPartition, i64)| ranges.get(partition).is_some_and(|(_, to)| to >= from);
+    let open = offsets.open_transactions(&partitions, &ends)?.into_iter().filter(is_at_end);
+    let open: Vec<String> = open.map(|(partition, from)| format!("{partition} from {from} on")).collect();
+    if open.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(vec![format!(
+        "records in transactions that are not complete are not part of the range: {}. To replay them, wait for the end of the transactions, \
+         and start another run there",
+        open.join(", ")
+    )])
+}
+
+/// What the range of a compacted topic does not have.
+pub fn compacted_topics(cluster: &Cluster, ranges: &BTreeMap<TopicPartition, (i64, i64)>) -> Result<Vec<String>> {
+    let names: BTreeSet<&str> = ranges.keys().map(|partition| partition.topic.as_ref()).collect();
+    let facts = Admin::new(cluster)?.topics(&names.into_iter().collect::<Vec<_>>())?;
+    let is_compacted =
+        |topic: &&TopicFacts| topic.config.get("cleanup.policy").is_some_and(|policy| policy.contains("compact"));
+    let compacted: Vec<&str> = facts.iter().filter(is_compacted).map(|topic| topic.name.as_str()).collect();
+    if compacted.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(vec![format!(
+        "compacted: {}. Records that a later one with the same key has replaced may be gone, and deleted keys with them: the result is \
+         the newest state, not each change",
+        compacted.join(", ")
+    )])
 }
 
 #[cfg(test)]

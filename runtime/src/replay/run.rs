@@ -4,6 +4,7 @@
 //! transaction of one transactional id, whose producer is initialised before the rows are read: of
 //! two commands that start a run at once, one is fenced and reads the row of the other.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
@@ -49,11 +50,39 @@ pub struct Run {
     pub error: Option<String>,
     /// The machine on which it was started.
     pub node: String,
+    /// Who started it, as the audit log names people; empty if an earlier version stored the run.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub user: String,
+    /// Records per second, at most, of all processes that execute it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<NonZeroU64>,
+    /// Since when it is executed without a pause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executed: Option<Execution>,
     /// When it was started, in milliseconds since the Unix epoch.
     pub started: i64,
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<i64>,
+}
+
+/// The begin of the last uninterrupted execution of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Execution {
+    /// In milliseconds since the Unix epoch.
+    pub since: i64,
+    /// Offsets that were committed then.
+    pub done: u64,
+}
+
+impl Execution {
+    /// Offsets per second until `now`, and the seconds that `left` offsets take with this speed;
+    /// `None` if nothing was committed yet.
+    pub fn speed(&self, done: u64, left: u64, now: i64) -> Option<(f64, u64)> {
+        let seconds = (now - self.since).max(1) as f64 / 1_000.0;
+        let rate = done.checked_sub(self.done).filter(|done| *done > 0)? as f64 / seconds;
+        Some((rate, (left as f64 / rate).ceil() as u64))
+    }
 }
 
 /// The range, as the user wrote it.
@@ -346,6 +375,15 @@ mod tests {
         let step = |step: &str| serde_json::from_str::<Superseding>(&format!(r#"{{"step":"{step}"}}"#)).unwrap();
         assert!(step("publishing").is_between() && step("removing").is_between());
         assert!(!step("staging").is_between() && !step("done").is_between());
+    }
+
+    #[test]
+    fn the_speed_is_that_since_the_last_pause() {
+        let executed = Execution { since: 1_000, done: 400 };
+        assert_eq!(executed.speed(900, 250, 3_000), Some((250.0, 1)));
+        assert_eq!(executed.speed(900, 251, 3_000), Some((250.0, 2)));
+        assert_eq!(executed.speed(400, 250, 3_000), None);
+        assert_eq!(executed.speed(300, 250, 3_000), None, "the brokers have lost the position");
     }
 
     #[test]

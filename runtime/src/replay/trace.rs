@@ -26,6 +26,13 @@ pub struct StageTrace {
     pub is_processed: bool,
     /// Files of the sink whose offsets include the record.
     pub files: Vec<String>,
+    /// Tables with rows of the record, each with the number of these rows. `None`: the sink writes
+    /// no rows that name their records.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows: Option<Vec<(String, u64)>>,
+    /// What the destination has of each result of the record. `None`: the sink cannot look it up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub documents: Option<Vec<String>>,
     /// Dead letters of the record.
     pub dead_letters: Vec<LetterTrace>,
 }
@@ -70,15 +77,17 @@ pub struct LetterTrace {
 
 impl StageTrace {
     /// Runs the record through the fused transforms of the inputs that select its topic, and then
-    /// through `own`, the transform of the stage itself, with its table.
+    /// through `own`, the transform of the stage itself, with its table. The records that a sink
+    /// receives are added to `results`.
     pub fn run(
         &mut self,
         inputs: &[Input],
         mut own: Option<(&TransformPlan, Option<LookupTable>)>,
         record: RecordRef<'_>,
+        results: &mut Batch,
     ) -> Result<()> {
         if let Some(input) = inputs.iter().find(|input| input.topics.selects(record.topic())) {
-            self.results += follow(&input.route, &mut own, record, &mut self.steps)?;
+            self.results += follow(&input.route, &mut own, record, &mut self.steps, results)?;
         }
         Ok(())
     }
@@ -90,6 +99,7 @@ fn follow(
     own: &mut Option<(&TransformPlan, Option<LookupTable>)>,
     record: RecordRef<'_>,
     steps: &mut Vec<StepTrace>,
+    delivered: &mut Batch,
 ) -> Result<u64> {
     let mut results = match own {
         _ if !route.deliver => 0,
@@ -98,12 +108,15 @@ fn follow(
             let state = table.as_mut().map(LookupTable::store).or(empty.as_mut());
             apply(&plan.step, state, record, steps)?.len() as u64
         }
-        None => 1,
+        None => {
+            delivered.push_copy(record);
+            1
+        }
     };
     for branch in &route.branches {
         for output in apply(&branch.step, None, record, steps)?.iter() {
             for (_, next) in branch.outputs.iter().filter(|(port, _)| *port == output.entry().port) {
-                results += follow(next, own, output, steps)?;
+                results += follow(next, own, output, steps, delivered)?;
             }
         }
     }
@@ -178,7 +191,9 @@ mod tests {
             record.read_from(topic, 0, 5).value(value.as_bytes());
             record.finish();
             let mut trace = StageTrace::default();
-            trace.run(inputs, None, batch.get(0)).unwrap();
+            let mut results = Batch::default();
+            trace.run(inputs, None, batch.get(0), &mut results).unwrap();
+            assert_eq!(results.len() as u64, trace.results);
             let verdicts: Vec<(String, &str)> =
                 trace.steps.iter().map(|step| (step.transform.clone(), step.verdict)).collect();
             (trace, verdicts)

@@ -12,9 +12,9 @@ use trunkline_connector::{Batch, Error, RecordRef, Reparser, Result, Schema, Sou
 
 use super::chain::{Chain, RunningTransform, SchemasOfRecords};
 use super::dead_letters::DeadLetters;
+use super::inspected_stage::reporting;
 use super::output::{Topics, render_topic};
 use super::partitioner::partition_of;
-use super::sink_transforms::reporting;
 use crate::checkpoint::{Counters, Schemas};
 use crate::config::TopicSettings;
 use crate::dead_letters::{DeadLetter, FailedStages, Placed};

@@ -136,7 +136,7 @@ impl TransformStage {
             delivered: 0,
             schemas: Vec::new(),
             error_limits: ErrorLimits::new(&self.plan.name, self.plan.on_error, &[], &self.plan.inputs),
-            throttle: self.bounds.as_ref().and_then(|bounds| bounds.rate).map(Throttle::new),
+            throttle: self.bounds.as_ref().and_then(|bounds| bounds.rate.clone()).map(Throttle::new),
             idle_check: Instant::now(),
         };
         let outcome = task.run(stop).and_then(|()| task.close_states());
@@ -341,6 +341,9 @@ impl TransformTask<'_> {
         let Some(last) = batch.entries().last() else { return Ok(()) };
         state.next = Some(last.offset + 1);
         state.last_record = Instant::now();
+        if let Some(bounds) = &self.stage.bounds {
+            bounds.select(partition, batch);
+        }
         self.commit_timer.mark_pending();
         failpoint!("transform.produce.before")?;
         let chain = self.routes.chain(&partition.topic)?;

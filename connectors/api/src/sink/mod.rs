@@ -137,6 +137,14 @@ pub trait SinkSpec: Send + Sync {
         Ok(None)
     }
 
+    /// What the destination has of records that the sink has written, where each record is a
+    /// document with an id of its own: one text for each record of `records`, which are as the sink
+    /// receives them today. `None` where it cannot be looked up.
+    fn find_documents(&self, records: &Batch, runtime: &tokio::runtime::Handle) -> Result<Option<Vec<String>>> {
+        let _ = (records, runtime);
+        Ok(None)
+    }
+
     /// Rows at the destination that a replay of these offsets must not meet, because it would write
     /// them again or over newer ones: what they are, for a message.
     fn rows_in_the_way(&self, ranges: &OffsetRanges, runtime: &tokio::runtime::Handle) -> Result<Option<String>> {

@@ -29,7 +29,7 @@ async fn mariadb_gtids(connection: &mut QueryConnection) -> Result<String> {
 }
 
 /// Parses GTIDs in the notation of the server's flavor.
-fn parse_gtids(connection: &QueryConnection, flavor: ServerFlavor, text: &str) -> Result<Option<GtidSet>> {
+pub(crate) fn parse_gtids(connection: &QueryConnection, flavor: ServerFlavor, text: &str) -> Result<Option<GtidSet>> {
     let set = match flavor {
         ServerFlavor::MySqlWithoutGtids => return Ok(None),
         ServerFlavor::MySql => UuidSet::parse(text).map(GtidSet::MySql),

@@ -93,7 +93,7 @@ pub(super) fn change(
     new: Option<Vec<NewOffset>>,
 ) -> Result<()> {
     if component.placement.is_some() {
-        return Err(source_stays(&component.name, component.connector == "mysql"));
+        return Err(source_stays(&component.name));
     }
     let moved = Moved { name: &component.name, task, is_sink: component.kind == "sink" };
     let offsets = GroupOffsets::new(cluster, task)?;

@@ -236,6 +236,9 @@ fn run() -> Run {
         state: RunState::Running,
         error: None,
         node: "n".to_owned(),
+        user: String::new(),
+        rate: None,
+        executed: None,
         started: 0,
         ended: None,
     }

@@ -143,7 +143,7 @@ impl SinkStage {
             points,
             delivered: 0,
             error_limits: ErrorLimits::new(&self.plan.name, self.plan.on_error, &[], &self.plan.inputs),
-            throttle: self.bounds.as_ref().and_then(|bounds| bounds.rate).map(Throttle::new),
+            throttle: self.bounds.as_ref().and_then(|bounds| bounds.rate.clone()).map(Throttle::new),
         };
         let outcome = task.run();
         *rejected = task.transactions.rejected_at.take();
