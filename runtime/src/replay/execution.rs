@@ -20,6 +20,7 @@ use crate::stage::{
     Bounds, Names, SinkStage, Stage, StageKind, StageState, StageStatus, StopSignal, TaskRate, TransformStage,
     Upstream, WorkerContext, component_name, supervise,
 };
+use crate::telemetry::Tracer;
 use crate::worker::{DataDir, resource_share};
 
 /// Time between two looks at the threads.
@@ -157,6 +158,7 @@ impl Job<'_> {
             scratch: data.scratch().to_owned(),
             state: settings.state_disk(),
             share: resource_share(memory, self.work.tasks() as usize),
+            tracer: Tracer::default(),
         })
     }
 

@@ -12,6 +12,7 @@ use super::stop_signal::StopSignal;
 use crate::checkpoint::{Schemas, TopicOwners};
 use crate::config::TopicSettings;
 use crate::kafka::{Admin, Cluster};
+use crate::telemetry::Tracer;
 
 /// What all stages of a worker share.
 #[derive(Clone)]
@@ -50,6 +51,8 @@ pub struct WorkerContext {
     pub state: StateDisk,
     /// This stage's share of the memory.
     pub share: ResourceShare,
+    /// Traces commits and deliveries.
+    pub tracer: Tracer,
 }
 
 /// A stage's share of the worker's memory, in bytes.

@@ -47,6 +47,7 @@ use crate::kafka::embedded::EMBEDDED;
 use crate::kafka::{Admin, Cluster, DUPLICATE_WORKER, TopicSpec};
 use crate::plan::Pipeline;
 use crate::stage::{Names, ResourceShare, StageState, StageStatus, StopSignal, WorkerContext};
+use crate::telemetry::Tracer;
 
 /// With `--until-idle`, the run ends if no broker answers within this time.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
@@ -106,6 +107,8 @@ pub struct WorkerOptions {
     pub overview: Overview,
     /// Requests to pause, resume and restart components.
     pub control: Control,
+    /// Traces the work of tasks.
+    pub tracer: Tracer,
 }
 
 /// The pipelines to run from now on.
@@ -162,6 +165,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         scratch: data.scratch().to_owned(),
         state: settings.state_disk(),
         share: resource_share(memory, 1),
+        tracer: options.tracer.clone(),
     };
     context.state.remove_older_than(MAX_STATE_AGE);
     options.overview.set_budget(context.budget.clone());

@@ -329,6 +329,7 @@ mod tests {
             scratch: std::env::temp_dir(),
             state: StateDisk::new(&std::env::temp_dir(), 0),
             share: ResourceShare { client_buffer_bytes: 1 << 20, batch_bytes: 1 << 20 },
+            tracer: crate::telemetry::Tracer::default(),
         }
     }
 

@@ -15,12 +15,13 @@ use trunkline_connector::{Delivery, Domain, Error, IdempotentSink, Result, Retry
 use crate::stage::backoff::Backoff;
 use crate::stage::stop_signal::StopSignal;
 use crate::stage::supervise::{GIVE_UP, SHUTDOWN_GRACE};
+use crate::telemetry::Trace;
 
 /// See the module's header.
 pub(super) struct DeliveryPool {
     sink: Arc<dyn IdempotentSink>,
     /// `None` once the pool is being dropped.
-    jobs: Option<Sender<(u64, Delivery)>>,
+    jobs: Option<Sender<Job>>,
     events: Receiver<DeliveryEvent>,
     cancel: StopSignal,
 }
@@ -57,10 +58,13 @@ pub(super) enum DeliveryEvent {
     },
 }
 
+/// A delivery with its number, and the trace that ends with it.
+type Job = (u64, Delivery, Trace);
+
 /// What the threads share.
 struct Worker {
     sink: Arc<dyn IdempotentSink>,
-    jobs: Arc<Mutex<Receiver<(u64, Delivery)>>>,
+    jobs: Arc<Mutex<Receiver<Job>>>,
     events: Sender<DeliveryEvent>,
     cancel: StopSignal,
     until_idle: bool,
@@ -96,10 +100,10 @@ impl DeliveryPool {
     }
 
     /// Hands a delivery to the next free thread.
-    pub(super) fn send(&self, number: u64, delivery: Delivery) {
+    pub(super) fn send(&self, number: u64, delivery: Delivery, trace: Trace) {
         if let Some(jobs) = &self.jobs {
             // It fails only if all threads have ended, which `event` reports.
-            let _ = jobs.send((number, delivery));
+            let _ = jobs.send((number, delivery, trace));
         }
     }
 
@@ -139,8 +143,13 @@ impl Worker {
     fn run(self) {
         loop {
             let job = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok((number, delivery)) = job else { return };
-            let Some(event) = self.deliver(number, delivery) else { return };
+            let Ok((number, delivery, mut trace)) = job else { return };
+            let event = self.deliver(number, delivery, &mut trace);
+            trace.end(match &event {
+                Some(DeliveryEvent::Failed { error }) => Some(error),
+                _ => None,
+            });
+            let Some(event) = event else { return };
             if self.events.send(event).is_err() {
                 return;
             }
@@ -148,7 +157,7 @@ impl Worker {
     }
 
     /// Delivers until most records are decided; `None` if the pool was dropped meanwhile.
-    fn deliver(&self, number: u64, mut delivery: Delivery) -> Option<DeliveryEvent> {
+    fn deliver(&self, number: u64, mut delivery: Delivery, trace: &mut Trace) -> Option<DeliveryEvent> {
         let mut backoff = Backoff::new();
         let started = Instant::now();
         loop {
@@ -156,6 +165,7 @@ impl Worker {
                 return None;
             }
             let pending = delivery.pending_len();
+            trace.step("attempt");
             let called = catch_unwind(AssertUnwindSafe(|| {
                 failpoint!("sink.deliver.before").and_then(|()| self.sink.deliver(&mut delivery))
             }));
@@ -174,6 +184,7 @@ impl Worker {
             if error.retry == Retry::Backoff && 2 * left <= pending {
                 return Some(DeliveryEvent::Partly { number, delivery, error });
             }
+            trace.step("wait");
             // An attempt that decided some of the records made progress.
             let retry_in = backoff.after(&error, left < pending);
             if self.events.send(DeliveryEvent::Retrying { error, retry_in }).is_err() || self.cancel.wait(retry_in) {
@@ -250,7 +261,7 @@ mod tests {
     #[test]
     fn a_retry_sends_only_the_records_that_are_still_pending() {
         let (sink, pool) = flaky(1, 3);
-        pool.send(7, delivery(5));
+        pool.send(7, delivery(5), Trace::none());
         let (DeliveryEvent::Finished { number, .. }, retries) = end_of(&pool) else { panic!("not finished") };
         assert_eq!((number, retries), (7, 2));
         assert_eq!(*sink.seen.lock().unwrap(), [5, 4, 3]);
@@ -259,7 +270,7 @@ mod tests {
     #[test]
     fn a_delivery_that_is_mostly_decided_is_returned() {
         let (sink, pool) = flaky(3, 9);
-        pool.send(7, delivery(5));
+        pool.send(7, delivery(5), Trace::none());
         let (DeliveryEvent::Partly { number, delivery, error }, retries) = end_of(&pool) else {
             panic!("not returned")
         };
@@ -276,7 +287,7 @@ mod tests {
             }
         }
         let pool = DeliveryPool::start(Box::new(Refuses), 2, false).unwrap();
-        pool.send(0, delivery(1));
+        pool.send(0, delivery(1), Trace::none());
         let Some(DeliveryEvent::Failed { error }) = pool.event(Duration::from_secs(30)).unwrap() else {
             panic!("no failure")
         };

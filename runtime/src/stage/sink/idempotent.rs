@@ -101,6 +101,7 @@ impl IdempotentCommitter {
             // Without records (all were dropped or rejected) there is nothing to deliver.
             state: records.map_or(PartState::Acknowledged, sealed),
             next: state.next,
+            oldest: state.oldest,
             bytes,
             counters: std::mem::take(&mut state.pending),
             dead_letters: std::mem::take(&mut state.dead_letters),
@@ -111,13 +112,15 @@ impl IdempotentCommitter {
     }
 
     /// Starts deliveries, as far as the limits allow.
-    fn dispatch(&mut self) {
+    fn dispatch(&mut self, transactions: &Transactions<'_>) {
         while self.in_flight.len() < self.limits.deliveries {
             self.next_number += 1;
             let number = self.next_number;
             let Some((delivery, parts)) = self.parts.take_delivery(number, Instant::now()) else { return };
             self.in_flight.insert(number, parts);
-            self.pool.send(number, delivery);
+            let mut trace = transactions.context.tracer.begin_call("deliver", transactions.status);
+            trace.add("trunkline.records.in", delivery.pending_len() as u64);
+            self.pool.send(number, delivery, trace);
         }
     }
 
@@ -233,7 +236,9 @@ impl IdempotentCommitter {
         }
         let begun = Instant::now();
         failpoint!("sink.acknowledge.before")?;
-        transactions.retry("committing offsets", |transactions| {
+        let mut trace = transactions.context.tracer.begin("commit", transactions.status);
+        trace.add("trunkline.partitions", prefixes.len() as u64);
+        let outcome = transactions.retry("committing offsets", |transactions| {
             transactions.run(|transactions| {
                 let mut offsets = Vec::new();
                 for (partition, parts) in &prefixes {
@@ -252,14 +257,23 @@ impl IdempotentCommitter {
                 }
                 Ok(offsets)
             })
-        })?;
+        });
+        if outcome.is_ok() && trace.is_recording() {
+            let mut counters = Counters::default();
+            prefixes.values().flatten().for_each(|part| counters.add(&part.counters));
+            trace.add_records(&counters, &transactions.stage.plan.name);
+        }
+        trace.finish(&outcome);
+        outcome?;
         failpoint!("sink.acknowledge.after")?;
         let prefixes: Vec<(TopicPartition, usize)> =
             prefixes.into_iter().map(|(partition, parts)| (partition.clone(), parts.len())).collect();
+        let mut oldest = None;
         for (partition, count) in prefixes {
             let committed = self.parts.drain(&partition, count);
             let Some(state) = transactions.partitions.get_mut(&partition) else { continue };
             for part in committed {
+                oldest = oldest.into_iter().chain(part.oldest).min();
                 state.totals.add(&part.counters);
                 state.committed = part.next;
                 transactions.status.committed(&part.counters);
@@ -267,6 +281,7 @@ impl IdempotentCommitter {
         }
         self.timer.committed(begun);
         transactions.status.commit_took(begun.elapsed());
+        oldest.into_iter().for_each(|oldest| transactions.status.arrived_after(oldest.elapsed()));
         Ok(())
     }
 }
@@ -341,7 +356,7 @@ impl Committer for IdempotentCommitter {
             self.timer.mark_pending();
         }
         let collected = self.collect(transactions, Duration::ZERO);
-        self.dispatch();
+        self.dispatch(transactions);
         if self.in_flight.is_empty() {
             self.spare.clear();
         }
@@ -356,7 +371,7 @@ impl Committer for IdempotentCommitter {
         let pending = transactions.pending_partitions();
         pending.iter().for_each(|partition| self.seal(transactions, partition));
         while !self.parts.is_empty() {
-            self.dispatch();
+            self.dispatch(transactions);
             let collected = self.collect(transactions, IN_FLIGHT_POLL);
             if collected.is_err() || self.timer.is_due(0) || self.in_flight.is_empty() {
                 self.commit_prefixes(transactions)?;
@@ -389,6 +404,10 @@ impl Committer for IdempotentCommitter {
 
     fn spill(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    fn oldest(&self, partition: &TopicPartition) -> Option<Instant> {
+        self.parts.oldest(partition)
     }
 
     fn wake_in(&self) -> Duration {

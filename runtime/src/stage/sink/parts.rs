@@ -25,6 +25,8 @@ pub(super) struct Part {
     pub(super) state: PartState,
     /// The offset after the last record.
     pub(super) next: i64,
+    /// When its first record was written to its topic.
+    pub(super) oldest: Option<Instant>,
     /// Bytes of the records that are not acknowledged.
     pub(super) bytes: usize,
     pub(super) counters: Counters,
@@ -146,6 +148,11 @@ impl Parts {
         self.by_partition.values().flatten().filter(|part| part.waiting().is_some()).map(|part| part.bytes).sum()
     }
 
+    /// When the first record of a topic partition was written to its topic.
+    pub(super) fn oldest(&self, partition: &TopicPartition) -> Option<Instant> {
+        self.by_partition.get(partition)?.iter().filter_map(|part| part.oldest).min()
+    }
+
     /// Bytes of memory in use.
     pub(super) fn memory_bytes(&self) -> usize {
         self.by_partition.values().flatten().map(|part| part.bytes + part.dead_letters.bytes()).sum()
@@ -255,6 +262,7 @@ mod tests {
         let part = Part {
             number: offsets.start as u64,
             next: offsets.end,
+            oldest: None,
             bytes: 100,
             state: PartState::Sealed(records(number, offsets)),
             counters: Counters::default(),
