@@ -13,7 +13,7 @@ use crate::config::{FileProblems, Settings};
 use crate::plan::{Pipeline, Registry, SinkPlan, load_with_options};
 use crate::replay::run::{PartitionRange, Run, overlap};
 use crate::replay::widening::Replacement;
-use crate::worker::DataDir;
+use crate::worker::plugin_cache_dirs;
 
 /// The sink of a replay.
 pub(super) struct Target {
@@ -151,7 +151,7 @@ impl Choice<'_> {
 
 /// The host of plugins.
 pub(super) fn host(settings: &Settings) -> Result<Host> {
-    Host::new(HostOptions { cache_dir: DataDir::plugin_cache(&settings.data) })
+    Host::new(HostOptions { cache_dirs: plugin_cache_dirs(Some(&settings.data)) })
         .map_err(|error| Error::external("environment.plugins", format!("plugins cannot run here: {error}")))
 }
 

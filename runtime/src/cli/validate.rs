@@ -18,7 +18,7 @@ use crate::kafka::Cluster;
 use crate::plan::{Input, Loaded, Pipeline, Registry, Route, SinkPlan, load_each};
 use crate::record_tests::read_tests;
 use crate::stage::component_name;
-use crate::worker::plugin_cache_dirs;
+use crate::worker::{DataDir, plugin_cache_dirs};
 
 /// The memory of a sink that compares records with its tables.
 const RECORDS_BUDGET: usize = 64 << 20;

@@ -296,6 +296,10 @@ fn table(section: &Section<'_>) -> Option<Spanned<String>> {
 fn idle(section: &Section<'_>, started: Option<&Started>) -> Option<Duration> {
     let timers = section.section("timers")?;
     let idle = timers.optional::<Duration>("idle");
+    let is_zero = idle.is_some_and(|idle| idle.is_zero());
+    if let Some(node) = timers.node("idle").filter(|_| is_zero) {
+        timers.mismatch("idle", node, Mismatch::new("is zero".to_owned()), "a duration such as `1m`".to_owned());
+    }
     timers.finish();
     if let (Some(started), Some((key, _))) = (started, section.table.entry("timers"))
         && !started.plugin.uses_timers()
@@ -308,13 +312,7 @@ fn idle(section: &Section<'_>, started: Option<&Started>) -> Option<Duration> {
             help: Some("`trunkline transform inspect` shows whether a plugin has timers".to_owned()),
         });
     }
-    if let (Some(idle), Some(node)) = (idle, timers.node("idle"))
-        && idle.is_zero()
-    {
-        timers.mismatch("idle", node, Mismatch::new("is zero".to_owned()), "a duration such as `1m`".to_owned());
-        return None;
-    }
-    idle
+    idle.filter(|_| !is_zero)
 }
 
 /// `state = { max_bytes = ".." }`.

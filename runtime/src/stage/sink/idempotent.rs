@@ -27,7 +27,7 @@ use super::delivery_pool::{DeliveryEvent, DeliveryPool};
 use super::parts::{Part, PartState, Parts};
 use super::transactions::Transactions;
 use crate::backoff::jitter;
-use crate::checkpoint::IntentState;
+use crate::checkpoint::{Counters, IntentState};
 use crate::stage::careful::RECORD_REJECTED;
 use crate::stage::commit_timer::CommitTimer;
 use crate::stage::worker_context::WorkerContext;
