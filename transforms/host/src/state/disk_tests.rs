@@ -133,7 +133,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let elsewhere = proptest::collection::vec((0..30u8, proptest::option::of(any::<u8>())), 1..6);
     prop_oneof![
-        16 => (0..30u8, any::<u8>(), proptest::option::of(0..20u8)).prop_map(|(key, value, ttl)| Step::Put(key, value, ttl)),
+        16 => (0..30u8, any::<u8>(), proptest::option::of(1..20u8)).prop_map(|(key, value, ttl)| Step::Put(key, value, ttl)),
         5 => (0..30u8).prop_map(Step::Delete),
         4 => (0..30u8).prop_map(Step::Get),
         2 => Just(Step::Savepoint),
