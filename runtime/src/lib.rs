@@ -14,5 +14,6 @@ pub mod record_tests;
 pub mod replay;
 pub mod stage;
 pub mod tap;
+pub mod telemetry;
 mod units;
 pub mod worker;

@@ -84,7 +84,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 /// codes: an error, a reason, a problem, a preflight issue, a rejection by a plugin, or a match arm
 /// or constant in a file that builds errors from them.
 fn codes_in_sources() -> BTreeMap<String, String> {
-    let families = "audit|broker|checkpoint|cli|config|control|elasticsearch|environment|explode|filter|flatten|intent|io|kafka|line|logfile|mask|mysql|offsets|parse|plan|plugin|project|redshift|rekey|replay|route|s3|\
+    let families = "audit|broker|checkpoint|cli|config|control|elasticsearch|environment|explode|filter|flatten|intent|io|kafka|line|logfile|mask|mysql|offsets|otlp|parse|plan|plugin|project|redshift|rekey|replay|route|s3|\
                     schema|sink|snapshot|snowflake|source|stage|test|timestamp|transform|unwrap_envelope|warehouse|worker|http|file|stdout";
     let code = format!(r#""((?:{families})(?:\.[a-z][a-z0-9_]*)+)""#);
     let constructs = Regex::new(&format!(

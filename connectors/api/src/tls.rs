@@ -67,6 +67,8 @@ pub struct TlsCodes {
 #[derive(Clone)]
 pub struct TlsOptions {
     codes: TlsCodes,
+    /// What messages write before the names of the options.
+    prefix: &'static str,
     ca: Option<PathBuf>,
     /// Certificate and key.
     identity: Option<(PathBuf, PathBuf)>,
@@ -76,7 +78,7 @@ pub struct TlsOptions {
 impl fmt::Debug for TlsOptions {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The password is a secret (I8).
-        let Self { codes: _, ca, identity, key_password } = self;
+        let Self { codes: _, prefix: _, ca, identity, key_password } = self;
         let password = key_password.as_ref().map(|_| "***");
         formatter
             .debug_struct("TlsOptions")
@@ -99,7 +101,19 @@ pub struct TlsIdentity {
 impl TlsOptions {
     /// No option is given.
     pub fn none(codes: TlsCodes) -> Self {
-        Self { codes, ca: None, identity: None, key_password: None }
+        Self { codes, prefix: "", ca: None, identity: None, key_password: None }
+    }
+
+    /// Files that settings name. `prefix`: the names of the settings are those of the options after
+    /// it.
+    pub fn of_files(
+        codes: TlsCodes,
+        prefix: &'static str,
+        ca: Option<&Path>,
+        identity: Option<(&Path, &Path)>,
+    ) -> Self {
+        let identity = identity.map(|(certificate, key)| (certificate.to_owned(), key.to_owned()));
+        Self { codes, prefix, ca: ca.map(Path::to_owned), identity, key_password: None }
     }
 
     /// Reads all options.
@@ -117,7 +131,7 @@ impl TlsOptions {
             let mismatch = Mismatch::new("has no effect without `tls_key`");
             section.mismatch(KEY_PASSWORD.key, node, mismatch, "`tls_key` too".to_owned());
         }
-        Self { codes, ca, identity: certificate.zip(key), key_password }
+        Self { codes, prefix: "", ca, identity: certificate.zip(key), key_password }
     }
 
     /// Reads `tls_ca` alone, for a protocol without client certificates.
@@ -130,14 +144,17 @@ impl TlsOptions {
     pub fn authorities(&self) -> Result<Option<Vec<u8>>> {
         let Some(path) = &self.ca else { return Ok(None) };
         authorities_in(path).map(Some).map_err(|problem| {
-            Error::config(self.codes.ca, format!("`tls_ca`: {problem}; name a PEM file of certificate authorities"))
+            let option = format!("{}{}", self.prefix, CA.key);
+            Error::config(self.codes.ca, format!("`{option}`: {problem}; name a PEM file of certificate authorities"))
         })
     }
 
     /// The client's certificate and its key, checked.
     pub fn identity(&self) -> Result<Option<TlsIdentity>> {
         let Some((certificate_file, key_file)) = &self.identity else { return Ok(None) };
-        let failed = |option: &str, problem: String| Error::config(self.codes.cert, format!("`{option}`: {problem}"));
+        let failed = |option: &str, problem: String| {
+            Error::config(self.codes.cert, format!("`{}{option}`: {problem}", self.prefix))
+        };
         let certificate = read(certificate_file).map_err(|problem| failed("tls_cert", problem))?;
         let chain = certificates(certificate_file, &certificate).map_err(|problem| failed("tls_cert", problem))?;
         let key = read(key_file).map_err(|problem| failed("tls_key", problem))?;

@@ -21,6 +21,7 @@ use crate::options::{BrokerOptions, FlushPolicy};
 use crate::request_memory::RequestMemory;
 use crate::security::{TlsError, acceptor};
 use crate::state::BrokerState;
+use crate::stats::BrokerStats;
 use crate::store::{Change, Key, Store};
 use crate::topics::config::TopicDefaults;
 use crate::topics::{TopicSettings, Topics};
@@ -181,6 +182,7 @@ fn open(options: BrokerOptions) -> io::Result<(Arc<BrokerState>, File)> {
     let transactions = Coordinator::open(Arc::clone(&store), Arc::clone(&topics), Arc::clone(&groups))?;
     let broker = BrokerState {
         request_memory: Arc::new(RequestMemory::new(&options)),
+        stats: BrokerStats::default(),
         options,
         cluster_id,
         store,
@@ -218,6 +220,11 @@ impl BrokerHandle {
     /// The data directory.
     pub fn data_dir(&self) -> &Path {
         &self.broker.options.data_dir
+    }
+
+    /// What clients have asked of it.
+    pub fn stats(&self) -> BrokerStats {
+        self.broker.stats.clone()
     }
 
     /// The faults to inject into requests.

@@ -7,6 +7,7 @@ use kafka_protocol::messages::BrokerId;
 use crate::group::Groups;
 use crate::options::BrokerOptions;
 use crate::request_memory::RequestMemory;
+use crate::stats::BrokerStats;
 use crate::store::Store;
 use crate::topics::Topics;
 use crate::transaction::Coordinator;
@@ -24,6 +25,7 @@ pub(crate) struct BrokerState {
     pub(crate) groups: Arc<Groups>,
     pub(crate) transactions: Coordinator,
     pub(crate) request_memory: Arc<RequestMemory>,
+    pub(crate) stats: BrokerStats,
     #[cfg(feature = "fault-injection")]
     pub(crate) faults: crate::faults::Faults,
 }

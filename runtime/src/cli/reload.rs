@@ -17,6 +17,7 @@ use super::output::print_problems;
 use super::stored_connectors::StoredConnectors;
 use super::{RunArgs, SettingsArgs};
 use crate::config::{Settings, forget_stored_secrets, warn_about_exposed_secrets};
+use crate::http::HttpTls;
 use crate::plan::{Files, Loaded, Registry, files_of};
 use crate::worker::PipelineSet;
 
@@ -40,6 +41,8 @@ pub(super) struct Reader {
     last: Stamps,
     /// The warnings that were printed last.
     warned: String,
+    /// The certificate of the HTTP server.
+    certificate: Option<HttpTls>,
 }
 
 /// Stamps by path; `None` where no file exists.
@@ -63,7 +66,14 @@ impl Reader {
             read: Stamps::new(),
             last: Stamps::new(),
             warned: String::new(),
+            certificate: None,
         }
+    }
+
+    /// The same, which also reads this certificate of the HTTP server on SIGHUP.
+    pub(super) fn with_certificate(mut self, certificate: Option<HttpTls>) -> Self {
+        self.certificate = certificate;
+        self
     }
 
     /// Reads all files and prints their problems.
@@ -116,6 +126,9 @@ impl Reader {
             }
         }
         forget_stored_secrets();
+        if let Some(certificate) = self.certificate.as_ref().filter(|_| requested) {
+            certificate.reload();
+        }
         let kafka = self.compare_settings();
         let pipelines = self.read().pipelines;
         // A request means that the cause of a failure may have been removed outside of the files.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use trunkline_broker::BrokerStats;
 use trunkline_connector::{Domain, Error, Result};
 use trunkline_transform_host::{Host, HostOptions};
 
@@ -16,11 +17,12 @@ use super::run_report::report;
 use super::stored_connectors::StoredConnectors;
 use super::{Exit, RunArgs};
 use crate::config::{HttpSetting, Settings};
-use crate::http::{self, LogLevels, Others, Samples, Served, Viewers};
+use crate::http::{self, HTTPS, HttpTls, LogLevels, Measured, Others, Samples, Served, Viewers};
 use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
 use crate::kafka::wait_for_closed_clients;
 use crate::plan::Loaded;
 use crate::stage::StopSignal;
+use crate::telemetry::{Counts, Observed, Telemetry};
 use crate::worker::control::Control;
 use crate::worker::{
     self, Addresses, DataDir, Overview, PipelineSet, STOPPED_CUT_OFF, WorkerOptions, raise_open_files_limit,
@@ -35,9 +37,13 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
             return Exit::Environment;
         }
     };
+    let tls = match HttpTls::load(&settings) {
+        Ok(tls) => tls,
+        Err(error) => return report_error(&error),
+    };
     let (overview, control) = (Overview::default(), Control::default());
-    let connectors = StoredConnectors::new(control.clone(), data.scratch().join("connectors"));
-    let mut reader = Reader::new(args, settings.clone(), host, connectors);
+    let connectors = StoredConnectors::new(control.clone(), data.stored_connectors());
+    let mut reader = Reader::new(args, settings.clone(), host, connectors).with_certificate(tls.clone());
     let Some(first) = first_set(&mut reader, args) else { return Exit::Config };
     let (sets, received_sets) = channel();
     // The receiver is in this function, so this cannot fail.
@@ -66,8 +72,22 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
         }
     };
     runtime.spawn(stop_on_signals(signals, stop.clone()));
-    let shown = (overview.clone(), control.clone());
-    if let Err(error) = publish(args, &settings, &data, &runtime, brokers.clone(), shown) {
+    let counts = Arc::new(Counts::default());
+    let broker = embedded.as_ref().map(EmbeddedBroker::stats);
+    let measured = Measured {
+        worker: data.worker_id().to_owned(),
+        cluster: settings.cluster.clone(),
+        overview: overview.clone(),
+        export: Some(counts.clone()),
+        broker: broker.clone(),
+    };
+    let telemetry = match start_telemetry(&settings, &data, &runtime, measured, &counts) {
+        Ok(telemetry) => telemetry,
+        Err(error) => return report_error(&error),
+    };
+    let export = telemetry.is_running().then_some(counts);
+    let shown = Shown { overview: overview.clone(), control: control.clone(), export, broker, tls };
+    if let Err(error) = publish(args, &settings, &data, &runtime, brokers.clone(), &shown) {
         return report_error(&error);
     }
     let options = WorkerOptions {
@@ -81,8 +101,10 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
         stop: stop.clone(),
         overview,
         control,
+        tracer: telemetry.tracer(),
     };
     let outcome = worker::run(options, &data);
+    telemetry.stop(&runtime);
     if let Some(broker) = embedded {
         wait_for_closed_clients(CLOSE_LIMIT);
         broker.stop();
@@ -131,6 +153,28 @@ fn prepare(args: &RunArgs, settings: &Settings) -> Result<(DataDir, Host, Runtim
     Ok((data, host, runtime, hangups))
 }
 
+/// Starts the export to OpenTelemetry, if the settings ask for one.
+fn start_telemetry(
+    settings: &Settings,
+    data: &DataDir,
+    runtime: &Runtime,
+    measured: Measured,
+    counts: &Arc<Counts>,
+) -> Result<Telemetry> {
+    let node = data.node(&settings.node, settings.is_default_node)?;
+    let observed = Observed { worker: data.worker_id(), cluster: &settings.cluster, node: &node };
+    Telemetry::start(runtime.handle(), &settings.otlp, &observed, counts.clone(), move || measured.points())
+}
+
+/// What the HTTP server shows of a worker.
+struct Shown {
+    overview: Overview,
+    control: Control,
+    export: Option<Arc<Counts>>,
+    broker: Option<BrokerStats>,
+    tls: Option<HttpTls>,
+}
+
 /// Starts the HTTP server, and writes its address and the brokers' to the data directory.
 fn publish(
     args: &RunArgs,
@@ -138,20 +182,24 @@ fn publish(
     data: &DataDir,
     runtime: &Runtime,
     brokers: String,
-    (overview, control): (Overview, Control),
+    shown: &Shown,
 ) -> Result<()> {
     let log_levels = Arc::new(LogLevels::new(&settings.log, Box::new(change_log_filter)));
     let served = || Served {
         worker: data.worker_id().to_owned(),
         cluster: settings.cluster.clone(),
         secrets: settings.secrets.clone(),
+        connectors: Some(data.stored_connectors()),
         token: settings.http_token.clone(),
-        overview: overview.clone(),
-        control: control.clone(),
+        tls: shown.tls.clone(),
+        overview: shown.overview.clone(),
+        control: shown.control.clone(),
         samples: Samples::default(),
         others: Others::default(),
         viewers: Viewers::default(),
         log_levels: log_levels.clone(),
+        export: shown.export.clone(),
+        broker: shown.broker.clone(),
     };
     let http = match settings.http_address(args.until_idle) {
         HttpSetting::Off => None,
@@ -161,10 +209,11 @@ fn publish(
             Some(start(address).or_else(|_| start(any))?)
         }
         HttpSetting::Required(address) => {
-            if !http::is_loopback(&address) && settings.http_token.is_none() {
+            let knows_clients = settings.http_token.is_some() || shown.tls.as_ref().is_some_and(HttpTls::knows_clients);
+            if !http::is_loopback(&address) && !knows_clients {
                 let message = format!(
-                    "other machines can reach the HTTP server at {address}: set `http_token`, or let `http` be an address \
-                     such as 127.0.0.1:8083"
+                    "other machines can reach the HTTP server at {address}: set `http_token` or `http_tls_client_ca`, or let `http` be \
+                     an address such as 127.0.0.1:8083"
                 );
                 return Err(Error::config("worker.http_open", message));
             }
@@ -172,10 +221,18 @@ fn publish(
         }
     };
     if let Some(address) = http {
-        tracing::info!("status: http://{address}/api/v1/status, metrics: http://{address}/metrics");
+        let scheme = if shown.tls.is_some() { HTTPS } else { "http://" };
+        tracing::info!("status: {scheme}{address}/api/v1/status, metrics: {scheme}{address}/metrics");
+        if !http::is_loopback(&address) && shown.tls.is_none() {
+            tracing::warn!(
+                "the HTTP server has no TLS: tokens that clients send can be read on the network; set `http_tls_cert` and \
+                 `http_tls_key`, or let clients reach it through a proxy with TLS"
+            );
+        }
     }
-    let http = http.map(|address| address.to_string());
-    control.set_http(http.clone());
+    let scheme = if shown.tls.is_some() { HTTPS } else { "" };
+    let http = http.map(|address| format!("{scheme}{address}"));
+    shown.control.set_http(http.clone());
     data.write_addresses(&Addresses { http, brokers })
 }
 

@@ -76,15 +76,25 @@ pub(super) fn load_for_reading(paths: &[PathBuf], settings: &Settings) -> Result
     }
 }
 
-/// The settings and pipelines of a command that does not run them. Problems are printed, and end
-/// the command if they leave no pipeline.
+/// The settings and pipelines of a command that does not run them, with the connectors that were
+/// created by REST on the worker of the data directory. Problems are printed, and end the command
+/// if they leave no pipeline.
 pub(super) fn load_to_inspect(
     paths: &[PathBuf],
     settings: &SettingsArgs,
     as_json: bool,
 ) -> Result<(Settings, Loaded), Exit> {
     let settings = settings.load().map_err(|problems: Vec<_>| report_problems(&problems, as_json))?;
-    let loaded = load_for_reading(paths, &settings)?;
+    let mut paths = paths.to_vec();
+    let same = |path: &PathBuf, other: &PathBuf| match (path.canonicalize(), other.canonicalize()) {
+        (Ok(path), Ok(other)) => other.starts_with(path),
+        _ => false,
+    };
+    let connectors = DataDir::connectors_of_running(&settings.data);
+    let is_named = |folder: &PathBuf| paths.iter().any(|path| same(path, folder) || same(folder, path));
+    let more = connectors.filter(|folder| !is_named(folder));
+    paths.extend(more);
+    let loaded = load_for_reading(&paths, &settings)?;
     if loaded.pipelines.is_empty() && !loaded.problems.is_empty() {
         return Err(report_problems(&loaded.problems, as_json));
     }

@@ -7,10 +7,11 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::runtime::Runtime;
-use trunkline_connector::{Error, Result};
+use trunkline_connector::{Error, Result, root_cause};
 
 use super::addresses::running_worker;
 use crate::config::Settings;
+use crate::http::{HTTPS, client_of_own_worker};
 
 /// Time for the worker to answer.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -36,8 +37,12 @@ impl WorkerApi {
         let failed = |error: &dyn Display| no_answer(&address, error);
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
-        let client = reqwest::Client::builder().no_proxy().timeout(ANSWER).build().map_err(|error| failed(&error))?;
-        let base = format!("http://{address}/api/v1");
+        let builder = match shown.starts_with(HTTPS) {
+            true => client_of_own_worker(settings)?,
+            false => reqwest::Client::builder(),
+        };
+        let client = builder.no_proxy().timeout(ANSWER).build().map_err(|error| failed(&error))?;
+        let base = format!("{address}/api/v1");
         Ok(Self { base, address, token: settings.http_token.clone(), client, runtime })
     }
 
@@ -59,7 +64,7 @@ impl WorkerApi {
         }
         self.runtime.block_on(async {
             let failed = |error: &dyn Display| no_answer(&self.address, error);
-            let answer = request.send().await.map_err(|error| failed(&error))?;
+            let answer = request.send().await.map_err(|error| failed(&root_cause(&error)))?;
             let code = answer.status();
             let body = answer.text().await.map_err(|error| failed(&error))?;
             if code.is_success() {
@@ -72,16 +77,20 @@ impl WorkerApi {
     }
 }
 
-/// A worker that listens on all addresses is reached through loopback.
+/// The address with its scheme. A worker that listens on all addresses is reached through loopback.
 fn reachable(shown: &str) -> String {
+    let (scheme, shown) = match shown.strip_prefix(HTTPS) {
+        Some(rest) => (HTTPS, rest),
+        None => ("http://", shown),
+    };
     match shown.parse::<SocketAddr>() {
-        Ok(address) if address.ip().is_unspecified() => format!("127.0.0.1:{}", address.port()),
-        _ => shown.to_owned(),
+        Ok(address) if address.ip().is_unspecified() => format!("{scheme}127.0.0.1:{}", address.port()),
+        _ => format!("{scheme}{shown}"),
     }
 }
 
 fn no_answer(address: &str, error: &dyn Display) -> Error {
-    Error::external("worker.no_answer", format!("the worker at http://{address} does not answer: {error}"))
+    Error::external("worker.no_answer", format!("the worker at {address} does not answer: {error}"))
 }
 
 #[cfg(test)]
@@ -90,7 +99,9 @@ mod tests {
 
     #[test]
     fn a_worker_on_all_addresses_is_reached_through_loopback() {
-        let shown = ["0.0.0.0:8083", "[::]:9000", "127.0.0.1:8083", "10.0.0.7:1"].map(reachable);
-        assert_eq!(shown, ["127.0.0.1:8083", "127.0.0.1:9000", "127.0.0.1:8083", "10.0.0.7:1"]);
+        let shown = ["0.0.0.0:8083", "https://[::]:9000", "127.0.0.1:8083", "https://10.0.0.7:1"].map(reachable);
+        let expected =
+            ["http://127.0.0.1:8083", "https://127.0.0.1:9000", "http://127.0.0.1:8083", "https://10.0.0.7:1"];
+        assert_eq!(shown, expected);
     }
 }

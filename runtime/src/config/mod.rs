@@ -11,6 +11,7 @@
 
 mod diagnostics;
 mod document;
+mod otlp;
 mod references;
 mod secret_stores;
 mod setting_layers;
@@ -20,6 +21,7 @@ mod syntax;
 
 pub use diagnostics::{FileProblems, RenderStyle, Severity, json, problem_at, render, summary};
 pub use document::{Document, Position};
+pub use otlp::OtlpSettings;
 pub(crate) use references::default_secrets;
 pub use references::{References, warn_about_exposed_secrets};
 pub use secret_stores::forget as forget_stored_secrets;

@@ -11,6 +11,7 @@ use trunkline_connector::host_name;
 
 use super::diagnostics::{FileProblems, problem_at};
 use super::document::Document;
+use super::otlp::{OtlpLayer, otel_values};
 use super::references::default_secrets;
 use super::setting_options::{PREFIX, SETTINGS, variable_names};
 use super::settings::{LogFormat, SettingsOverrides};
@@ -51,8 +52,15 @@ pub(super) struct Layer {
     http: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     http_token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http_tls_cert: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http_tls_key: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http_tls_client_ca: Option<PathBuf>,
     topics: TopicLayer,
     kafka: BTreeMap<String, String>,
+    otlp: OtlpLayer,
     #[serde(skip_serializing_if = "Option::is_none")]
     log: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -73,12 +81,11 @@ struct TopicLayer {
 impl Layer {
     /// The declared defaults.
     pub(super) fn declared_defaults() -> Self {
-        let nested = Node { value: Value::Table(Table::default()), span: 0..0 };
-        let table = Table { entries: vec![(Key { name: "topics".to_owned(), span: 0..0 }, nested)] };
+        let table = Table::default();
         let report = Report::default();
         let section = Section::new(&table, 0..0, "", Path::new("."), &report);
         section.declare(SETTINGS);
-        let topics = section.section("topics");
+        let topics = section.nested("topics", &table);
         Self {
             data: Some(section.value("data")),
             cluster: Some(section.value("cluster")),
@@ -88,11 +95,12 @@ impl Layer {
             commit_interval: Some(section.value("commit_interval")),
             max_initial_failures: Some(section.value("max_initial_failures")),
             topics: TopicLayer {
-                create: topics.as_ref().map(|topics| topics.value("create")),
-                partitions: topics.and_then(|topics| topics.value::<i64>("partitions").try_into().ok()),
+                create: Some(topics.value("create")),
+                partitions: topics.value::<i64>("partitions").try_into().ok(),
                 replication: Some(BROKER_DEFAULT),
                 config: BTreeMap::new(),
             },
+            otlp: OtlpLayer::declared_defaults(&section.nested("otlp", &table)),
             secrets: default_secrets(),
             log: Some(section.value("log")),
             log_format: Some(section.one_of("log_format", &LOG_FORMATS)),
@@ -120,8 +128,12 @@ impl Layer {
             secrets: path("secrets"),
             http: http_address(&section),
             http_token: section.optional("http_token"),
+            http_tls_cert: path("http_tls_cert"),
+            http_tls_key: path("http_tls_key"),
+            http_tls_client_ca: path("http_tls_client_ca"),
             topics: TopicLayer::default(),
             kafka: properties(&section, "kafka"),
+            otlp: OtlpLayer::default(),
             log: section.optional("log"),
             log_format: log_format(&section),
         };
@@ -135,6 +147,11 @@ impl Layer {
                 config: properties(&topics, "config"),
             };
             topics.finish();
+        }
+        if let Some(mut otlp) = section.section("otlp") {
+            otlp.path = "otlp".to_owned();
+            layer.otlp = OtlpLayer::read(&otlp, section.base);
+            otlp.finish();
         }
         section.finish();
         layer
@@ -172,7 +189,7 @@ fn http_address(section: &Section<'_>) -> Option<String> {
     None
 }
 
-fn from_base(base: &Path, path: PathBuf) -> PathBuf {
+pub(super) fn from_base(base: &Path, path: PathBuf) -> PathBuf {
     if base == Path::new(".") { path } else { base.join(path) }
 }
 
@@ -206,7 +223,7 @@ fn whole_number(section: &Section<'_>, key: &'static str, max: i64) -> Option<i6
 }
 
 /// Properties of Kafka. Its client takes strings; the file may use numbers and booleans, too.
-fn properties(section: &Section<'_>, key: &'static str) -> BTreeMap<String, String> {
+pub(super) fn properties(section: &Section<'_>, key: &'static str) -> BTreeMap<String, String> {
     let mut properties = BTreeMap::new();
     if let Some(mut inner) = section.section(key) {
         if section.path.is_empty() {
@@ -301,8 +318,33 @@ pub(super) fn environment_layer(variables: &[(String, String)], problems: &mut V
     outside_layer(&outside, problems)
 }
 
-/// The path of keys of the setting that a variable sets. What follows `KAFKA_` and `TOPICS_CONFIG_`
-/// is a property with `_` for its dots.
+/// Reads the standard variables of OpenTelemetry. They may be set for other programs: if one of
+/// them cannot be used here, none is, and the second value says why.
+pub(super) fn otel_layer(variables: &[(String, String)]) -> (Layer, Vec<String>) {
+    let mut ignored = Vec::new();
+    let found = otel_values(variables, |variable, expected| {
+        ignored.push(format!(
+            "the environment variable `{variable}` has a value that is not used here: expected {expected}"
+        ));
+    });
+    let outside: Vec<Outside<'_>> = found
+        .iter()
+        .map(|(variable, (keys, value))| Outside {
+            keys: keys.clone(),
+            label: format!("the environment variable `{variable}`"),
+            value,
+        })
+        .collect();
+    let mut problems = Vec::new();
+    let layer = outside_layer(&outside, &mut problems);
+    for problem in problems.into_iter().flat_map(|file| file.problems) {
+        ignored.push(format!("{}: {}", problem.message, problem.help.unwrap_or_default()));
+    }
+    (if ignored.is_empty() { layer } else { Layer::default() }, ignored)
+}
+
+/// The path of keys of the setting that a variable sets. What follows the name of a table is a
+/// property with `_` for its dots, or a header with `_` for its dashes.
 fn setting_of_variable(name: &str) -> Option<Vec<String>> {
     let name = name.to_lowercase();
     // Kubernetes sets such variables in every pod if a service is called "trunkline-kafka".
@@ -311,6 +353,12 @@ fn setting_of_variable(name: &str) -> Option<Vec<String>> {
     }
     if let Some(property) = name.strip_prefix("kafka_").filter(|property| *property != "port") {
         return Some(vec!["kafka".to_owned(), property.replace('_', ".")]);
+    }
+    if let Some(header) = name.strip_prefix("otlp_headers_") {
+        return Some(vec!["otlp".to_owned(), "headers".to_owned(), header.replace('_', "-")]);
+    }
+    if let Some(attribute) = name.strip_prefix("otlp_resource_") {
+        return Some(vec!["otlp".to_owned(), "resource".to_owned(), attribute.replace('_', ".")]);
     }
     if let Some(property) = name.strip_prefix("topics_config_") {
         return Some(vec!["topics".to_owned(), "config".to_owned(), property.replace('_', ".")]);

@@ -77,7 +77,7 @@ pub const SETTINGS: &[OptionSpec] = &[
         "address",
         "`127.0.0.1:8083`, or a free port if that one is taken; `off` with `--until-idle`",
         "Where the worker answers `/metrics`, `/health`, `/ready` and [REST](rest.md); `off` turns it off. An address that \
-         other machines reach needs `http_token`.",
+         other machines reach needs `http_token` or `http_tls_client_ca`.",
         "\"127.0.0.1:8083\"",
     ),
     OptionSpec::optional(
@@ -86,6 +86,28 @@ pub const SETTINGS: &[OptionSpec] = &[
         "none",
         "Token that all paths require: `Authorization: Bearer TOKEN`. The probes `/health` and `/ready` need none.",
         "\"a-long-random-text\"",
+    ),
+    OptionSpec::optional(
+        "http_tls_cert",
+        "path",
+        "none: the server speaks HTTP",
+        "PEM file with the certificate of the HTTP server and its chain. The server then speaks HTTPS only. SIGHUP reads the file \
+         again. Given with `http_tls_key`.",
+        "\"worker.pem\"",
+    ),
+    OptionSpec::optional(
+        "http_tls_key",
+        "path",
+        "none",
+        "PEM file with the private key of `http_tls_cert`.",
+        "\"worker-key.pem\"",
+    ),
+    OptionSpec::optional(
+        "http_tls_client_ca",
+        "path",
+        "none",
+        "PEM file with certificate authorities: a client with a certificate of one of them needs no token.",
+        "\"clients-ca.pem\"",
     ),
     OptionSpec::with_default("log", "filter", "\"info\"", "What is logged, for example `warn,trunkline=debug`."),
     OptionSpec::with_default(
@@ -129,6 +151,85 @@ pub const SETTINGS: &[OptionSpec] = &[
          librdkafka, such as `security.protocol`, `sasl.*` or `linger.ms`. Properties override Trunkline's defaults, \
          except those that exactly-once delivery requires.",
         "{ \"security.protocol\" = \"sasl_ssl\" }",
+    ),
+    OptionSpec::optional(
+        "otlp.endpoint",
+        "address",
+        "none: nothing is exported",
+        "Address of an OpenTelemetry collector for OTLP over HTTP. Traces go to `/v1/traces` under it, metrics to `/v1/metrics`. See \
+         [metrics](metrics.md#opentelemetry).",
+        "\"http://localhost:4318\"",
+    ),
+    OptionSpec::optional(
+        "otlp.traces_endpoint",
+        "address",
+        "`v1/traces` under `otlp.endpoint`",
+        "Whole address for traces; `off` exports no traces.",
+        "\"off\"",
+    ),
+    OptionSpec::optional(
+        "otlp.metrics_endpoint",
+        "address",
+        "`v1/metrics` under `otlp.endpoint`",
+        "Whole address for metrics; `off` exports no metrics.",
+        "\"https://collector.example:4318/v1/metrics\"",
+    ),
+    OptionSpec::optional(
+        "otlp.headers",
+        "table",
+        "none",
+        "Headers of each request, such as the key of a service. Write `${env:..}`, `${file:..}` or `${secret:..}`. In variables, `_` \
+         stands for `-`.",
+        "{ api-key = \"a-long-random-text\" }",
+    ),
+    OptionSpec::with_default(
+        "otlp.protocol",
+        "`http/protobuf`",
+        "\"http/protobuf\"",
+        "The protocol. There is no other one: a collector listens for it on port 4318, and for gRPC on port 4317.",
+    ),
+    OptionSpec::with_default("otlp.compression", "`none` or `gzip`", "\"none\"", "Compression of requests."),
+    OptionSpec::with_default(
+        "otlp.interval",
+        "duration",
+        "\"60s\"",
+        "Time between two exports of the metrics, at least 1s.",
+    ),
+    OptionSpec::with_default("otlp.timeout", "duration", "\"10s\"", "Time for the collector to answer a request."),
+    OptionSpec::with_default(
+        "otlp.sample_ratio",
+        "number",
+        "0.1",
+        "The share of traces that is exported, from 0 to 1. Traces of failures are always exported.",
+    ),
+    OptionSpec::optional(
+        "otlp.resource",
+        "table",
+        "none",
+        "More attributes of this process, next to `service.name` (`trunkline`), `service.version`, `service.instance.id` (the \
+         worker's id), `host.name` (`node`) and `trunkline.cluster`, or in their place.",
+        "{ \"deployment.environment.name\" = \"production\" }",
+    ),
+    OptionSpec::optional(
+        "otlp.tls_ca",
+        "path",
+        "the system's authorities",
+        "PEM file with the certificate authorities to trust.",
+        "\"ca.pem\"",
+    ),
+    OptionSpec::optional(
+        "otlp.tls_cert",
+        "path",
+        "none",
+        "PEM file with the client's certificate and its chain, for a collector that asks for one. Given with `otlp.tls_key`.",
+        "\"client-cert.pem\"",
+    ),
+    OptionSpec::optional(
+        "otlp.tls_key",
+        "path",
+        "none",
+        "PEM file with the private key of `otlp.tls_cert`.",
+        "\"client-key.pem\"",
     ),
 ];
 
@@ -175,13 +276,16 @@ pub fn example_file() -> String {
          # Environment variables and flags override it.\n",
     );
     // TOML requires tables after plain keys.
-    let is_nested = |setting: &&OptionSpec| setting.key.starts_with("topics.");
-    for setting in SETTINGS.iter().filter(|setting| !is_nested(setting)) {
+    for setting in SETTINGS.iter().filter(|setting| !setting.key.contains('.')) {
         push_example(&mut text, setting, setting.key);
     }
-    text.push_str("\n# [topics]\n");
-    for setting in SETTINGS.iter().filter(is_nested) {
-        push_example(&mut text, setting, &setting.key["topics.".len()..]);
+    for table in ["topics", "otlp"] {
+        text.push_str(&format!("\n# [{table}]\n"));
+        for setting in SETTINGS {
+            if let Some((_, key)) = setting.key.split_once('.').filter(|(name, _)| *name == table) {
+                push_example(&mut text, setting, key);
+            }
+        }
     }
     text
 }

@@ -18,7 +18,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use trunkline_connector::config::ByteSize;
 
 use super::diagnostics::{FileProblems, problem_at};
-use super::setting_layers::{Layer, environment_layer, file_layer, flag_layer};
+use super::otlp::OtlpSettings;
+use super::setting_layers::{Layer, environment_layer, file_layer, flag_layer, otel_layer};
 
 /// Settings of a worker.
 #[derive(Clone, PartialEq, Deserialize)]
@@ -50,10 +51,18 @@ pub struct Settings {
     pub http: Option<String>,
     /// The token that the HTTP server requires.
     pub http_token: Option<String>,
+    /// The certificate of the HTTP server.
+    pub http_tls_cert: Option<PathBuf>,
+    /// Its private key.
+    pub http_tls_key: Option<PathBuf>,
+    /// The authorities of clients' certificates.
+    pub http_tls_client_ca: Option<PathBuf>,
     /// How topics are created.
     pub topics: TopicSettings,
     /// Properties of the Kafka client, such as `security.protocol` and `sasl.password`.
     pub kafka: BTreeMap<String, String>,
+    /// The export to OpenTelemetry.
+    pub otlp: OtlpSettings,
     /// What is logged, as a filter: `info`, `warn,trunkline=debug`.
     pub log: String,
     /// The form of the log.
@@ -105,8 +114,12 @@ impl fmt::Debug for Settings {
             .field("secrets", &self.secrets)
             .field("http", &self.http)
             .field("http_token", &self.http_token.as_ref().map(|_| "***"))
+            .field("http_tls_cert", &self.http_tls_cert)
+            .field("http_tls_key", &self.http_tls_key)
+            .field("http_tls_client_ca", &self.http_tls_client_ca)
             .field("topics", &self.topics)
             .field("kafka", &hidden)
+            .field("otlp", &self.otlp)
             .field("log", &self.log)
             .field("log_format", &self.log_format)
             .finish()
@@ -165,8 +178,12 @@ impl Settings {
             secrets,
             http,
             http_token,
+            http_tls_cert,
+            http_tls_key,
+            http_tls_client_ca,
             topics,
             kafka,
+            otlp,
             log,
             log_format,
         } = self;
@@ -182,8 +199,12 @@ impl Settings {
             ("secrets", *secrets != other.secrets),
             ("http", *http != other.http),
             ("http_token", *http_token != other.http_token),
+            ("http_tls_cert", *http_tls_cert != other.http_tls_cert),
+            ("http_tls_key", *http_tls_key != other.http_tls_key),
+            ("http_tls_client_ca", *http_tls_client_ca != other.http_tls_client_ca),
             ("topics", *topics != other.topics),
             ("kafka", *kafka != other.kafka),
+            ("otlp", *otlp != other.otlp),
             ("log", *log != other.log),
             ("log_format", *log_format != other.log_format),
         ];
@@ -203,6 +224,7 @@ impl Settings {
     ) -> Result<Self, Vec<FileProblems>> {
         let mut problems = Vec::new();
         let environment = environment_layer(variables, &mut problems);
+        let (otel, ignored_variables) = otel_layer(variables);
         let flags = flag_layer(flags, &mut problems);
         let default = Path::new(Self::DEFAULT_FILE);
         let file = match config.or_else(|| default.exists().then_some(default)) {
@@ -215,10 +237,14 @@ impl Settings {
         let is_default_node = ![&file, &environment, &flags].iter().any(|layer| layer.sets_node());
         let settings: Result<Self, _> = Figment::from(Serialized::defaults(Layer::declared_defaults()))
             .merge(Serialized::defaults(file))
+            .merge(Serialized::defaults(otel))
             .merge(Serialized::defaults(environment))
             .merge(Serialized::defaults(flags))
             .extract();
-        let settings = settings.map(|settings| Self { is_default_node, ..settings });
+        let settings = settings.map(|mut settings| {
+            settings.otlp.ignored_variables = ignored_variables;
+            Self { is_default_node, ..settings }
+        });
         settings.map_err(|error| vec![problem_at(None, "config.settings", error.to_string(), None)])
     }
 }

@@ -17,7 +17,7 @@ use trunkline_connector::{Error, Result};
 
 use super::answer::{blocking, json_ok, json_with, query, refused};
 use super::cluster::cluster_status;
-use super::components::{ComponentInfo, all, names, workers};
+use super::components::{ComponentInfo, all, names, shown_pipelines, workers};
 use super::{Served, WorkerStatus, openapi};
 use crate::worker::control::{Request, Target};
 
@@ -68,8 +68,8 @@ fn by_pipeline(served: &Served) -> Vec<Value> {
     for component in all(served) {
         components.entry(component.pipeline.clone()).or_default().push(component);
     }
-    let plans = served.overview.pipelines();
-    let shown = plans.iter().map(|plan| {
+    let (plans, view) = (served.overview.pipelines(), served.control.view());
+    let shown = shown_pipelines(served, &view, &plans).map(|plan| {
         json!({
             "name": plan.name,
             "dead_letter_topic": plan.dead_letters,

@@ -1,7 +1,7 @@
 //! The status of all workers of a cluster. A worker asks the others at the addresses that they show
 //! in Kafka; a worker that does not answer is listed with the reason.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::http::header;
@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::components::{ComponentInfo, TaskInfo, all, workers};
 use super::peer::{PATH, address_of, sign};
-use super::{Served, TaskStatus, WorkerStatus};
+use super::{HTTPS, HttpTls, Served, TaskStatus, WorkerStatus};
 use crate::checkpoint::WorkerTasks;
 
 /// Time for another worker to answer.
@@ -108,7 +108,8 @@ pub fn gone_line(worker: &str, node: &str, seconds: u64) -> String {
 /// The connections to the other workers, and their last answers.
 #[derive(Default)]
 pub struct Others {
-    client: std::sync::OnceLock<Option<reqwest::Client>>,
+    /// With the generation of the certificate that it sends.
+    client: std::sync::Mutex<Option<(u64, reqwest::Client)>>,
     answers: Mutex<Option<(Instant, Arc<ClusterStatus>)>>,
 }
 
@@ -176,15 +177,14 @@ async fn ask_all(served: &Arc<Served>) -> ClusterStatus {
 /// Asks another worker.
 async fn ask(served: &Served, own_node: &str, row: &WorkerTasks) -> Result<WorkerStatus, String> {
     let address = address_of(own_node, &row.node, row.http.as_deref())?;
-    let client = served.others.client.get_or_init(|| {
-        reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).timeout(ANSWER).build().ok()
-    });
-    let client = client.as_ref().ok_or("no HTTP client can be created")?;
-    let mut request = client.get(format!("http://{address}{PATH}"));
+    let client = client(served).ok_or("no HTTP client can be created")?;
+    let scheme = if row.http.as_deref().is_some_and(|shown| shown.starts_with(HTTPS)) { HTTPS } else { "http://" };
+    let base = format!("{scheme}{address}");
+    let mut request = client.get(format!("{base}{PATH}"));
     if let Some(token) = &served.token {
         request = request.header(header::AUTHORIZATION, sign(token, &address, SystemTime::now()));
     }
-    let answer = request.send().await.map_err(|error| explain(&address, &error))?;
+    let answer = request.send().await.map_err(|error| explain(&base, &error))?;
     if !answer.status().is_success() {
         let hint = match answer.status().as_u16() {
             401 => {
@@ -192,19 +192,39 @@ async fn ask(served: &Served, own_node: &str, row: &WorkerTasks) -> Result<Worke
             }
             _ => "",
         };
-        return Err(format!("http://{address} answers {}{hint}", answer.status()));
+        return Err(format!("{base} answers {}{hint}", answer.status()));
     }
-    let body = answer.bytes().await.map_err(|error| explain(&address, &error))?;
-    serde_json::from_slice(&body).map_err(|error| format!("http://{address} answers in another form: {error}"))
+    let body = answer.bytes().await.map_err(|error| explain(&base, &error))?;
+    serde_json::from_slice(&body).map_err(|error| format!("{base} answers in another form: {error}"))
 }
 
-fn explain(address: &str, error: &reqwest::Error) -> String {
+/// The client for requests to other workers. See `tls.rs` about certificates.
+fn client(served: &Served) -> Option<reqwest::Client> {
+    let generation = served.tls.as_ref().map_or(0, HttpTls::generation);
+    let mut known = served.others.client.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, client)) = known.as_ref().filter(|(of, _)| *of == generation) {
+        return Some(client.clone());
+    }
+    let mut builder = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(ANSWER)
+        .tls_danger_accept_invalid_certs(true);
+    if let Some(identity) = served.tls.as_ref().and_then(HttpTls::client_identity) {
+        builder = builder.identity(identity);
+    }
+    let client = builder.build().ok()?;
+    *known = Some((generation, client.clone()));
+    Some(client)
+}
+
+fn explain(base: &str, error: &reqwest::Error) -> String {
     if error.is_timeout() {
-        return format!("http://{address} did not answer within {} s", ANSWER.as_secs());
+        return format!("{base} did not answer within {} s", ANSWER.as_secs());
     }
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {
         cause = source;
     }
-    format!("http://{address}: {cause}")
+    format!("{base}: {cause}")
 }

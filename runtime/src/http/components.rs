@@ -77,7 +77,7 @@ pub(super) fn all(served: &Served) -> Vec<ComponentInfo> {
     let view = served.control.view();
     let workers = workers(served, &view);
     let pipelines = served.overview.pipelines();
-    let mut found: Vec<ComponentInfo> = pipelines.iter().flat_map(of_pipeline).collect();
+    let mut found: Vec<ComponentInfo> = shown_pipelines(served, &view, &pipelines).flat_map(of_pipeline).collect();
     show_stored(&mut found, view.connectors());
     for component in &mut found {
         component.wanted = view.state(&component.pipeline, &component.component);
@@ -86,11 +86,27 @@ pub(super) fn all(served: &Served) -> Vec<ComponentInfo> {
     found
 }
 
+/// The pipelines without those of connectors that were deleted by REST: the worker ends their tasks
+/// a second later.
+pub(super) fn shown_pipelines<'p>(
+    served: &'p Served,
+    view: &'p View,
+    pipelines: &'p [Pipeline],
+) -> impl Iterator<Item = &'p Pipeline> {
+    let is_deleted = |pipeline: &&Pipeline| {
+        let is_created = served.connectors.as_deref().is_some_and(|folder| pipeline.file.parent() == Some(folder));
+        let name = pipeline.file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        is_created && !view.connectors().contains_key(name)
+    };
+    pipelines.iter().filter(move |pipeline| !is_deleted(pipeline))
+}
+
 /// The names of these components.
 pub(super) fn names(served: &Served) -> Components {
     let pipelines = served.overview.pipelines();
-    let found = pipelines.iter().flat_map(of_pipeline);
-    found.map(|component| (component.pipeline, component.component)).collect()
+    let view = served.control.view();
+    let found: Vec<ComponentInfo> = shown_pipelines(served, &view, &pipelines).flat_map(of_pipeline).collect();
+    found.into_iter().map(|component| (component.pipeline, component.component)).collect()
 }
 
 /// The live workers of the cluster with their tasks; this one as it is now.

@@ -1,5 +1,5 @@
-//! Who may ask. The server listens on loopback; any other address needs a token, because the
-//! answers name tables, files and errors.
+//! Who may ask. The server listens on loopback; any other address needs a token or client
+//! certificates, because the answers name tables, files and errors.
 //!
 //! A web page in a browser on this machine can send requests to loopback. It can name the server by
 //! a host that it controls (DNS rebinding), and then read the answers: this `Host` is refused. It
@@ -10,30 +10,39 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::Served;
 use super::connect::failure;
 use super::page::is_browser;
 use super::peer::{PATH, is_signed, own_addresses};
+use super::{Client, Served};
 
-/// Refuses requests without the token, if there is one.
-pub(super) async fn require_token(State(served): State<Arc<Served>>, request: Request, next: Next) -> Response {
-    match &served.token {
-        Some(token) if !has_token(request.headers(), token) && !is_of_worker(&served, &request, token) => {
-            let message = "send the token of the setting `http_token`: Authorization: Bearer TOKEN, or as the password of \
-                           Basic";
-            // A browser asks for a user name and a password. Clients of REST must not.
-            let scheme = if is_browser(request.headers()) { "Basic realm=\"trunkline\"" } else { "Bearer" };
-            ([(header::WWW_AUTHENTICATE, scheme)], failure(StatusCode::UNAUTHORIZED, message)).into_response()
-        }
-        _ => next.run(request).await,
+/// Refuses requests of clients that do not prove who they are, if the settings have a token or
+/// authorities of clients. Either proof is enough.
+pub(super) async fn require_proof(State(served): State<Arc<Served>>, request: Request, next: Next) -> Response {
+    let has_certificate =
+        request.extensions().get::<ConnectInfo<Client>>().is_some_and(|client| client.has_certificate);
+    let is_known = match &served.token {
+        Some(token) => has_token(request.headers(), token) || is_of_worker(&served, &request, token),
+        None => false,
+    };
+    if is_known || has_certificate || !served.has_authentication() {
+        return next.run(request).await;
     }
+    if served.token.is_none() {
+        let message = "the connection has no client certificate of the authorities in the setting `http_tls_client_ca`";
+        return failure(StatusCode::UNAUTHORIZED, message);
+    }
+    let message =
+        "send the token of the setting `http_token`: Authorization: Bearer TOKEN, or as the password of Basic";
+    // A browser asks for a user name and a password. Clients of REST must not.
+    let scheme = if is_browser(request.headers()) { "Basic realm=\"trunkline\"" } else { "Bearer" };
+    ([(header::WWW_AUTHENTICATE, scheme)], failure(StatusCode::UNAUTHORIZED, message)).into_response()
 }
 
 fn has_token(headers: &HeaderMap, token: &str) -> bool {
@@ -83,8 +92,9 @@ pub(super) async fn protect_writes(
     if matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
         return next.run(request).await;
     }
-    if !on_loopback && served.token.is_none() {
-        return failure(StatusCode::FORBIDDEN, "requests that change something need the setting `http_token`");
+    if !on_loopback && !served.has_authentication() {
+        let message = "requests that change something need the setting `http_token` or `http_tls_client_ca`";
+        return failure(StatusCode::FORBIDDEN, message);
     }
     match refusal(request.headers()) {
         Some((status, message)) => failure(status, message),

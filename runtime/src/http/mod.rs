@@ -28,6 +28,7 @@ mod process;
 mod samples;
 mod shown_options;
 mod status;
+mod tls;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -40,16 +41,23 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use serde_json::json;
 use tokio::runtime::Handle;
+use trunkline_broker::BrokerStats;
 use trunkline_connector::{Error, Result};
 
 pub use self::cluster::{ClusterStatus, ClusterWorker, LiveTask, Others, gone_line};
 pub use self::components::{ComponentInfo, TaskInfo};
 pub use self::flow::{Edge, EdgeStatus, Flow, Node, NodeKind};
 pub use self::log_levels::{LogLevels, Reload};
+pub use self::metrics::Measured;
 pub use self::page::Viewers;
 pub use self::samples::{History, Rates, Samples};
 pub use self::status::{ComponentStatus, TaskStatus, WorkerStatus};
+pub use self::tls::HttpTls;
+use self::tls::{Client, TlsListener};
+pub(crate) use self::tls::{HTTPS, client_of_own_worker};
+use crate::telemetry::Counts;
 use crate::worker::Overview;
 use crate::worker::control::Control;
 
@@ -65,8 +73,12 @@ pub struct Served {
     pub cluster: String,
     /// The file of the setting `secrets`, for references in new connectors.
     pub secrets: Option<PathBuf>,
+    /// The folder with the pipeline files of connectors that were created by REST.
+    pub connectors: Option<PathBuf>,
     /// The token that `/metrics` and `/api` require.
     pub token: Option<String>,
+    /// The certificate of the server, if it speaks HTTPS.
+    pub tls: Option<HttpTls>,
     /// The worker.
     pub overview: Overview,
     /// The control of its cluster.
@@ -79,6 +91,27 @@ pub struct Served {
     pub viewers: Viewers,
     /// The levels of its log.
     pub log_levels: Arc<LogLevels>,
+    /// The export to OpenTelemetry, if there is one.
+    pub export: Option<Arc<Counts>>,
+    /// The embedded broker, if there is one.
+    pub broker: Option<BrokerStats>,
+}
+
+impl Served {
+    /// Whether clients can prove who they are, by the token or a certificate.
+    fn has_authentication(&self) -> bool {
+        self.token.is_some() || self.tls.as_ref().is_some_and(HttpTls::knows_clients)
+    }
+
+    fn measured(&self) -> Measured {
+        Measured {
+            worker: self.worker.clone(),
+            cluster: self.cluster.clone(),
+            overview: self.overview.clone(),
+            export: self.export.clone(),
+            broker: self.broker.clone(),
+        }
+    }
 }
 
 /// Whether an address is reachable from this machine only.
@@ -103,6 +136,7 @@ pub fn start(runtime: &Handle, address: SocketAddr, served: Served) -> Result<So
         let _entered = runtime.enter();
         tokio::net::TcpListener::from_std(listener).map_err(failed)?
     };
+    let tls = served.tls.clone();
     let served = Arc::new(served);
     let router = router(served.clone(), is_loopback(&bound));
     runtime.spawn(async move {
@@ -113,10 +147,18 @@ pub fn start(runtime: &Handle, address: SocketAddr, served: Served) -> Result<So
             served.samples.take(&served.overview, now.into_std());
         }
     });
-    runtime.spawn(async move {
-        // It serves as long as the process lives, and has no error that ends it.
-        let _ = axum::serve(listener, router).await;
-    });
+    // They serve as long as the process lives, and have no error that ends them.
+    match tls {
+        Some(tls) => {
+            let listener = {
+                let _entered = runtime.enter();
+                TlsListener::start(listener, tls).map_err(failed)?
+            };
+            let service = router.into_make_service_with_connect_info::<Client>();
+            runtime.spawn(async move { drop(axum::serve(listener, service).await) });
+        }
+        None => drop(runtime.spawn(async move { drop(axum::serve(listener, router).await) })),
+    }
     Ok(bound)
 }
 
@@ -129,7 +171,7 @@ fn router(served: Arc<Served>, on_loopback: bool) -> Router {
         .fallback(connect::unknown_path)
         .method_not_allowed_fallback(connect::unknown_method)
         .layer(from_fn_with_state((served.clone(), on_loopback), guard::protect_writes))
-        .layer(from_fn_with_state(served.clone(), guard::require_token));
+        .layer(from_fn_with_state(served.clone(), guard::require_proof));
     let open = Router::new().route("/health", get(health)).route("/ready", get(ready));
     let router = guarded.merge(open).with_state(served);
     if on_loopback { router.layer(from_fn(guard::require_local_host)) } else { router }
@@ -137,10 +179,14 @@ fn router(served: Arc<Served>, on_loopback: bool) -> Router {
 
 async fn health(State(served): State<Arc<Served>>) -> Response {
     let since = served.overview.since_last_pass();
-    if since < HUNG {
-        return text(StatusCode::OK, "ok\n".to_owned());
-    }
-    text(StatusCode::SERVICE_UNAVAILABLE, format!("the worker's main loop has not run for {} s\n", since.as_secs()))
+    // In the form of Kafka Connect's `/health`.
+    let (code, status, message) = if since < HUNG {
+        (StatusCode::OK, "healthy", "the worker's main loop runs".to_owned())
+    } else {
+        let message = format!("the worker's main loop has not run for {} s", since.as_secs());
+        (StatusCode::SERVICE_UNAVAILABLE, "unhealthy", message)
+    };
+    answer::json_with(code, &json!({ "status": status, "message": message }))
 }
 
 async fn ready(State(served): State<Arc<Served>>) -> Response {
@@ -152,7 +198,7 @@ async fn ready(State(served): State<Arc<Served>>) -> Response {
 }
 
 async fn metrics(State(served): State<Arc<Served>>) -> Response {
-    let body = metrics::render(&WorkerStatus::of(&served), &served.overview);
+    let body = served.measured().text();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], body).into_response()
 }
 

@@ -13,6 +13,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
 
+use super::HTTPS;
+
 const SCHEME: &str = "Trunkline-HMAC-SHA256";
 
 /// The only request that is accepted with a MAC.
@@ -55,6 +57,7 @@ fn seconds(time: SystemTime) -> u64 {
 /// Where a worker of `node` that shows this address can be reached from `from`.
 pub(super) fn address_of(from: &str, node: &str, http: Option<&str>) -> Result<String, String> {
     let shown = http.ok_or("its HTTP server is off")?;
+    let shown = shown.strip_prefix(HTTPS).unwrap_or(shown);
     let address: SocketAddr = shown.parse().map_err(|_| format!("its address `{shown}` cannot be read"))?;
     match address.ip() {
         // It listens on all addresses of its machine.
@@ -86,6 +89,7 @@ mod tests {
         assert_eq!(address("here", Some("0.0.0.0:8084")).unwrap(), "127.0.0.1:8084");
         assert_eq!(address("there", Some("0.0.0.0:8084")).unwrap(), "there:8084");
         assert_eq!(address("there", Some("10.0.0.7:8084")).unwrap(), "10.0.0.7:8084");
+        assert_eq!(address("there", Some("https://0.0.0.0:8084")).unwrap(), "there:8084");
         assert!(address("there", Some("127.0.0.1:8084")).unwrap_err().contains("only its own machine"));
         assert!(address("there", Some("x")).unwrap_err().contains("cannot be read"));
         assert!(address("there", None).unwrap_err().contains("is off"));

@@ -194,14 +194,13 @@ fn push<T>(into: &mut VecDeque<T>, value: T, limit: usize) {
 mod tests {
     use super::*;
     use crate::checkpoint::Counters;
-    use crate::stage::CommitDurations;
+    use crate::stage::{Durations, Work};
 
     fn snapshot(records: u64, commits: u64) -> StageSnapshot {
         let mut counters = Counters::default();
         let own = counters.of("lake");
         (own.records_in, own.out, own.dead_lettered) = (records, records, records / 10);
-        let commits =
-            CommitDurations { count: commits, sum: Duration::from_millis(20 * commits), ..Default::default() };
+        let commits = Durations { count: commits, sum: Duration::from_millis(20 * commits), ..Default::default() };
         let lag = trunkline_connector::SourceLag { records: Some(7), ..Default::default() };
         StageSnapshot {
             state: "running",
@@ -212,6 +211,7 @@ mod tests {
             memory_bytes: 0,
             since_commit: None,
             commits,
+            work: Work::default(),
             last_error: None,
             failures: 0,
         }

@@ -8,7 +8,8 @@ use super::Served;
 use super::process::ProcessUsage;
 use super::samples::{History, Rates, Samples};
 use crate::checkpoint::{ComponentCounters, DeadLetterCodes};
-use crate::stage::{CommitDurations, StageStatus};
+use crate::stage::{Durations, StageStatus, Work};
+use crate::worker::Overview;
 
 /// A task with a lag that has committed nothing for this long makes no progress.
 const STALLED_SECONDS: u64 = 300;
@@ -84,7 +85,10 @@ pub struct TaskStatus {
     pub history: Option<History>,
     /// For the metrics; not part of the JSON.
     #[serde(skip)]
-    pub(super) commits: CommitDurations,
+    pub(super) commits: Durations,
+    /// For the metrics, too.
+    #[serde(skip)]
+    pub(super) work: Work,
     /// For the metrics, too.
     #[serde(skip)]
     pub(super) dead_letter_codes: DeadLetterCodes,
@@ -111,19 +115,24 @@ pub struct ComponentStatus {
 
 impl WorkerStatus {
     pub(super) fn of(served: &Served) -> Self {
-        let tasks = served.overview.tasks();
-        let budget = served.overview.budget();
+        Self::measured(&served.worker, &served.cluster, &served.overview, &served.samples)
+    }
+
+    /// The status of a worker with these names.
+    pub(super) fn measured(worker: &str, cluster: &str, overview: &Overview, samples: &Samples) -> Self {
+        let tasks = overview.tasks();
+        let budget = overview.budget();
         Self {
-            worker: served.worker.clone(),
-            cluster: served.cluster.clone(),
+            worker: worker.to_owned(),
+            cluster: cluster.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            uptime_seconds: served.overview.uptime().as_secs(),
-            running: served.overview.is_running(),
+            uptime_seconds: overview.uptime().as_secs(),
+            running: overview.is_running(),
             memory_bytes: ProcessUsage::now().resident_bytes,
             budget_used_bytes: budget.map(|(used, _)| used as u64),
             budget_bytes: budget.map(|(_, limit)| limit as u64),
-            processors: served.samples.processors(),
-            tasks: tasks.iter().map(|(number, status)| TaskStatus::of(*number, status, &served.samples)).collect(),
+            processors: samples.processors(),
+            tasks: tasks.iter().map(|(number, status)| TaskStatus::of(*number, status, samples)).collect(),
         }
     }
 
@@ -176,6 +185,7 @@ impl TaskStatus {
             components,
             history: None,
             commits: snapshot.commits,
+            work: snapshot.work,
             dead_letter_codes: snapshot.counters.1,
         }
     }
@@ -232,7 +242,8 @@ mod tests {
             last_error: Some("S3 is down".to_owned()),
             components: BTreeMap::new(),
             history: None,
-            commits: CommitDurations::default(),
+            commits: Durations::default(),
+            work: Work::default(),
             dead_letter_codes: DeadLetterCodes::default(),
         }
     }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use tokio::runtime::Handle;
-use trunkline_broker::{Broker, BrokerError, BrokerHandle, BrokerOptions};
+use trunkline_broker::{Broker, BrokerError, BrokerHandle, BrokerOptions, BrokerStats};
 use trunkline_connector::{Error, Result, io_error};
 
 use crate::worker::create_private_folder;
@@ -40,6 +40,11 @@ impl EmbeddedBroker {
         let address = broker.address();
         tracing::info!(%address, data = %folder.display(), "embedded broker started; any Kafka client can connect");
         Ok(Self { broker, runtime: runtime.clone() })
+    }
+
+    /// What clients have asked of it.
+    pub fn stats(&self) -> BrokerStats {
+        self.broker.stats()
     }
 
     /// The bootstrap server.

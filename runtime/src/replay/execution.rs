@@ -20,6 +20,7 @@ use crate::stage::{
     Bounds, Names, SinkStage, Stage, StageKind, StageState, StageStatus, StopSignal, TransformStage, Upstream,
     WorkerContext, component_name, supervise,
 };
+use crate::telemetry::Tracer;
 use crate::worker::{DataDir, resource_share};
 
 /// Time between two looks at the threads.
@@ -154,6 +155,7 @@ impl Job<'_> {
             stop: stop.clone(),
             scratch: data.scratch().to_owned(),
             share: resource_share(memory, self.work.tasks() as usize),
+            tracer: Tracer::default(),
         })
     }
 

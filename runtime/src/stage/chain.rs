@@ -5,11 +5,13 @@
 //! but the last.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use trunkline_connector::{Batch, Rejections, Result, Schema};
 use trunkline_transform_host::{Instance, SchemaStore, StateStore};
 
 use super::dead_letters::DeadLetters;
+use super::status::StageStatus;
 use crate::checkpoint::Counters;
 use crate::plan::{Branch, Route, Step};
 
@@ -32,6 +34,8 @@ pub(super) struct RunningTransform {
     step: Step,
     instance: Instance,
     rejected: Rejections,
+    /// The time that the plugin ran since the last report.
+    ran: Duration,
 }
 
 impl Chain {
@@ -53,6 +57,14 @@ impl Chain {
             branch.transform.ready()?;
             branch.outputs.iter_mut().try_for_each(|(_, chain)| chain.ready())
         })
+    }
+
+    /// Reports how long the plugins ran since the last report.
+    pub(super) fn report(&mut self, status: &StageStatus) {
+        for branch in &mut self.branches {
+            branch.transform.report(status);
+            branch.outputs.iter_mut().for_each(|(_, chain)| chain.report(status));
+        }
     }
 
     /// Adds the schemas that the plugins have derived so far.
@@ -130,12 +142,19 @@ impl RunningTransform {
             Some(schemas) => instance.with_schemas(schemas.clone()),
             None => instance,
         };
-        Ok(Self { step: step.clone(), instance, rejected: Rejections::default() })
+        Ok(Self { step: step.clone(), instance, rejected: Rejections::default(), ran: Duration::ZERO })
     }
 
     /// The schemas that the plugin's output names and that the host has derived.
     pub(super) fn derived_schemas(&self) -> &[Arc<Schema>] {
         self.instance.derived_schemas()
+    }
+
+    /// Reports how long the plugin ran since the last report.
+    pub(super) fn report(&mut self, status: &StageStatus) {
+        if !self.ran.is_zero() {
+            status.plugin_ran(&self.step.component, std::mem::take(&mut self.ran));
+        }
     }
 
     /// Checks that another batch may start.
@@ -156,10 +175,12 @@ impl RunningTransform {
             return Ok(());
         }
         self.rejected.clear();
+        let begun = Instant::now();
         let processed = match state {
             Some(state) => self.instance.process_with_state(batch, &mut self.rejected, state),
             None => self.instance.process(batch, &mut self.rejected),
         };
+        self.ran += begun.elapsed();
         let counts = processed.map_err(|error| error.context(format!("transform `{}`", self.step.component)))?;
         let own = counters.of(&self.step.component);
         own.records_in += counts.records_in;

@@ -267,7 +267,13 @@ impl Writer<'_> {
                         self.commit()?;
                         return Err(error);
                     }
+                    let (bytes, begun) = (filled.batch.bytes(), Instant::now());
+                    let is_empty = filled.batch.is_empty();
                     self.produce_or_stop(&mut filled.batch)?;
+                    if !is_empty {
+                        self.status.processed(bytes, begun.elapsed());
+                        self.chain.report(self.status);
+                    }
                     self.delete_gone_rows()?;
                     filled.batch.clear();
                     // The reader may have ended; the memory is then released.
@@ -486,14 +492,23 @@ impl Writer<'_> {
 
     /// Commits records, dead letters, position and counters together (I1).
     fn commit(&mut self) -> Result<()> {
-        let pending = std::mem::take(&mut self.pending);
+        let mut pending = std::mem::take(&mut self.pending);
         self.commit_timer.clear();
-        let changes: Vec<_> = pending.position.into_iter().map(|(key, value)| PositionChange { key, value }).collect();
+        let position = std::mem::take(&mut pending.position);
+        let changes: Vec<_> = position.into_iter().map(|(key, value)| PositionChange { key, value }).collect();
         if changes.is_empty() && pending.counters.is_zero() && !self.producer.in_transaction() {
             return Ok(());
         }
         first_records::check(self.status, &pending.counters, self.context.max_initial_failures)?;
         self.error_limits.check(self.status, &pending.counters)?;
+        let mut trace = self.context.tracer.begin("commit", self.status);
+        trace.add_records(&pending.counters, &self.stage.plan.name);
+        let outcome = self.commit_pending(&pending, changes);
+        trace.finish(&outcome);
+        outcome
+    }
+
+    fn commit_pending(&mut self, pending: &Pending, changes: Vec<PositionChange>) -> Result<()> {
         let begun = Instant::now();
         failpoint!("source.checkpoint.before")?;
         let partitions = self.topics.partitions(&self.stage.dead_letters)?;
@@ -504,7 +519,9 @@ impl Writer<'_> {
             self.positions.write(&mut self.producer, &changes, &self.positions.counters)?;
         }
         failpoint!("source.checkpoint.after")?;
+        let bytes = self.producer.transaction_bytes();
         self.producer.commit()?;
+        self.status.sent(bytes);
         failpoint!("source.commit.after")?;
         if !pending.counters.is_zero() {
             self.commit_timer.committed(begun);

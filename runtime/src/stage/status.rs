@@ -1,10 +1,12 @@
 //! The status of a stage. Its health is its progress (lag, age of the last commit), not its state.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use trunkline_connector::SourceLag;
 
+use super::durations::Durations;
 use crate::checkpoint::Counters;
 
 /// Kind of component, in the order that records take.
@@ -64,33 +66,31 @@ struct Inner {
     state_bytes: Option<u64>,
     memory_bytes: u64,
     last_commit: Option<Instant>,
-    commits: CommitDurations,
+    commits: Durations,
+    work: Work,
     last_error: Option<String>,
     failures: u64,
 }
 
-/// How long commits took: a histogram.
-#[derive(Debug, Clone, Default)]
-pub struct CommitDurations {
-    /// The commits of each bucket: those that took at most its limit, and more than the limit of
-    /// the bucket before.
-    pub counts: [u64; Self::LIMITS.len()],
-    /// All commits.
-    pub count: u64,
-    /// The time that all commits took.
-    pub sum: Duration,
+/// What the batches of a stage cost, for the metrics.
+#[derive(Debug, Clone)]
+pub struct Work {
+    /// Bytes of the records that it read.
+    pub bytes_in: u64,
+    /// Bytes of the records that it wrote to topics; 0 for a sink.
+    pub bytes_out: u64,
+    /// How long each batch took: transforms, and writing to the producer or the sink.
+    pub batches: Durations,
+    /// The time from the topic of a sink's or transform's oldest record of a commit to the commit.
+    pub end_to_end: Durations,
+    /// The time that plugins ran, by transform.
+    pub plugins: BTreeMap<String, Duration>,
 }
 
-impl CommitDurations {
-    /// The limits of the buckets, in milliseconds.
-    pub const LIMITS: [u64; 10] = [10, 25, 50, 100, 250, 500, 1_000, 2_500, 10_000, 60_000];
-
-    fn add(&mut self, took: Duration) {
-        if let Some(bucket) = Self::LIMITS.iter().position(|limit| took <= Duration::from_millis(*limit)) {
-            self.counts[bucket] += 1;
-        }
-        self.count += 1;
-        self.sum += took;
+impl Default for Work {
+    fn default() -> Self {
+        let (batches, end_to_end) = (Durations::new(Durations::BATCHES), Durations::new(Durations::END_TO_END));
+        Self { bytes_in: 0, bytes_out: 0, batches, end_to_end, plugins: BTreeMap::new() }
     }
 }
 
@@ -112,7 +112,9 @@ pub struct StageSnapshot {
     /// The time since its last commit.
     pub since_commit: Option<Duration>,
     /// How long its commits took.
-    pub commits: CommitDurations,
+    pub commits: Durations,
+    /// What its batches cost.
+    pub work: Work,
     /// The error of its last failure, if it has committed nothing since.
     pub last_error: Option<String>,
     /// The number of its failures.
@@ -130,7 +132,8 @@ impl StageStatus {
             state_bytes: None,
             memory_bytes: 0,
             last_commit: None,
-            commits: CommitDurations::default(),
+            commits: Durations::default(),
+            work: Work::default(),
             last_error: None,
             failures: 0,
         };
@@ -187,8 +190,34 @@ impl StageStatus {
     }
 
     /// A transaction that committed records took this long.
-    pub(super) fn commit_took(&self, took: Duration) {
+    pub(crate) fn commit_took(&self, took: Duration) {
         self.lock().commits.add(took);
+    }
+
+    /// It has processed a batch of this many bytes in this time.
+    pub(crate) fn processed(&self, bytes: usize, took: Duration) {
+        let mut inner = self.lock();
+        inner.work.bytes_in += bytes as u64;
+        inner.work.batches.add(took);
+    }
+
+    /// It has committed this many bytes to topics.
+    pub(super) fn sent(&self, bytes: usize) {
+        self.lock().work.bytes_out += bytes as u64;
+    }
+
+    /// A commit had a record that had been in its topic for this long.
+    pub(crate) fn arrived_after(&self, age: Duration) {
+        self.lock().work.end_to_end.add(age);
+    }
+
+    /// A plugin of a transform ran for this long.
+    pub(crate) fn plugin_ran(&self, transform: &str, took: Duration) {
+        let mut inner = self.lock();
+        match inner.work.plugins.get_mut(transform) {
+            Some(total) => *total += took,
+            None => drop(inner.work.plugins.insert(transform.to_owned(), took)),
+        }
     }
 
     /// The largest state of a topic partition has this size.
@@ -234,6 +263,7 @@ impl StageStatus {
             memory_bytes: inner.memory_bytes,
             since_commit: inner.last_commit.map(|at| at.elapsed()),
             commits: inner.commits.clone(),
+            work: inner.work.clone(),
             last_error: inner.last_error.clone(),
             failures: inner.failures,
         }

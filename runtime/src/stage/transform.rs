@@ -26,7 +26,7 @@ use super::commit_timer::CommitTimer;
 use super::dead_letters::{DeadLetters, RunName};
 use super::error_limits::ErrorLimits;
 use super::first_records;
-use super::lag::LagReport;
+use super::lag::{LagReport, Uncommitted, written_at};
 use super::lookup_table::LookupTable;
 use super::output::Topics;
 use super::routes::Routes;
@@ -160,6 +160,8 @@ struct PartitionState {
     committed: i64,
     /// The offset after the last record of the open transaction.
     next: Option<i64>,
+    /// When its first record was written to its topic.
+    oldest: Option<Instant>,
     /// The plugin's state, if it keeps any.
     state: Option<StateStore>,
 }
@@ -202,7 +204,12 @@ impl TransformTask<'_> {
                 return self.commit();
             }
             let partitions = self.partitions.iter();
-            let partitions = partitions.map(|(partition, state)| (partition, state.committed, state.next.is_some()));
+            let partitions = partitions.map(|(partition, state)| Uncommitted {
+                partition,
+                committed: state.committed,
+                is_pending: state.next.is_some(),
+                oldest: state.oldest,
+            });
             lag.update(self.status, &self.consumer, partitions);
             let records = self.poll(&mut batches)?;
             self.rebalance(&mut batches)?;
@@ -218,11 +225,15 @@ impl TransformTask<'_> {
                     self.commit()?;
                     return Err(error);
                 }
+                let (bytes, begun) = (batch.bytes(), Instant::now());
                 if self.one_by_one {
                     self.process_one_by_one(partition, batch)?;
                 } else {
                     self.process(partition, batch)?;
                 }
+                self.status.processed(bytes, begun.elapsed());
+                self.own.report(self.status);
+                self.routes.chain(&partition.topic)?.report(self.status);
                 batch.clear();
             }
             let stores = self.partitions.values().filter_map(|state| state.state.as_ref());
@@ -284,6 +295,7 @@ impl TransformTask<'_> {
         self.delivered = 0;
         let Some(state) = self.partitions.get_mut(partition) else { return Ok(()) };
         let Some(last) = batch.entries().last() else { return Ok(()) };
+        state.oldest.get_or_insert_with(|| written_at(batch.get(0)));
         state.next = Some(last.offset + 1);
         self.commit_timer.mark_pending();
         failpoint!("transform.produce.before")?;
@@ -353,6 +365,7 @@ impl TransformTask<'_> {
                             dead_letters: DeadLetters::default(),
                             committed,
                             next: None,
+                            oldest: None,
                             state,
                         };
                         self.partitions.insert(partition, state);
@@ -390,6 +403,7 @@ impl TransformTask<'_> {
         self.commit_timer.clear();
         for (partition, state) in &mut self.partitions {
             state.pending = Counters::default();
+            state.oldest = None;
             state.dead_letters.clear();
             if let Some(store) = &mut state.state {
                 store.abort();
@@ -411,20 +425,31 @@ impl TransformTask<'_> {
     fn commit(&mut self) -> Result<()> {
         self.commit_timer.clear();
         let begun = Instant::now();
-        let moved: Vec<(&TopicPartition, &mut PartitionState)> =
-            self.partitions.iter_mut().filter(|(_, state)| state.next.is_some()).collect();
+        let moved: Vec<&PartitionState> = self.partitions.values().filter(|state| state.next.is_some()).collect();
         if moved.is_empty() {
             return Ok(());
         }
         let mut pending = Counters::default();
-        moved.iter().for_each(|(_, state)| pending.add(&state.pending));
+        moved.iter().for_each(|state| pending.add(&state.pending));
         first_records::check(self.status, &pending, self.context.max_initial_failures)?;
         self.error_limits.check(self.status, &pending)?;
+        let mut trace = self.context.tracer.begin("commit", self.status);
+        trace.add_records(&pending, &self.stage.plan.name);
+        trace.add("trunkline.partitions", moved.len() as u64);
+        let outcome = self.commit_pending(begun);
+        trace.finish(&outcome);
+        outcome
+    }
+
+    fn commit_pending(&mut self, begun: Instant) -> Result<()> {
         failpoint!("transform.checkpoint.before")?;
+        let moved: Vec<(&TopicPartition, &mut PartitionState)> =
+            self.partitions.iter_mut().filter(|(_, state)| state.next.is_some()).collect();
         let dead_letter_partitions = self.topics.partitions(&self.stage.dead_letters)?;
         let replay = self.stage.bounds.as_ref().map(|bounds| bounds.run.as_str());
         let run = RunName { pipeline: &self.stage.pipeline, replay };
         let mut offsets = Vec::with_capacity(moved.len());
+        let mut oldest = None;
         let mut committed = Counters::default();
         for (partition, state) in moved {
             state.dead_letters.write(&mut self.producer, &run, &self.stage.dead_letters, dead_letter_partitions)?;
@@ -440,12 +465,16 @@ impl TransformTask<'_> {
                 state.committed = next;
                 offsets.push((partition, next));
             }
+            oldest = oldest.into_iter().chain(state.oldest.take()).min();
         }
         // A failure ends this run of the stage; the next run reads the committed state.
         failpoint!("transform.checkpoint.after")?;
         let group = self.consumer.metadata()?;
         self.producer.send_offsets(offsets, group)?;
+        let bytes = self.producer.transaction_bytes();
         self.producer.commit()?;
+        self.status.sent(bytes);
+        oldest.into_iter().for_each(|oldest| self.status.arrived_after(oldest.elapsed()));
         self.context.schemas.committed(&std::mem::take(&mut self.schemas));
         self.commit_timer.committed(begun);
         self.status.commit_took(begun.elapsed());

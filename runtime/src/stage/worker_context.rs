@@ -11,6 +11,7 @@ use super::stop_signal::StopSignal;
 use crate::checkpoint::{Schemas, TopicOwners};
 use crate::config::TopicSettings;
 use crate::kafka::{Admin, Cluster};
+use crate::telemetry::Tracer;
 
 /// What all stages of a worker share.
 #[derive(Clone)]
@@ -47,6 +48,8 @@ pub struct WorkerContext {
     pub scratch: PathBuf,
     /// This stage's share of the memory.
     pub share: ResourceShare,
+    /// Traces commits and deliveries.
+    pub tracer: Tracer,
 }
 
 /// A stage's share of the worker's memory, in bytes.

@@ -43,6 +43,9 @@ impl Drop for DataDir {
     }
 }
 
+/// The folder of connectors in the scratch space.
+const CONNECTORS: &str = "connectors";
+
 impl DataDir {
     /// Opens a directory and creates it if it is missing. Fails if another worker uses it. With
     /// `new_worker_id`, replaces the worker's id: for a directory that was copied from another
@@ -110,6 +113,18 @@ impl DataDir {
             Err(error) => Err(io_error("read", &file, &error)),
             Ok(text) => Ok(serde_json::from_slice(&text).ok()),
         }
+    }
+
+    /// The folder of the pipeline files of connectors that were created by REST.
+    pub fn stored_connectors(&self) -> PathBuf {
+        self.scratch.join(CONNECTORS)
+    }
+
+    /// The same folder of the worker that runs with a data directory, if one runs and has such
+    /// connectors.
+    pub fn connectors_of_running(path: &Path) -> Option<PathBuf> {
+        Self::read_addresses(path).ok().flatten()?;
+        Some(path.join("scratch").join(CONNECTORS)).filter(|folder| folder.is_dir())
     }
 
     /// The compile cache of plugins in an existing data directory, for commands that do not open

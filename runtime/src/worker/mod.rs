@@ -45,6 +45,7 @@ use crate::kafka::embedded::EMBEDDED;
 use crate::kafka::{Admin, Cluster, DUPLICATE_WORKER, TopicSpec};
 use crate::plan::Pipeline;
 use crate::stage::{Names, ResourceShare, StageState, StageStatus, StopSignal, WorkerContext};
+use crate::telemetry::Tracer;
 
 /// With `--until-idle`, the run ends if no broker answers within this time.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
@@ -100,6 +101,8 @@ pub struct WorkerOptions {
     pub overview: Overview,
     /// Requests to pause, resume and restart components.
     pub control: Control,
+    /// Traces the work of tasks.
+    pub tracer: Tracer,
 }
 
 /// The pipelines to run from now on.
@@ -155,6 +158,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         stop: options.stop.clone(),
         scratch: data.scratch().to_owned(),
         share: resource_share(memory, 1),
+        tracer: options.tracer.clone(),
     };
     options.overview.set_budget(context.budget.clone());
     tracing::info!(brokers = options.brokers, "connecting to Kafka");

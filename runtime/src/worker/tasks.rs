@@ -328,6 +328,7 @@ mod tests {
             stop: StopSignal::default(),
             scratch: std::env::temp_dir(),
             share: ResourceShare { client_buffer_bytes: 1 << 20, batch_bytes: 1 << 20 },
+            tracer: crate::telemetry::Tracer::default(),
         }
     }
 

@@ -85,12 +85,21 @@ fn every_metric_in_the_dashboard_and_the_alerts_is_documented() {
     }
 }
 
+/// Prometheus accepts the rules, and each fires on the problem that it is for.
 #[test]
 fn prometheus_accepts_the_rules() {
-    let test = "prometheus_accepts_the_rules";
-    let file = deploy().join("prometheus/alerts.yml");
-    if let Some(output) = run(test, Command::new("promtool").args(["check", "rules"]).arg(file)) {
-        assert_success(&output);
+    let (test, script) = ("prometheus_accepts_the_rules", repository().join("tests/services/prometheus"));
+    let fetched = Command::new(&script).arg("fetch").output().unwrap();
+    if !fetched.status.success() {
+        return println!("SKIP {test}: {}", String::from_utf8_lossy(&fetched.stderr).trim());
+    }
+    for (verb, file) in [("check", "alerts.yml"), ("test", "alerts_test.yml")] {
+        let file = deploy().join("prometheus").join(file);
+        assert_success(&Command::new(&script).args(["promtool", verb, "rules"]).arg(file).output().unwrap());
+    }
+    let (rules, tests) = (read("deploy/prometheus/alerts.yml"), read("deploy/prometheus/alerts_test.yml"));
+    for alert in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert!(tests.contains(&format!("alertname=\"{alert}\"")), "{alert} has no test");
     }
 }
 

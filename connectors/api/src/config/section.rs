@@ -370,6 +370,20 @@ impl FromNode for i64 {
     }
 }
 
+impl FromNode for f64 {
+    fn expected() -> String {
+        "a number".to_owned()
+    }
+
+    fn from_node(node: &Node) -> Result<Self, Mismatch> {
+        match &node.value {
+            Value::Float(number) => Ok(*number),
+            Value::Integer(number) => Ok(*number as Self),
+            _ => Err(wrong_kind(node)),
+        }
+    }
+}
+
 impl FromNode for Duration {
     fn expected() -> String {
         "a duration such as `200ms`, `5s` or `1h30m`".to_owned()

@@ -56,6 +56,7 @@ async fn serve(mut stream: Stream, peer: Peer, broker: &Arc<BrokerState>) -> Res
     let mut frames = FrameReader::new(&broker.options, Arc::clone(&broker.request_memory));
     let mut login = Login::new(broker.options.users.as_ref());
     let login_end = Instant::now() + LOGIN_TIMEOUT;
+    let _open = broker.stats.open();
     loop {
         let next = if login.is_done() {
             frames.next(&mut stream).await?
@@ -64,8 +65,10 @@ async fn serve(mut stream: Stream, peer: Peer, broker: &Arc<BrokerState>) -> Res
             next.map_err(|_| Close::protocol_violation("the client did not log in in time"))??
         };
         let Some(frame) = next else { return Ok(()) };
+        broker.stats.request(frame.bytes.len());
         let response = CatchPanic(Box::pin(dispatch(broker, peer, &mut login, frame))).await?;
         if let Some(response) = response {
+            broker.stats.response(response.length());
             // Boxed: an idle connection reserves no room for a response.
             Box::pin(write(&mut stream, response)).await?;
         }

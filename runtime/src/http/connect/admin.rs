@@ -54,7 +54,7 @@ fn option_key(option: &OptionSpec, order: u32) -> Value {
         "name": option.key, "type": "STRING", "required": required, "default_value": default,
         "importance": if required { "HIGH" } else { "MEDIUM" },
         "documentation": format!("{} ({})", option.doc, option.value_type), "group": null, "width": "NONE",
-        "display_name": option.key, "dependents": [], "order": order,
+        "display_name": option.key, "dependents": [], "order_in_group": order,
     })
 }
 
@@ -80,7 +80,16 @@ pub(super) async fn logger(State(served): Shared, Path(name): Path<String>) -> R
 }
 
 /// Changes the level of a logger of this worker. Returns the changed loggers.
-pub(super) async fn set_logger(State(served): Shared, Path(name): Path<String>, body: Bytes) -> Response {
+pub(super) async fn set_logger(
+    State(served): Shared,
+    Path(name): Path<String>,
+    RawQuery(parameters): RawQuery,
+    body: Bytes,
+) -> Response {
+    if query(parameters.as_deref(), "scope").is_some_and(|scope| scope.eq_ignore_ascii_case("cluster")) {
+        let message = "log levels are those of one worker: send the request to each, without `scope=cluster`";
+        return failure(StatusCode::BAD_REQUEST, message);
+    }
     let body: Value = match serde_json::from_slice(&body) {
         Ok(body) => body,
         Err(error) => return failure(StatusCode::BAD_REQUEST, &format!("the body is not JSON: {error}")),

@@ -8,18 +8,18 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::{Path, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use trunkline_connector::Result;
 
-use super::super::Served;
 use super::super::answer::{blocking, json_ok, json_with};
 use super::super::components::{ComponentInfo, all};
 use super::super::shown_options::{MASK, shown};
+use super::super::{HTTPS, Served};
 use super::{failure, info, not_found, refused};
-use crate::checkpoint::ConnectorRow;
+use crate::checkpoint::{ConnectorRow, RunState};
 use crate::plan::{ConnectorFile, FlatConfig, KeyProblem, Registry};
 
 type Shared = State<Arc<Served>>;
@@ -29,13 +29,25 @@ type Refusal = Box<Response>;
 
 /// The body of `POST /connectors`.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct NewConnector {
     name: String,
     config: Map<String, Value>,
+    #[serde(default)]
+    initial_state: Option<InitialState>,
+}
+
+/// The state in which a connector begins.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+enum InitialState {
+    Running,
+    Paused,
+    Stopped,
 }
 
 /// `POST /connectors`.
-pub(super) async fn create(State(served): Shared, body: Bytes) -> Response {
+pub(super) async fn create(State(served): Shared, headers: HeaderMap, body: Bytes) -> Response {
     let new: NewConnector = match read(&body) {
         Ok(new) => new,
         Err(refusal) => return *refusal,
@@ -44,11 +56,22 @@ pub(super) async fn create(State(served): Shared, body: Bytes) -> Response {
         return failure(StatusCode::CONFLICT, &format!("Connector {} already exists", new.name));
     }
     let stored = texts(&new.config, &FlatConfig::new());
-    store(served, &new.name, stored, StatusCode::CREATED).await
+    let initial = match new.initial_state {
+        None | Some(InitialState::Running) => RunState::Running,
+        Some(InitialState::Paused) => RunState::Paused,
+        Some(InitialState::Stopped) => RunState::Stopped,
+    };
+    let new = NewRow { name: &new.name, config: stored, initial };
+    store(served, headers.get(header::HOST), new, StatusCode::CREATED).await
 }
 
 /// `PUT /connectors/{name}/config`: creates the connector, or replaces its configuration.
-pub(super) async fn put_config(State(served): Shared, Path(name): Path<String>, body: Bytes) -> Response {
+pub(super) async fn put_config(
+    State(served): Shared,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let config: Map<String, Value> = match read(&body) {
         Ok(config) => config,
         Err(refusal) => return *refusal,
@@ -59,7 +82,8 @@ pub(super) async fn put_config(State(served): Shared, Path(name): Path<String>, 
     }
     let status = if known.is_some() { StatusCode::OK } else { StatusCode::CREATED };
     let stored = texts(&config, &known.unwrap_or_default());
-    store(served, &name, stored, status).await
+    store(served, headers.get(header::HOST), NewRow { name: &name, config: stored, initial: RunState::Running }, status)
+        .await
 }
 
 /// `PATCH /connectors/{name}/config`: changes some keys; a null removes one.
@@ -75,7 +99,7 @@ pub(super) async fn patch_config(State(served): Shared, Path(name): Path<String>
     let mut config = texts(&changes, &known);
     changes.iter().filter(|(_, value)| value.is_null()).for_each(|(key, _)| drop(known.remove(key)));
     known.append(&mut config);
-    store(served, &name, known, StatusCode::OK).await
+    store(served, None, NewRow { name: &name, config: known, initial: RunState::Running }, StatusCode::OK).await
 }
 
 /// `DELETE /connectors/{name}`: its positions stay in Kafka.
@@ -83,7 +107,8 @@ pub(super) async fn delete(State(served): Shared, Path(name): Path<String>) -> R
     if let Err(refusal) = stored(&served, &name) {
         return *refusal;
     }
-    let written = blocking(move || served.control.store_connector(&name, None, json!({ "name": name })));
+    let written =
+        blocking(move || served.control.store_connector(&name, None, RunState::Running, json!({ "name": name })));
     written.await.map_or_else(|error| refused(&error), |()| StatusCode::NO_CONTENT.into_response())
 }
 
@@ -191,8 +216,22 @@ fn taken_pipeline(served: &Served, name: &str) -> Option<String> {
     all(served).iter().any(is_other).then(|| pipeline.to_owned())
 }
 
+/// A configuration to store.
+struct NewRow<'a> {
+    name: &'a str,
+    config: FlatConfig,
+    /// The state in which a new connector begins.
+    initial: RunState,
+}
+
 /// Checks a configuration and stores it. Returns the connector.
-async fn store(served: Arc<Served>, name: &str, mut config: FlatConfig, status: StatusCode) -> Response {
+async fn store(served: Arc<Served>, host: Option<&HeaderValue>, new: NewRow<'_>, status: StatusCode) -> Response {
+    let NewRow { name, mut config, initial } = new;
+    if let Some(other) = config.get("name").filter(|given| *given != name) {
+        let message =
+            format!("Connector name configuration ({other}) doesn't match connector name in the URL ({name})");
+        return failure(StatusCode::BAD_REQUEST, &message);
+    }
     if let Some(pipeline) = taken_pipeline(&served, name) {
         let message = format!(
             "the pipeline `{pipeline}` has other components: each connector that is created here is a separate pipeline, so \
@@ -211,6 +250,7 @@ async fn store(served: Arc<Served>, name: &str, mut config: FlatConfig, status: 
                 served.control.store_connector(
                     &owned,
                     Some(ConnectorRow { config }),
+                    initial,
                     json!({ "name": owned, "config": shown }),
                 )?;
             }
@@ -223,7 +263,10 @@ async fn store(served: Arc<Served>, name: &str, mut config: FlatConfig, status: 
         Err(error) => return refused(&error),
     }
     let Some(found) = find(&served, name) else { return failure(StatusCode::NOT_FOUND, &not_found(name)) };
-    let location = [(header::LOCATION, format!("/connectors/{name}"))];
+    let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let scheme = if served.tls.is_some() { HTTPS } else { "http://" };
+    let location = if host.is_empty() { String::new() } else { format!("{scheme}{host}") };
+    let location = [(header::LOCATION, format!("{location}/connectors/{name}"))];
     match status {
         StatusCode::CREATED => (location, json_with(status, &info(&found))).into_response(),
         _ => json_with(status, &info(&found)),

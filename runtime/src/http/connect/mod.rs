@@ -200,7 +200,7 @@ async fn restart(State(served): Shared, Path(name): Path<String>, RawQuery(param
 
 fn status_of_restart(found: &ComponentInfo, failed_only: bool) -> Value {
     let mut shown = status(found);
-    if !failed_only && found.wanted == RunState::Running {
+    if !failed_only {
         shown["connector"]["state"] = json!("RESTARTING");
     }
     shown
@@ -266,11 +266,11 @@ async fn patch_offsets(State(served): Shared, Path(name): Path<String>, body: By
         Ok(new) => new,
         Err(error) => return failure(StatusCode::BAD_REQUEST, &format!("the body is not valid: {error}")),
     };
-    if new.offsets.is_empty() {
+    let Some(offsets) = new.offsets.filter(|offsets| !offsets.is_empty()) else {
         let message = "Partitions / offsets need to be provided for an alter offsets request";
         return failure(StatusCode::BAD_REQUEST, message);
-    }
-    change_offsets(served, &name, Some(new.offsets), "altered").await
+    };
+    change_offsets(served, &name, Some(offsets), "altered").await
 }
 
 /// Moves a stopped sink or transform to the first records that its topics still have.

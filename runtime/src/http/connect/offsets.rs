@@ -1,8 +1,10 @@
 //! The positions of a component in the form of Kafka Connect's `/connectors/{name}/offsets`.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 use trunkline_connector::{Error, Placement, Result, TopicPartition};
 
@@ -63,7 +65,7 @@ fn of_group(cluster: &Cluster, name: &str, component: &ComponentInfo) -> Result<
 /// The body of a PATCH.
 #[derive(Deserialize)]
 pub(super) struct NewOffsets {
-    pub(super) offsets: Vec<NewOffset>,
+    pub(super) offsets: Option<Vec<NewOffset>>,
 }
 
 /// The new position in a topic partition.
@@ -77,12 +79,21 @@ pub(super) struct NewOffset {
 #[derive(Deserialize, Serialize)]
 struct Place {
     kafka_topic: String,
+    #[serde(deserialize_with = "number")]
     kafka_partition: i32,
 }
 
 #[derive(Deserialize, Serialize)]
 struct At {
+    #[serde(deserialize_with = "number")]
     kafka_offset: i64,
+}
+
+/// A number, or its text: Kafka Connect accepts both.
+fn number<'de, D: Deserializer<'de>, N: FromStr>(deserializer: D) -> std::result::Result<N, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    text.parse().map_err(|_| D::Error::custom(format!("{value} is not a partition or offset")))
 }
 
 /// Moves a sink or transform; without `new`, to the first records that its topics still have.

@@ -7,6 +7,9 @@ use crate::http::components::{ComponentInfo, TaskInfo};
 use crate::http::shown_options::flat;
 use crate::plan::TopicSelector;
 
+/// All connectors are parts of the binary.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// `GET /connectors/{name}`.
 pub(super) fn info(component: &ComponentInfo) -> Value {
     let name = &component.name;
@@ -55,7 +58,7 @@ pub(super) fn status(component: &ComponentInfo) -> Value {
     };
     json!({
         "name": component.name,
-        "connector": { "state": state, "worker_id": worker },
+        "connector": { "state": state, "worker_id": worker, "version": VERSION },
         "tasks": shown_tasks(component).map(task_status).collect::<Vec<_>>(),
         "type": kind(component),
     })
@@ -76,7 +79,7 @@ pub(super) fn task_status(task: &TaskInfo) -> Value {
         "done" => "STOPPED",
         _ => "UNASSIGNED",
     };
-    let mut shown = json!({ "id": task.id, "state": state, "worker_id": task.worker_id() });
+    let mut shown = json!({ "id": task.id, "state": state, "worker_id": task.worker_id(), "version": VERSION });
     if let Some(error) = &task.error {
         shown["trace"] = json!(error);
     }

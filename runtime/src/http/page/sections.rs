@@ -114,7 +114,7 @@ fn task_table(html: &mut Html, components: &[&ComponentInfo], cluster: &ClusterS
                 .raw("<td class=\"")
                 .text(state);
             html.raw("\">").text(state).raw("<td>-<td class=\"n\">-<td class=\"n\">-<td><td class=\"n\">-<td>");
-            html.raw("<td class=\"n\">-<td class=\"n\">-<td class=\"n\">-<td class=\"n\">-<td class=\"n\">-<td>");
+            html.raw("<td class=\"n\">-<td class=\"n\">-<td class=\"n\">-<td class=\"n\">-<td class=\"n\">-<td class=\"actions\">");
             actions(html, component);
             html.raw("</tr>");
         }
@@ -156,7 +156,7 @@ fn task_row(html: &mut Html, task: &LiveTask<'_>, is_one_of_several: bool, has_p
     for number in numbers {
         html.raw("<td class=\"n\" data-v>").live(&number.unwrap_or_else(unknown));
     }
-    html.raw("<td>");
+    html.raw("<td class=\"actions\">");
     actions(html, component);
     html.raw("</tr>");
 }

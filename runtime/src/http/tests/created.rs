@@ -50,6 +50,37 @@ fn connectors_are_created_changed_and_deleted() {
 }
 
 #[test]
+fn connectors_begin_in_the_state_of_the_request() {
+    let fixture = fixture();
+    for (name, initial, shown) in
+        [("a.one", "STOPPED", "STOPPED"), ("a1.one", "PAUSED", "PAUSED"), ("a2.one", "RUNNING", "UNASSIGNED")]
+    {
+        let new = format!(r#"{{"name":"{name}","config":{SINK},"initial_state":"{initial}"}}"#);
+        let answer = fixture.send("POST", "/connectors", &[], &new);
+        assert_eq!(answer.status().as_u16(), 201);
+        let location = format!("http://127.0.0.1:8083/connectors/{name}");
+        assert_eq!(answer.headers()["location"], location.as_str());
+        assert_eq!(fixture.get(&format!("/connectors/{name}/status"))["connector"]["state"], shown);
+    }
+    let (status, _) =
+        fixture.ask("POST", "/connectors", &format!(r#"{{"name":"b.c","config":{SINK},"initial_state":"x"}}"#));
+    assert_eq!(status, 400);
+    assert_eq!(fixture.written().len(), 6);
+}
+
+/// Workers end the tasks of a deleted connector a second later.
+#[test]
+fn a_deleted_connector_is_not_shown_while_its_tasks_end() {
+    let fixture = fixture();
+    let folder = fixture.served.overview.pipelines()[0].file.parent().unwrap().to_owned();
+    let served = Served { connectors: Some(folder), ..Arc::into_inner(fixture.served).unwrap() };
+    let fixture = Fixture { served: Arc::new(served), ..fixture };
+    assert_eq!(fixture.get("/connectors"), json!([]));
+    assert_eq!(fixture.get("/api/v1/pipelines"), json!([]));
+    assert_eq!(fixture.ask("PUT", "/connectors/shop.lake/pause", "").0, 404);
+}
+
+#[test]
 fn invalid_connectors_are_refused_with_the_key() {
     let fixture = fixture();
     let create = |name: &str, config: &str| {
@@ -67,12 +98,14 @@ fn invalid_connectors_are_refused_with_the_key() {
         ("orders.lake", "{}", 400, "connector.class: "),
         ("orders", SINK, 400, "PIPELINE.COMPONENT"),
         ("shop.lake", SINK, 409, "already exists"),
+        ("orders.lake", r#"{"name":"other.lake","connector.class":"s3"}"#, 400, "doesn't match"),
         ("shop.other", SINK, 409, "has other components"),
     ] {
         let (found, message) = create(name, config);
         assert_eq!((found, message.contains(part)), (status, true), "{name} {config}: {message}");
     }
-    for body in ["", "{", "[]", r#"{"name":"a.b"}"#, r#"{"name":1,"config":{}}"#] {
+    let unknown = format!(r#"{{"name":"a.b","config":{SINK},"bogus":1}}"#);
+    for body in ["", "{", "[]", r#"{"name":"a.b"}"#, r#"{"name":1,"config":{}}"#, &unknown] {
         assert_eq!(fixture.ask("POST", "/connectors", body).0, 400, "{body}");
     }
     assert_eq!(fixture.ask("PATCH", "/connectors/no.one/config", "{}").0, 404);

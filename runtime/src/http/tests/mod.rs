@@ -21,6 +21,7 @@ use crate::worker::control::{Connection, RowStore, View};
 
 mod created;
 mod page;
+mod tls;
 
 const PIPELINE: &str = r#"
     name = "shop"
@@ -99,13 +100,17 @@ fn fixture() -> Fixture {
         worker: "w".to_owned(),
         cluster: "c".to_owned(),
         secrets: None,
+        connectors: None,
         token: None,
+        tls: None,
         overview,
         control,
         samples: Samples::default(),
         others: Others::default(),
         viewers: Viewers::default(),
         log_levels: Arc::new(LogLevels::new("info", Box::new(|_| Ok(())))),
+        export: None,
+        broker: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     Fixture { runtime, rows, served: Arc::new(served), on_loopback: true }
@@ -252,14 +257,14 @@ fn a_worker_without_kafka_says_so() {
 fn connectors_have_the_shapes_of_kafka_connect() {
     let fixture = fixture();
     assert_eq!(fixture.get("/connectors"), json!(["shop.web", "shop.lake"]));
-    let (own, other) = ("n1:8083", "n2:8084");
+    let (own, other, version) = ("n1:8083", "n2:8084", env!("CARGO_PKG_VERSION"));
     let status = json!({
         "name": "shop.lake",
-        "connector": { "state": "RUNNING", "worker_id": own },
+        "connector": { "state": "RUNNING", "worker_id": own, "version": version },
         "tasks": [
-            { "id": 0, "state": "RUNNING", "worker_id": own },
-            { "id": 1, "state": "FAILED", "worker_id": own, "trace": "no bucket" },
-            { "id": 2, "state": "RUNNING", "worker_id": other },
+            { "id": 0, "state": "RUNNING", "worker_id": own, "version": version },
+            { "id": 1, "state": "FAILED", "worker_id": own, "version": version, "trace": "no bucket" },
+            { "id": 2, "state": "RUNNING", "worker_id": other, "version": version },
         ],
         "type": "sink",
     });
@@ -289,6 +294,12 @@ fn connectors_have_the_shapes_of_kafka_connect() {
     assert!(with_transforms.as_array().unwrap().len() > plugins.as_array().unwrap().len());
     let options = fixture.get("/connector-plugins/s3/config");
     assert!(options.as_array().unwrap().iter().any(|option| option["name"] == "url" && option["required"] == true));
+}
+
+#[test]
+fn the_health_has_the_form_of_kafka_connect() {
+    let health = fixture().get("/health");
+    assert_eq!((&health["status"], health["message"].is_string()), (&json!("healthy"), true));
 }
 
 #[test]
@@ -364,6 +375,7 @@ fn log_levels_are_shown_and_changed() {
         (path, r#"{"level":"loud"}"#, 404),
         (path, "{}", 400),
         (path, "no JSON", 400),
+        ("/admin/loggers/root?scope=cluster", r#"{"level":"INFO"}"#, 400),
         ("/admin/loggers/a=b", r#"{"level":"INFO"}"#, 400),
     ] {
         let (status, answer) = fixture.ask("PUT", path, body);

@@ -1,6 +1,6 @@
 //! How a kind of sink commits output and offsets together.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use trunkline_connector::{Batch, Buffered, Rejections, Result, TopicPartition};
 
@@ -36,6 +36,12 @@ pub(super) trait Committer {
 
     /// Bytes of memory in use.
     fn memory_bytes(&self) -> usize;
+
+    /// When the oldest record was written to its topic that left the state of its topic partition
+    /// and is not committed.
+    fn oldest(&self, _: &TopicPartition) -> Option<Instant> {
+        None
+    }
 
     /// Moves buffers to disk.
     fn spill(&mut self) -> Result<()>;

@@ -11,12 +11,13 @@ use trunkline_connector::{Delivery, Domain, Error, IdempotentSink, Result, Retry
 use crate::stage::backoff::Backoff;
 use crate::stage::stop_signal::StopSignal;
 use crate::stage::supervise::{GIVE_UP, SHUTDOWN_GRACE};
+use crate::telemetry::Trace;
 
 /// See the module's header.
 pub(super) struct DeliveryPool {
     sink: Arc<dyn IdempotentSink>,
     /// `None` once the pool is being dropped.
-    jobs: Option<Sender<(u64, Delivery)>>,
+    jobs: Option<Sender<Job>>,
     events: Receiver<DeliveryEvent>,
     cancel: StopSignal,
 }
@@ -44,10 +45,13 @@ pub(super) enum DeliveryEvent {
     },
 }
 
+/// A delivery with its number, and the trace that ends with it.
+type Job = (u64, Delivery, Trace);
+
 /// What the threads share.
 struct Worker {
     sink: Arc<dyn IdempotentSink>,
-    jobs: Arc<Mutex<Receiver<(u64, Delivery)>>>,
+    jobs: Arc<Mutex<Receiver<Job>>>,
     events: Sender<DeliveryEvent>,
     cancel: StopSignal,
     until_idle: bool,
@@ -83,10 +87,10 @@ impl DeliveryPool {
     }
 
     /// Hands a delivery to the next free thread.
-    pub(super) fn send(&self, number: u64, delivery: Delivery) {
+    pub(super) fn send(&self, number: u64, delivery: Delivery, trace: Trace) {
         if let Some(jobs) = &self.jobs {
             // It fails only if all threads have ended, which `event` reports.
-            let _ = jobs.send((number, delivery));
+            let _ = jobs.send((number, delivery, trace));
         }
     }
 
@@ -126,8 +130,10 @@ impl Worker {
     fn run(self) {
         loop {
             let job = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok((number, delivery)) = job else { return };
-            let event = match self.deliver(delivery) {
+            let Ok((number, delivery, mut trace)) = job else { return };
+            let outcome = self.deliver(delivery, &mut trace);
+            trace.finish(&outcome);
+            let event = match outcome {
                 Ok(Some(delivery)) => DeliveryEvent::Finished { number, delivery },
                 Ok(None) => return,
                 Err(error) => DeliveryEvent::Failed { error },
@@ -139,7 +145,7 @@ impl Worker {
     }
 
     /// Delivers until all records are decided; `None` if the pool was dropped meanwhile.
-    fn deliver(&self, mut delivery: Delivery) -> Result<Option<Delivery>> {
+    fn deliver(&self, mut delivery: Delivery, trace: &mut Trace) -> Result<Option<Delivery>> {
         let mut backoff = Backoff::new();
         let started = Instant::now();
         loop {
@@ -147,6 +153,7 @@ impl Worker {
                 return Ok(None);
             }
             let pending = delivery.pending_len();
+            trace.step("attempt");
             let called = catch_unwind(AssertUnwindSafe(|| {
                 failpoint!("sink.deliver.before").and_then(|()| self.sink.deliver(&mut delivery))
             }));
@@ -161,6 +168,7 @@ impl Worker {
             if error.domain != Domain::External || error.retry == Retry::Never || gives_up {
                 return Err(error);
             }
+            trace.step("wait");
             // An attempt that decided some of the records made progress.
             let retry_in = backoff.after(&error, delivery.pending_len() < pending);
             if self.events.send(DeliveryEvent::Retrying { error, retry_in }).is_err() || self.cancel.wait(retry_in) {
@@ -214,7 +222,7 @@ mod tests {
     fn a_retry_sends_only_the_records_that_are_still_pending() {
         let sink = Arc::new(Flaky { calls: AtomicUsize::new(0), succeeds_at: 3, seen: Mutex::default() });
         let pool = DeliveryPool::start(Box::new(Shared(Arc::clone(&sink))), 1, false).unwrap();
-        pool.send(7, delivery(5));
+        pool.send(7, delivery(5), Trace::none());
         let mut retries = 0;
         let limit = Instant::now() + Duration::from_secs(30);
         loop {
@@ -241,7 +249,7 @@ mod tests {
             }
         }
         let pool = DeliveryPool::start(Box::new(Refuses), 2, false).unwrap();
-        pool.send(0, delivery(1));
+        pool.send(0, delivery(1), Trace::none());
         let Some(DeliveryEvent::Failed { error }) = pool.event(Duration::from_secs(30)).unwrap() else {
             panic!("no failure")
         };

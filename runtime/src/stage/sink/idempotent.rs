@@ -55,6 +55,8 @@ struct Part {
     state: PartState,
     /// The offset after the last record.
     next: i64,
+    /// When its first record was written to its topic.
+    oldest: Option<Instant>,
     bytes: usize,
     counters: Counters,
     dead_letters: DeadLetters,
@@ -97,6 +99,7 @@ impl IdempotentCommitter {
             // Without records (all were dropped or rejected) there is nothing to deliver.
             state: records.map_or(PartState::Acknowledged, PartState::Sealed),
             next: state.next,
+            oldest: state.oldest,
             bytes,
             counters: std::mem::take(&mut state.pending),
             dead_letters: std::mem::take(&mut state.dead_letters),
@@ -107,7 +110,7 @@ impl IdempotentCommitter {
     }
 
     /// Starts deliveries of sealed parts, as far as the limits allow.
-    fn dispatch(&mut self) {
+    fn dispatch(&mut self, transactions: &Transactions<'_>) {
         while self.in_flight < self.limits.deliveries {
             let number = self.next_delivery;
             let mut records = Vec::new();
@@ -131,7 +134,10 @@ impl IdempotentCommitter {
             if records.is_empty() {
                 return;
             }
-            self.pool.send(number, Delivery::new(records));
+            let mut trace = transactions.context.tracer.begin_call("deliver", transactions.status);
+            trace.add("trunkline.records.in", count);
+            trace.add("trunkline.bytes.in", bytes);
+            self.pool.send(number, Delivery::new(records), trace);
             self.next_delivery += 1;
             self.in_flight += 1;
         }
@@ -225,7 +231,9 @@ impl IdempotentCommitter {
         }
         let begun = Instant::now();
         failpoint!("sink.acknowledge.before")?;
-        transactions.retry("committing offsets", |transactions| {
+        let mut trace = transactions.context.tracer.begin("commit", transactions.status);
+        trace.add("trunkline.partitions", prefixes.len() as u64);
+        let outcome = transactions.retry("committing offsets", |transactions| {
             transactions.run(|transactions| {
                 let mut offsets = Vec::new();
                 for (partition, count) in &prefixes {
@@ -245,10 +253,20 @@ impl IdempotentCommitter {
                 }
                 Ok(offsets)
             })
-        })?;
+        });
+        if outcome.is_ok() && trace.is_recording() {
+            let mut counters = Counters::default();
+            let parts =
+                prefixes.iter().filter_map(|(partition, count)| Some(self.parts.get(*partition)?.iter().take(*count)));
+            parts.flatten().for_each(|part| counters.add(&part.counters));
+            trace.add_records(&counters, &transactions.stage.plan.name);
+        }
+        trace.finish(&outcome);
+        outcome?;
         failpoint!("sink.acknowledge.after")?;
         let prefixes: Vec<(TopicPartition, usize)> =
             prefixes.into_iter().map(|(partition, count)| (partition.clone(), count)).collect();
+        let mut oldest = None;
         for (partition, count) in prefixes {
             let Some(parts) = self.parts.get_mut(&partition) else { continue };
             let committed: Vec<Part> = parts.drain(..count).collect();
@@ -257,6 +275,7 @@ impl IdempotentCommitter {
             }
             let Some(state) = transactions.partitions.get_mut(&partition) else { continue };
             for part in committed {
+                oldest = oldest.into_iter().chain(part.oldest).min();
                 state.totals.add(&part.counters);
                 state.committed = part.next;
                 transactions.status.committed(&part.counters);
@@ -264,6 +283,7 @@ impl IdempotentCommitter {
         }
         self.timer.committed(begun);
         transactions.status.commit_took(begun.elapsed());
+        oldest.into_iter().for_each(|oldest| transactions.status.arrived_after(oldest.elapsed()));
         Ok(())
     }
 
@@ -321,7 +341,7 @@ impl Committer for IdempotentCommitter {
             self.timer.mark_pending();
         }
         let collected = self.collect(transactions, Duration::ZERO);
-        self.dispatch();
+        self.dispatch(transactions);
         // What was acknowledged before an error is committed first.
         if collected.is_err() || self.timer.is_due(0) {
             self.commit_prefixes(transactions)?;
@@ -333,7 +353,7 @@ impl Committer for IdempotentCommitter {
         let pending = transactions.pending_partitions();
         pending.iter().for_each(|partition| self.seal(transactions, partition));
         while !self.parts.is_empty() {
-            self.dispatch();
+            self.dispatch(transactions);
             let collected = self.collect(transactions, IN_FLIGHT_POLL);
             if collected.is_err() || self.timer.is_due(0) || self.in_flight == 0 {
                 self.commit_prefixes(transactions)?;
@@ -365,6 +385,10 @@ impl Committer for IdempotentCommitter {
 
     fn spill(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    fn oldest(&self, partition: &TopicPartition) -> Option<Instant> {
+        self.parts.get(partition)?.iter().filter_map(|part| part.oldest).min()
     }
 
     fn wake_in(&self) -> Duration {

@@ -26,7 +26,7 @@ use trunkline_connector::{
 
 use self::committer::{Assignment, Committer};
 use self::idempotent::IdempotentCommitter;
-use self::partition_state::{PartitionState, time_in_topic};
+use self::partition_state::PartitionState;
 use self::stop_points::{Rejected, StopPoints};
 use self::transactions::Transactions;
 use self::two_phase::TwoPhaseCommitter;
@@ -34,7 +34,7 @@ use super::bounds::{Bounds, Throttle};
 use super::careful::{Mark, RECORD_REJECTED, single};
 use super::error_limits::ErrorLimits;
 use super::first_records;
-use super::lag::LagReport;
+use super::lag::{LagReport, Uncommitted, time_in_topic, written_at};
 use super::routes::Routes;
 use super::status::StageStatus;
 use super::stop_signal::StopSignal;
@@ -181,7 +181,12 @@ impl SinkTask<'_> {
             }
             let Transactions { partitions, consumer, status, .. } = &self.transactions;
             let partitions = partitions.iter();
-            let partitions = partitions.map(|(partition, state)| (partition, state.committed, state.has_pending()));
+            let partitions = partitions.map(|(partition, state)| Uncommitted {
+                partition,
+                committed: state.committed,
+                is_pending: state.has_pending(),
+                oldest: self.committer.oldest(partition).or(state.oldest),
+            });
             lag.update(status, consumer, partitions);
             let records = self.poll(&mut batches)?;
             self.rebalance(&mut batches)?;
@@ -192,6 +197,7 @@ impl SinkTask<'_> {
                     self.committer.flush(&mut self.transactions)?;
                     return Err(error);
                 }
+                let (bytes, begun) = (batch.bytes(), Instant::now());
                 if self.points.one_by_one {
                     self.process_one_by_one(partition, batch)?;
                 } else if let Some(parts) = self.points.split(partition, batch) {
@@ -199,6 +205,8 @@ impl SinkTask<'_> {
                 } else {
                     self.process(partition, batch)?;
                 }
+                self.transactions.status.processed(bytes, begun.elapsed());
+                self.routes.chain(&partition.topic)?.report(self.transactions.status);
                 batch.clear();
             }
             self.check_failures()?;
@@ -281,6 +289,7 @@ impl SinkTask<'_> {
         let Some(state) = self.transactions.partitions.get_mut(partition) else { return Ok(()) };
         let (Some(first), Some(last)) = (batch.entries().first(), batch.entries().last()) else { return Ok(()) };
         state.advance(first.offset, last.offset + 1);
+        state.oldest.get_or_insert_with(|| written_at(batch.get(0)));
         if let Some(bounds) = &self.transactions.stage.bounds {
             bounds.select(partition, batch);
         }

@@ -1,9 +1,9 @@
 //! What a sink task knows of a topic partition that is assigned to it.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use trunkline_connector::{Buffered, CommitPolicy, RecordRef};
+use trunkline_connector::{Buffered, CommitPolicy};
 
 use super::OFFSET_ONLY_COMMIT_INTERVAL;
 use super::committer::Assignment;
@@ -27,6 +27,8 @@ pub(super) struct PartitionState {
     pub(super) next: i64,
     /// When the first pending record was processed.
     pending_since: Option<Instant>,
+    /// When it was written to its topic.
+    pub(super) oldest: Option<Instant>,
     /// When the first and the last buffered record arrived.
     buffered: Option<(Instant, Instant)>,
     /// When the buffered output was last sealed.
@@ -82,6 +84,7 @@ impl PartitionState {
     pub(super) fn clear_pending(&mut self) {
         self.first = self.next;
         self.pending_since = None;
+        self.oldest = None;
     }
 
     /// The offset for a transaction that advances none.
@@ -104,15 +107,6 @@ impl PartitionState {
             sink_state: None,
         }
     }
-}
-
-/// How long a record has been in its topic, by its timestamp; zero if it has none, or one in the
-/// future.
-pub(super) fn time_in_topic(record: RecordRef<'_>) -> Duration {
-    let written =
-        record.timestamp().and_then(|milliseconds| u64::try_from(milliseconds).ok()).map(Duration::from_millis);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    written.map_or(Duration::ZERO, |written| now.saturating_sub(written))
 }
 
 #[cfg(test)]

@@ -25,7 +25,8 @@ use trunkline_connector::{
 use super::committer::{Assignment, Committer};
 use super::partition_state::PartitionState;
 use super::transactions::Transactions;
-use crate::checkpoint::{IntentRecord, IntentState};
+use crate::checkpoint::{Counters, IntentRecord, IntentState};
+use crate::telemetry::Trace;
 
 /// See the module's header.
 pub(super) struct TwoPhaseCommitter {
@@ -45,14 +46,17 @@ impl TwoPhaseCommitter {
         transactions: &mut Transactions<'_>,
         due: &[TopicPartition],
         plans: &BTreeMap<TopicPartition, Value>,
+        trace: &mut Trace,
     ) -> Result<BTreeMap<TopicPartition, Value>> {
         let mut committables = BTreeMap::new();
         if !plans.is_empty() {
+            trace.step("record the plan");
             failpoint!("sink.seal.after")?;
             transactions.retry("recording the plan", |transactions| record_plans(transactions, plans))?;
             failpoint!("sink.seal.recorded")?;
             let payloads: Vec<Value> = plans.values().cloned().collect();
             let mut rejected = Rejections::default();
+            trace.step("prepare");
             let prepared = transactions.retry("preparing output", |_| {
                 rejected.clear();
                 self.sink.prepare(&payloads, &mut rejected)
@@ -67,6 +71,7 @@ impl TwoPhaseCommitter {
                 types.insert(partition.clone(), inferred);
             }
         }
+        trace.step("record the intent");
         transactions.retry("recording the prepared intent", |transactions| {
             record_prepared(transactions, due, &committables, &types, self.collects)
         })?;
@@ -113,13 +118,16 @@ impl TwoPhaseCommitter {
         &mut self,
         transactions: &mut Transactions<'_>,
         committables: &BTreeMap<TopicPartition, Value>,
+        trace: &mut Trace,
     ) -> Result<()> {
         if committables.is_empty() {
             return Ok(());
         }
         let payloads: Vec<Value> = committables.values().cloned().collect();
+        trace.step("commit output");
         transactions.retry("committing output", |_| self.sink.commit(&payloads))?;
         failpoint!("sink.commit.after")?;
+        trace.step("record the commit");
         transactions.retry("recording the commit", |transactions| {
             transactions.run(|transactions| {
                 failpoint!("sink.done.before")?;
@@ -185,6 +193,55 @@ impl TwoPhaseCommitter {
         }
         Ok(settled)
     }
+
+    /// All steps of the commit of some topic partitions.
+    fn commit_due(
+        &mut self,
+        transactions: &mut Transactions<'_>,
+        due: &[TopicPartition],
+        trace: &mut Trace,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        trace.add("trunkline.partitions", due.len() as u64);
+        trace.step("seal");
+        failpoint!("sink.seal.before")?;
+        let mut plans = BTreeMap::new();
+        for partition in due {
+            // Not retried: output that could not be completed is lost, and is built again from the
+            // committed offset.
+            if let Some(plan) = self.sink.seal(partition).map_err(|error| error.context("sealing output"))? {
+                plans.insert(partition.clone(), plan);
+            }
+            if let Some(state) = transactions.partitions.get_mut(partition) {
+                state.mark_sealed();
+            }
+        }
+        let committables = match self.prepare(transactions, due, &plans, trace) {
+            Ok(committables) => committables,
+            Err(error) => {
+                self.abort_plans(transactions, &plans);
+                return Err(error);
+            }
+        };
+        failpoint!("sink.intent.after")?;
+        self.commit_prepared(transactions, &committables, trace)?;
+        let (mut committed, mut oldest) = (Counters::default(), None);
+        for partition in due {
+            let Some(state) = transactions.partitions.get_mut(partition) else { continue };
+            oldest = oldest.into_iter().chain(state.oldest).min();
+            let pending = std::mem::take(&mut state.pending);
+            state.totals.add(&pending);
+            state.dead_letters.clear();
+            state.committed = state.next;
+            state.clear_pending();
+            transactions.status.committed(&pending);
+            committed.add(&pending);
+        }
+        trace.add_records(&committed, &transactions.stage.plan.name);
+        transactions.status.commit_took(begun.elapsed());
+        oldest.into_iter().for_each(|oldest| transactions.status.arrived_after(oldest.elapsed()));
+        Ok(())
+    }
 }
 
 impl Committer for TwoPhaseCommitter {
@@ -234,39 +291,10 @@ impl Committer for TwoPhaseCommitter {
         if due.is_empty() {
             return Ok(());
         }
-        let begun = Instant::now();
-        failpoint!("sink.seal.before")?;
-        let mut plans = BTreeMap::new();
-        for partition in due {
-            // Not retried: output that could not be completed is lost, and is built again from the
-            // committed offset.
-            if let Some(plan) = self.sink.seal(partition).map_err(|error| error.context("sealing output"))? {
-                plans.insert(partition.clone(), plan);
-            }
-            if let Some(state) = transactions.partitions.get_mut(partition) {
-                state.mark_sealed();
-            }
-        }
-        let committables = match self.prepare(transactions, due, &plans) {
-            Ok(committables) => committables,
-            Err(error) => {
-                self.abort_plans(transactions, &plans);
-                return Err(error);
-            }
-        };
-        failpoint!("sink.intent.after")?;
-        self.commit_prepared(transactions, &committables)?;
-        for partition in due {
-            let Some(state) = transactions.partitions.get_mut(partition) else { continue };
-            let pending = std::mem::take(&mut state.pending);
-            state.totals.add(&pending);
-            state.dead_letters.clear();
-            state.committed = state.next;
-            state.clear_pending();
-            transactions.status.committed(&pending);
-        }
-        transactions.status.commit_took(begun.elapsed());
-        Ok(())
+        let mut trace = transactions.context.tracer.begin("commit", transactions.status);
+        let outcome = self.commit_due(transactions, due, &mut trace);
+        trace.finish(&outcome);
+        outcome
     }
 
     fn flush(&mut self, transactions: &mut Transactions<'_>) -> Result<()> {

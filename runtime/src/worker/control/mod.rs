@@ -20,7 +20,7 @@ use trunkline_connector::{Error, Result};
 
 pub use self::view::{Components, Request, Target, View};
 use super::Overview;
-use crate::checkpoint::{AuditEntry, ConnectorRow, ControlRow, ControlRows, TaskRow, WorkerTasks};
+use crate::checkpoint::{AuditEntry, ConnectorRow, ControlRow, ControlRows, RunState, StateRow, TaskRow, WorkerTasks};
 use crate::kafka::{Cluster, TableFollower};
 use crate::stage::{StopSignal, WorkerContext};
 
@@ -126,14 +126,22 @@ impl Control {
         self.audit(request.name(), arguments)
     }
 
-    /// Stores a connector that was created by REST, or removes it. `arguments` are those of the
-    /// audit log.
-    pub(crate) fn store_connector(&self, name: &str, row: Option<ConnectorRow>, arguments: Value) -> Result<()> {
+    /// Stores a connector that was created by REST, or removes it. A new one begins in the state
+    /// `initial`. `arguments` are those of the audit log.
+    pub(crate) fn store_connector(
+        &self,
+        name: &str,
+        row: Option<ConnectorRow>,
+        initial: RunState,
+        arguments: Value,
+    ) -> Result<()> {
         self.audit(if row.is_some() { "store connector" } else { "delete connector" }, arguments)?;
-        // A new connector runs, although an earlier one of this name was stopped. The state stays
+        // The state of an earlier connector of this name has no meaning for a new one. It stays
         // until then: the tasks of a deleted connector end later than its row.
         let is_new = row.is_some() && !self.view().connectors().contains_key(name);
-        let state = is_new.then(|| ControlRow::State(name.to_owned(), None));
+        let initial = (initial != RunState::Running)
+            .then(|| StateRow { state: initial, since: Timestamp::now().as_millisecond() });
+        let state = is_new.then(|| ControlRow::State(name.to_owned(), initial));
         let rows: Vec<_> = state.into_iter().chain([ControlRow::Connector(name.to_owned(), row)]).collect();
         lock(&self.shared.connection).as_ref().ok_or_else(not_connected)?.store.write(&rows)?;
         rows.into_iter().for_each(|row| self.apply(row));
