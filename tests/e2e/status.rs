@@ -2,9 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use trunkline_tests::{Case, Exit, Kafka, LogWriter, Process, Reader, need, wait};
+use trunkline_tests::{Case, Exit, Kafka, LogWriter, Process, Reader, Skip, need, wait};
 
 use crate::{LONG, access_logs, stop, wait_for_rows};
 
@@ -191,4 +192,46 @@ fn other_machines_need_a_token() {
     assert_eq!(get(&address, "/metrics", "Authorization: Bearer marker-of-the-token\r\n").0, 200);
     assert!(!worker.stderr().contains("marker-of-the-token"), "{}", worker.stderr());
     stop(worker);
+}
+
+/// A self-signed certificate for workers, and its key. It has no name by which they are reached.
+fn certificate(case: &Case) -> Result<(String, String), Skip> {
+    let path = |name: &str| case.path(name).display().to_string();
+    let (certificate, key) = (path("worker.pem"), path("worker.key"));
+    let arguments = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=workers";
+    let mut openssl = Command::new("openssl");
+    openssl.args(arguments.split(' ')).args(["-keyout", &key, "-out", &certificate]);
+    match openssl.output() {
+        Ok(output) if output.status.success() => Ok((certificate, key)),
+        _ => Err(Skip::new("openssl cannot make certificates")),
+    }
+}
+
+#[test]
+fn workers_and_commands_use_https() {
+    let kafka = need!(Kafka::any());
+    let mut case = Case::new("https", kafka);
+    let (certificate, key) = need!(certificate(&case));
+    LogWriter::new(case.path("logs/access.log"), 954).append(10);
+    case.pipeline("access", &access_logs());
+    for (setting, value) in [
+        ("HTTP", "0.0.0.0:0"),
+        ("HTTP_TLS_CERT", certificate.as_str()),
+        ("HTTP_TLS_KEY", key.as_str()),
+        ("HTTP_TOKEN", "marker"),
+    ] {
+        case.set(&format!("TRUNKLINE_{setting}"), value);
+    }
+    let (first, second) = (case.start("a", &[]), case.start("b", &[]));
+    // `top` asks one worker over HTTPS, and that one asks the other.
+    wait::until("both workers answer over HTTPS", LONG, || {
+        let shown = case.ask_worker("top", "a", &["--once"], LONG);
+        (shown.code == Some(0) && shown.stdout.contains(": 2 workers, 3 tasks, 0 failed")).then_some(())
+    });
+    let shown = status(&case, &[]);
+    assert_eq!(shown.code, Some(0), "{}", shown.describe());
+    let log = first.stderr();
+    assert!(log.contains("metrics: https://") && !log.contains("has no TLS") && !log.contains("marker"), "{log}");
+    stop(first);
+    stop(second);
 }

@@ -21,8 +21,10 @@
 // Like the tests that call it, the harness reports every failure by a panic with its reason.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod browser;
 mod busy;
 mod case;
+mod connect;
 mod history;
 mod kafka;
 mod kafka_faults;
@@ -48,8 +50,10 @@ mod token_server;
 mod tool;
 pub mod wait;
 
+pub use browser::{Browser, Tab, View};
 pub use busy::BusyWriter;
 pub use case::Case;
+pub use connect::KafkaConnect;
 pub use history::{History, Memory, RowChange};
 pub use kafka::{BrokerKind, EndOffsets, Kafka, KafkaClient, KafkaCluster, Record, Replicas};
 pub use kafka_faults::{KafkaFault, KafkaFaults};

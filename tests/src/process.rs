@@ -81,6 +81,11 @@ impl Process {
         self.peak_rss
     }
 
+    /// Its standard output so far.
+    pub fn stdout(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.output.with_added_extension("stdout")).unwrap()).into_owned()
+    }
+
     /// Its standard error so far.
     pub fn stderr(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.output.with_added_extension("stderr")).unwrap()).into_owned()
