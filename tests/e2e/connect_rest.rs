@@ -372,7 +372,7 @@ fn a_worker_answers_as_kafka_connect_does() {
     let case = Case::new("rest", kafka);
     let mut log = LogWriter::new(case.path("logs/access.log"), 990);
     log.append(100);
-    case.pipeline("access", &format!("{SOURCE}topic = \"$NAME-lines\"\n"));
+    case.pipeline("access", &format!("{SOURCE}topic = \"$NAME-lines\"\npartitions = 1\n"));
     let worker = case.start("a", &[]);
     let topic = format!("{}-lines", case.name());
     let sink = json!({

@@ -70,8 +70,8 @@ fn a_collector_receives_the_metrics_of_prometheus_and_spans_of_commits() {
         spans.filter(|span| span["attributes"]["trunkline.component"] == component).collect::<Vec<_>>()
     };
     for component in ["web", "lake"] {
-        let records =
-            commits(component).iter().map(|span| span["attributes"]["trunkline.records.out"].as_u64().unwrap());
+        let found = commits(component);
+        let records = found.iter().map(|span| span["attributes"]["trunkline.records.out"].as_u64().unwrap());
         assert_eq!(records.sum::<u64>(), 1_000, "{component}: {spans:#?}");
     }
     let commit = commits("lake")[0];

@@ -22,7 +22,7 @@ use serde_json::{Map, Value, json};
 use trunkline_connector::Error;
 
 use self::offsets::{NewOffset, NewOffsets};
-use self::shapes::{info, status, task_info, task_status};
+use self::shapes::{info, shown_tasks, status, task_info, task_status};
 use super::Served;
 use super::answer::{blocking, json_ok, json_with, parameters, query, status_of};
 use super::components::{ComponentInfo, all, names};
@@ -140,7 +140,7 @@ async fn connector_status(State(served): Shared, Path(name): Path<String>) -> Re
 
 async fn tasks(State(served): Shared, Path(name): Path<String>) -> Response {
     let found = find(&served, &name, &not_found(&name));
-    let shown = |found: &ComponentInfo| found.tasks.iter().map(|task| task_info(found, task)).collect::<Vec<_>>();
+    let shown = |found: &ComponentInfo| shown_tasks(found).map(|task| task_info(found, task)).collect::<Vec<_>>();
     found.map_or_else(|refused| *refused, |found| json_ok(&shown(&found)))
 }
 

@@ -65,7 +65,7 @@ pub(super) fn status(component: &ComponentInfo) -> Value {
 }
 
 /// A stopped connector has no tasks.
-fn shown_tasks(component: &ComponentInfo) -> impl Iterator<Item = &TaskInfo> {
+pub(super) fn shown_tasks(component: &ComponentInfo) -> impl Iterator<Item = &TaskInfo> {
     component.tasks.iter().filter(|task| component.wanted != RunState::Stopped || task.state == "running")
 }
 
