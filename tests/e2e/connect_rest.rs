@@ -1,10 +1,10 @@
-//! Kafka Connect's REST API: one client, written from Connect's documented shapes, asks a worker and
-//! Kafka Connect itself.
+//! Kafka Connect's REST API: one client, written from Connect's documented shapes, asks a worker
+//! and Kafka Connect itself.
 //!
-//! `connect_rest.json` has the answers of Kafka Connect 4.3.1, without what depends on the machine. A
-//! worker must give the same ones, except for the differences that a case names, which
-//! `docs/reference/rest.md` explains. With `TRUNKLINE_TEST_LONG=1` Kafka Connect is asked again, and
-//! with `TRUNKLINE_UPDATE_CONNECT=1` its answers are written to the file.
+//! `connect_rest.json` has the answers of Kafka Connect 4.3.1, without what depends on the machine.
+//! A worker must give the same ones, except for the differences that a case names, which
+//! `docs/reference/rest.md` explains. With `TRUNKLINE_TEST_LONG=1` Kafka Connect is asked again,
+//! and with `TRUNKLINE_UPDATE_CONNECT=1` its answers are written to the file.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -42,8 +42,8 @@ enum Step {
 
 use Step::{Ask, Await, Until};
 
-/// `$SINK` and `$SOURCE` are configurations, `$TOPIC` is the topic of the sink, `$PLUGIN` the name of
-/// its plugin.
+/// `$SINK` and `$SOURCE` are configurations, `$TOPIC` is the topic of the sink, `$PLUGIN` the name
+/// of its plugin.
 const STEPS: &[Step] = &[
     Ask("GET", "/", "", Same),
     Ask("GET", "/health", "", OtherWords),

@@ -133,7 +133,8 @@ impl Trace {
 
 impl Open {
     fn finish(self, error: Option<&Error>) {
-        // The lowest 56 bits of a random trace id decide, as in OpenTelemetry's consistent sampling.
+        // The lowest 56 bits of a random trace id decide, as in OpenTelemetry's consistent
+        // sampling.
         let random = u64::from_be_bytes(last_eight(self.id)) & (DECISIONS - 1);
         if random >= self.shared.threshold && error.is_none() {
             return;
