@@ -264,9 +264,9 @@ impl<'a> Bench<'a> {
     fn discard_on(&self, processors: usize, table: &str, rows: u64) -> Run {
         let pids = [std::process::id(), self.mysql.pid().unwrap()];
         let all = std::thread::available_parallelism().unwrap().get();
-        pids.map(|pid| restrict(pid, processors));
+        pids.into_iter().for_each(|pid| restrict(pid, processors));
         let run = self.discard(table, rows, processors);
-        pids.map(|pid| restrict(pid, all));
+        pids.into_iter().for_each(|pid| restrict(pid, all));
         run
     }
 

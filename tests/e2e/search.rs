@@ -226,7 +226,7 @@ fn a_killed_replay_replaces_documents(search: &OpenSearch, case: &Case) {
 /// versions, no document ever goes back in time.
 #[test]
 fn a_busy_server_gets_the_changes_of_each_key_in_order() {
-    const CHANGES: i64 = 40_000;
+    const CHANGES: i64 = 12_000;
     const KEYS: i64 = 500;
     let (kafka, search) = (need!(Kafka::any()), SearchStub::storing(30));
     let case = Case::new("search-busy", kafka);

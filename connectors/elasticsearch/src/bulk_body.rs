@@ -175,17 +175,8 @@ mod tests {
     use super::*;
     use crate::config::{IdRule, Mode, Target, VersionRule};
 
-    fn encode(id: IdRule, records: &[(i64, &str, &str)]) -> (BulkBody, Decided, Delivery) {
-        let mut batch = Batch::default();
-        let topic = batch.topic_index("t");
-        for (offset, key, value) in records {
-            let mut record = batch.record();
-            record.read_from(topic, 0, *offset).key(key.as_bytes()).value(value.as_bytes());
-            record.finish();
-        }
-        let partition = TopicPartition::new("t", 0);
-        let delivery = Delivery::new(vec![PartitionRecords { partition, records: batch }]);
-        let options = DocumentOptions {
+    fn options(id: IdRule) -> DocumentOptions {
+        DocumentOptions {
             target: Target::Index(Template::parse("a", &[]).unwrap()),
             mode: Mode::Index,
             id,
@@ -196,8 +187,23 @@ mod tests {
             routing: None,
             require_alias: false,
             supersedes: false,
-        };
-        let (body, decided) = BulkBody::encode(&options, &mut Observers::default(), &delivery);
+        }
+    }
+
+    fn part(number: i32, records: &[(i64, &str, &str)]) -> PartitionRecords {
+        let mut batch = Batch::default();
+        let topic = batch.topic_index("t");
+        for (offset, key, value) in records {
+            let mut record = batch.record();
+            record.read_from(topic, number, *offset).key(key.as_bytes()).value(value.as_bytes());
+            record.finish();
+        }
+        PartitionRecords { partition: TopicPartition::new("t", number), records: batch }
+    }
+
+    fn encode(id: IdRule, records: &[(i64, &str, &str)]) -> (BulkBody, Decided, Delivery) {
+        let delivery = Delivery::new(vec![part(0, records)]);
+        let (body, decided) = BulkBody::encode(&options(id), &mut Observers::default(), &delivery);
         (body, decided, delivery)
     }
 
@@ -236,11 +242,21 @@ mod tests {
         let text_of_all = text(&by_offset, 0..4);
         let ids = ["\"t+0+7\"", "\"t+0+7+1\"", "\"t+0+7+2\"", "\"t+0+8\""];
         assert!(ids.iter().all(|id| text_of_all.contains(id)), "{text_of_all}");
-        let (by_key, decided, mut delivery) = encode(IdRule::Key, &records);
+        let (by_key, decided, delivery) = encode(IdRule::Key, &records);
         let pending: Vec<_> = delivery.pending().map(|pending| pending.index).collect();
         assert_eq!(decided.superseded, [pending[0]]);
         assert_eq!((0..by_key.len()).map(|at| by_key.record(at)).collect::<Vec<_>>(), pending[1..]);
         assert!(text(&by_key, 1..2).ends_with("{\"n\":2}\n"));
         assert!(text(&by_key, 0..1).contains("\"y\""));
+    }
+
+    #[test]
+    fn the_rest_of_an_offset_supersedes_no_record_of_another_partition() {
+        let parts = vec![part(0, &[(7, "x", "{}")]), part(1, &[(3, "y", "{}"), (3, "x", "{}")])];
+        let mut delivery = Delivery::new(parts);
+        let indexes: Vec<_> = delivery.pending().map(|pending| pending.index).collect();
+        delivery.acknowledge(indexes[1]);
+        let (body, decided) = BulkBody::encode(&options(IdRule::Key), &mut Observers::default(), &delivery);
+        assert_eq!((body.len(), decided.superseded.len()), (2, 0));
     }
 }
