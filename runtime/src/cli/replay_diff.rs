@@ -1,4 +1,5 @@
 //! `trunkline replay diff`: compares the files of a shadow with those of the live destination.
+//! `replay_diff_rows` compares rows and documents.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use trunkline_connector::{Error, OutputFile, Result, TopicPartition};
 use super::SettingsArgs;
 use super::dlq::connect;
 use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
+use super::replay_diff_rows;
 use super::replay_target::{Choice, Refusal};
 use super::selection;
 use super::validate::load_to_inspect;
@@ -33,15 +35,16 @@ pub(super) struct DiffArgs {
     #[arg(value_name = "ID")]
     id: String,
     /// Columns that identify a row: rows with the same key and other values have changed. Without
-    /// it, rows are compared as a whole
+    /// it, rows are compared as a whole. A record of a topic has the column `@key`, and the members
+    /// of its value
     #[arg(long, value_name = "COLUMN,..", value_delimiter = ',')]
-    key: Vec<String>,
+    pub(super) key: Vec<String>,
     /// Columns that are not compared
     #[arg(long, value_name = "COLUMN,..", value_delimiter = ',')]
-    ignore: Vec<String>,
+    pub(super) ignore: Vec<String>,
     /// Show at most N rows that differ
     #[arg(long, value_name = "N", default_value_t = 10)]
-    samples: usize,
+    pub(super) samples: usize,
     /// Print the result as JSON on stdout
     #[arg(long)]
     json: bool,
@@ -63,14 +66,18 @@ pub(super) fn run(args: &DiffArgs) -> Exit {
 }
 
 /// The result, with what is shown of it.
-struct Found {
-    live: String,
-    shadow: String,
-    differences: Differences,
+pub(super) struct Found {
+    /// What the rows are counted by.
+    pub(super) heading: &'static str,
+    pub(super) live: String,
+    pub(super) shadow: String,
+    pub(super) differences: Differences,
     /// Rows that differ, as JSON: the one of the live destination, and that of the shadow.
-    samples: Vec<(Value, Value)>,
+    pub(super) samples: Vec<(Value, Value)>,
     /// Live files with offsets outside of the range of the run, too.
-    beyond: usize,
+    pub(super) beyond: usize,
+    /// What was compared.
+    pub(super) notes: Vec<String>,
 }
 
 /// A side, with its files.
@@ -93,26 +100,36 @@ fn compare(args: &DiffArgs, settings: &Settings, pipelines: &[Pipeline]) -> Resu
     let (live, pipeline) = choice.pipelines(pipelines, settings)?;
     let shadow = selection::sink(&pipeline, Some(&live.name))?;
     let runtime = runtime()?;
+    if let (Some(contents), Some(_)) = (live.spec.contents(), shadow.spec.contents()) {
+        return replay_diff_rows::compare(args, settings, (live, shadow, &contents), &run, &runtime);
+    }
     let live = files(live, &run, &runtime)?;
     let shadow = files(shadow, &run, &runtime)?;
-    let folder = settings.data.join("replays").join(format!("diff-{}", uuid::Uuid::new_v4().simple()));
-    create_private_folder(&folder).map_err(|error| trunkline_connector::io_error("create", &folder, &error))?;
-    let found = compare_files(args, &live, &shadow, &folder, &runtime);
-    if let Err(error) = std::fs::remove_dir_all(&folder) {
-        tracing::debug!(%error, folder = %folder.display(), "the folder of temporary files cannot be removed");
-    }
-    let (differences, samples) = found?;
+    let (differences, samples) = in_folder(settings, |folder| compare_files(args, &live, &shadow, folder, &runtime))?;
     let ranges = ranges(&run);
     let is_beyond = |file: &&OutputFile| {
         ranges.get(&file.partition).is_some_and(|(from, to)| file.first < *from || file.last >= *to)
     };
     Ok(Found {
+        heading: "FOLDER",
+        notes: Vec::new(),
         live: live.sink.spec.destination().unwrap_or_default(),
         shadow: run.destination,
         differences,
         samples,
         beyond: live.files.iter().filter(is_beyond).count(),
     })
+}
+
+/// Calls `compare` with a folder for temporary files.
+pub(super) fn in_folder<T>(settings: &Settings, compare: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let folder = settings.data.join("replays").join(format!("diff-{}", uuid::Uuid::new_v4().simple()));
+    create_private_folder(&folder).map_err(|error| trunkline_connector::io_error("create", &folder, &error))?;
+    let found = compare(&folder);
+    if let Err(error) = std::fs::remove_dir_all(&folder) {
+        tracing::debug!(%error, folder = %folder.display(), "the folder of temporary files cannot be removed");
+    }
+    found
 }
 
 fn check_run(run: &Run) -> Result<()> {
@@ -128,7 +145,7 @@ fn check_run(run: &Run) -> Result<()> {
     Err(Error::config("replay.not_comparable", format!("the run {} cannot be compared: {problem}", run.id)))
 }
 
-fn ranges(run: &Run) -> BTreeMap<TopicPartition, (i64, i64)> {
+pub(super) fn ranges(run: &Run) -> BTreeMap<TopicPartition, (i64, i64)> {
     run.ranges.iter().map(|range| (range.topic_partition(), (range.from, range.to))).collect()
 }
 
@@ -136,8 +153,8 @@ fn ranges(run: &Run) -> BTreeMap<TopicPartition, (i64, i64)> {
 fn files<'a>(sink: &'a SinkPlan, run: &Run, runtime: &Runtime) -> Result<Files<'a>> {
     let Some(listing) = sink.spec.list_output(runtime.handle())? else {
         let message = format!(
-            "the output of the connector `{}` is no files: compare the two with a query at the destination. Only `s3` sinks can be \
-             compared here",
+            "the output of the connector `{}` cannot be compared here: tables of a warehouse can with `lineage = true` and a `table` \
+             that depends on nothing but the topic. Compare others with a query at the destination",
             sink.connector
         );
         return Err(Error::config("replay.not_comparable", message));
@@ -168,11 +185,7 @@ fn compare_files(
         }
     }
     let differences = comparison.finish()?;
-    let is_unknown = |name: &&String| !differences.columns.contains_key(*name) && !args.ignore.contains(name);
-    if let Some(name) = args.key.iter().find(is_unknown).filter(|_| !differences.columns.is_empty()) {
-        let message = format!("no row has a column `{name}`: correct --key");
-        return Err(Error::config("replay.not_comparable", message));
-    }
+    check_key(args, &differences)?;
     let places =
         |at: fn(&Sample) -> Option<Place>| differences.samples.iter().filter_map(at).collect::<BTreeSet<Place>>();
     let live_rows = rows_at(live, &places(|sample| sample.0), folder, runtime)?;
@@ -183,6 +196,18 @@ fn compare_files(
     let samples =
         differences.samples.iter().map(|(one, other)| (row(&live_rows, *one), row(&shadow_rows, *other))).collect();
     Ok((differences, samples))
+}
+
+/// Refuses a column of `--key` that no row has.
+pub(super) fn check_key(args: &DiffArgs, differences: &Differences) -> Result<()> {
+    let is_unknown = |name: &&String| !differences.columns.contains_key(*name) && !args.ignore.contains(name);
+    match args.key.iter().find(is_unknown).filter(|_| !differences.columns.is_empty()) {
+        Some(name) => {
+            let message = format!("no row has a column `{name}`: correct --key");
+            Err(Error::config("replay.not_comparable", message))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Reads rows again, to show them.
@@ -227,6 +252,7 @@ fn print(args: &DiffArgs, found: &Found) -> Exit {
             value["columns_only_live"] = json!(columns_of([true, false]));
             value["columns_only_shadow"] = json!(columns_of([false, true]));
             value["live_files_beyond_range"] = found.beyond.into();
+            value["notes"] = json!(found.notes);
             let sample = |(live, shadow): &(Value, Value)| json!({ "live": live, "shadow": shadow });
             value["samples"] = found.samples.iter().map(sample).collect();
             format!("{value}\n")
@@ -234,6 +260,7 @@ fn print(args: &DiffArgs, found: &Found) -> Exit {
         false => table(found, &columns_of([true, false]), &columns_of([false, true])),
     };
     let printed = print_data(&text);
+    found.notes.iter().for_each(|note| print_error(format_args!("{note}")));
     if found.beyond > 0 {
         print_error(format_args!(
             "{} live files hold records outside of the range of the run, too: these rows count as missing in the shadow",
@@ -249,14 +276,14 @@ fn print(args: &DiffArgs, found: &Found) -> Exit {
 
 fn table(found: &Found, only_live: &[&str], only_shadow: &[&str]) -> String {
     let differences = &found.differences;
-    let mut rows = vec![["FOLDER", "LIVE", "SHADOW"].map(str::to_owned)];
+    let mut rows = vec![[found.heading, "LIVE", "SHADOW"].map(str::to_owned)];
     for (folder, [live, shadow]) in differences.folders.iter().take(FOLDERS) {
         let folder = if folder.is_empty() { "." } else { folder.as_str() };
         rows.push([folder.to_owned(), live.to_string(), shadow.to_string()]);
     }
     let mut text = columns(&rows, &[1, 2]);
     if differences.folders.len() > FOLDERS {
-        text.push_str(&format!(".. and {} more folders\n", differences.folders.len() - FOLDERS));
+        text.push_str(&format!(".. and {} more\n", differences.folders.len() - FOLDERS));
     }
     text.push_str(&format!(
         "{} rows are equal, {} changed, {} only in the live destination, {} only in the shadow\n",
@@ -277,7 +304,7 @@ fn table(found: &Found, only_live: &[&str], only_shadow: &[&str]) -> String {
     text
 }
 
-fn runtime() -> Result<Runtime> {
+pub(super) fn runtime() -> Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
