@@ -97,6 +97,105 @@ fn a_killed_replay_replaces_rows(case: &Case, options: &str, count: Count<'_>) {
     let again = replay(case, &into);
     assert!(again.stderr.contains("[replay.output_exists]"), "{}", again.describe());
     assert_eq!(count("lines"), (expected, expected), "the live table is as it was");
+    let id = result["run"].as_str().unwrap();
+    // Of the live lines, those after the range are as the earlier transforms made them.
+    let equal = LINES - dropped;
+    let diff = case.run_command("replay", &["diff"], &[id, "--key", &key(case), "--json"], LONG);
+    assert_eq!(diff.code, Some(1), "{}", diff.describe());
+    let found: Value = serde_json::from_str(&diff.stdout).unwrap();
+    let counts = ["equal", "changed", "only_live", "only_shadow"].map(|name| found[name].as_u64().unwrap());
+    assert_eq!(counts, [equal, out - equal, expected - out, 0], "{found}");
+    a_shadow_becomes_the_live_table(case, &mut log, id, (out, expected), count);
+}
+
+/// The column of the path.
+fn key(case: &Case) -> String {
+    if case.name().contains("snowflake") { "PATH".to_owned() } else { "path".to_owned() }
+}
+
+/// Records that the sink has written since the replay are in the shadow, too, after the switch.
+fn a_shadow_becomes_the_live_table(
+    case: &Case,
+    log: &mut LogWriter,
+    id: &str,
+    (shadow, live): (u64, u64),
+    count: Count<'_>,
+) {
+    let switch = |more: &[&str]| case.run_command("replay", &["switch"], &[&[id], more].concat(), LONG);
+    log.append(200);
+    case.until_idle("a", LONG);
+    let loaded = count("lines").0;
+    assert!(loaded > live + 150, "{loaded} rows");
+    let unconfirmed = switch(&[]);
+    assert!(unconfirmed.stderr.contains("[offsets.not_confirmed]"), "{}", unconfirmed.describe());
+    let planned = switch(&["--dry-run"]);
+    assert!(planned.stdout.contains("exchange their names"), "{}", planned.describe());
+    assert_eq!(count("lines").0, loaded, "nothing has changed yet");
+    let switched = switch(&["--yes", "--json"]);
+    assert_eq!(switched.code, Some(0), "{}", switched.describe());
+    assert_eq!((count("lines"), count("lines_v2")), ((shadow, shadow), (loaded, loaded)));
+    let again = switch(&["--yes"]);
+    assert!(again.code == Some(0) && again.stderr.contains("already"), "{}", again.describe());
+    assert_eq!(count("lines"), (shadow, shadow), "a repeated switch changes nothing");
+    let summary = case.until_idle("a", LONG);
+    assert_eq!(summary.of(case.name(), "dw").dead_lettered, 0);
+    let rows = count("lines");
+    assert_eq!(rows.0, shadow + loaded - live, "each record after the end of the shadow is there");
+    assert_eq!(rows.0, rows.1, "no record is there twice");
+    let audited = case.run_command("audit", &[], &[&format!("{}.dw", case.name())], LONG);
+    assert_eq!(audited.code, Some(0), "{}", audited.describe());
+}
+
+/// A table with one row for each path, which a replay rebuilds while live records arrive.
+#[test]
+fn rows_of_keys_are_rebuilt_in_redshift() {
+    let (kafka, s3, redshift) = (need!(Kafka::any()), need!(S3::shared()), need!(Redshift::shared()));
+    s3.bucket("rebuilds");
+    redshift.run("CREATE SCHEMA rebuilds");
+    let case = Case::new("replay-keys", kafka);
+    fs::create_dir_all(case.path("data-replay/plugins")).unwrap();
+    let options = redshift.sink_options(redshift.port(), "rebuilds", "rebuilds");
+    let pipeline = |transform: &str| {
+        format!(
+            "{SOURCE}\n{transform}\n[sinks.dw]\nconnector = \"redshift\"\ninputs = [\"today\"]\n{options}table = \"lines\"\n\
+             mode = \"upsert\"\nkey = [\"path\"]\ncommit = {{ records = 300, age = \"300ms\", idle = \"300ms\" }}\n"
+        )
+    };
+    let count = |condition: &str| {
+        let found =
+            redshift.try_run(&format!("SELECT COUNT(*), COUNT(DISTINCT path) FROM rebuilds.lines WHERE {condition}"));
+        found.map_or((0, 0), |rows| numbers(&rows[0]))
+    };
+    let mut log = LogWriter::new(case.path("logs/access.log"), 731);
+    log.append(1_000);
+    case.pipeline("lines", &pipeline(MASK));
+    let live = case.start("a", &[]);
+    wait::until("the first rows", LONG, || (count("TRUE").0 >= 1_000).then_some(()));
+    case.pipeline("lines", &pipeline(FILTER));
+    let early =
+        case.run_command("replay", &[], &[case.name(), "--from", "earliest", "--to", "0:5", "--supersede"], LONG);
+    assert!(early.stderr.contains("Leave --to out"), "{}", early.describe());
+    let planned = replay(&case, &["--supersede", "--dry-run"]);
+    let sentence = "rows that today's transforms no longer produce are removed";
+    assert!(planned.stdout.contains(sentence), "{}", planned.describe());
+    let arguments = [case.name(), "--from", "earliest", "--supersede", "--rate", "300"];
+    let killed = case.start_command("replay", &[], &arguments);
+    wait::until("a run with rows", LONG, || runs(&case).first()?["counters"]["out"].as_u64().filter(|out| *out > 0));
+    killed.kill9();
+    assert_eq!(count("TRUE"), (1_000, 1_000), "nothing is replaced yet");
+    log.append(200);
+    wait::until("live rows", LONG, || (count("TRUE").0 >= 1_200).then_some(()));
+    let last = replay(&case, &["--supersede"]);
+    assert_eq!(last.code, Some(0), "{}", last.describe());
+    let run = runs(&case).remove(0);
+    let [read, out] = ["records_in", "out"].map(|name| run["counters"][name].as_u64().unwrap());
+    assert_eq!(read, 1_200, "the run has followed the live sink: {run}");
+    assert_eq!(count("TRUE"), (out, out));
+    assert_eq!(count("path LIKE '%7'"), (0, 0), "rows that are no longer produced are gone");
+    log.append(100);
+    wait::until("later rows", LONG, || (count("TRUE").0 >= out + 100).then_some(()));
+    stop(live);
+    assert_eq!(count("TRUE"), (out + 100, out + 100), "the live sink has continued with its transforms");
 }
 
 fn numbers(row: &str) -> (u64, u64) {

@@ -25,6 +25,12 @@ pub struct RowChange {
 }
 
 impl RowChange {
+    /// When the source made the change, in seconds since the Unix epoch. Each change has another
+    /// one.
+    pub fn second(&self) -> u64 {
+        self.time / 1_000
+    }
+
     /// The record's key.
     pub fn key(&self) -> Option<String> {
         (self.op != 't').then(|| format!("{{\"id\":{}}}", self.id))
@@ -91,6 +97,11 @@ impl History {
             made.push(RowChange { op, id, note, before, epoch, file, pos: 4 + number, time });
         }
         Self { changes: made }
+    }
+
+    /// All changes, in order.
+    pub fn changes(&self) -> &[RowChange] {
+        &self.changes
     }
 
     /// The rows at the end, by key.

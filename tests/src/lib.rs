@@ -13,6 +13,7 @@
 //! * [`LogWriter`] writes and rotates access logs. [`Reader`] reads a lake, [`KafkaClient::read`] a
 //!   topic.
 //! * [`History`] is a random history of a table, whose changes a test delivers late and again.
+//! * [`Rebuilt`] is what a replay over such a table must end with.
 //! * [`Tool`] is an external program.
 //! * [`Summary`] has the counters of a worker, and checks conservation (I3).
 //!
@@ -37,6 +38,7 @@ mod process;
 mod proxy;
 mod random;
 mod reader;
+mod rebuilt;
 mod redshift;
 mod redshift_faults;
 mod s3;
@@ -67,6 +69,7 @@ pub use process::{Exit, Process, memory_of};
 pub use proxy::TlsFiles;
 pub use random::Random;
 pub use reader::{LakeContents, Reader};
+pub use rebuilt::{Ended, Rebuilt, Version};
 pub use redshift::{Redshift, query_redshift};
 pub use redshift_faults::{RedshiftFault, RedshiftFaults};
 pub use s3::S3;

@@ -25,6 +25,7 @@
 //! | `sink` | the running sink: sends, splits, decides |
 //! | `audit` | counts documents by the offsets in their ids |
 //! | `locate` | the documents of single records, for `trunkline trace` |
+//! | `read`, `switch` | `trunkline replay diff` and `switch`: documents, the alias of readers |
 
 mod audit;
 mod aws;
@@ -39,18 +40,22 @@ mod field_types;
 mod index_template;
 mod locate;
 mod preflight;
+mod read;
 mod request_limit;
 mod server;
 mod sink;
+mod switch;
+
+use std::sync::Arc;
 
 use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{
-    Batch, Error, OffsetRanges, PreflightIssue, Result, RowCounts, Sink, SinkConnector, SinkContext, SinkSpec,
-    Supersede,
+    Batch, Contents, EachContent, Error, OffsetRanges, PreflightIssue, Result, RowCounts, Sink, SinkConnector,
+    SinkContext, SinkSpec, Supersede, SwitchPlan,
 };
 
 use client::Client;
-use config::{Config, IdRule, Mode, VersionRule};
+use config::{Config, IdRule, Mode, Target, VersionRule};
 use field_types::FieldTypes;
 
 /// The connector `elasticsearch`.
@@ -147,5 +152,70 @@ impl SinkSpec for ElasticsearchSpec {
                 "it needs `version = \"offset\"`: with another version, a record of the range could replace a later one",
             ),
         }
+    }
+
+    fn contents(&self) -> Option<Contents> {
+        Some(Contents { key: vec!["_id".to_owned()], ignored: Vec::new() })
+    }
+
+    fn read_contents(
+        &self,
+        _: &OffsetRanges,
+        other: &dyn SinkSpec,
+        runtime: &tokio::runtime::Handle,
+        each: EachContent<'_>,
+    ) -> Result<u64> {
+        let other = other.destination().unwrap_or_default();
+        let other = other.rsplit_once('/').map_or("", |(_, template)| template);
+        let indices = read::indices(&self.config.documents.target, other);
+        runtime.block_on(async {
+            let client = Client::new(&self.config.client).await?;
+            read::documents(&client, &indices, each).await
+        })?;
+        Ok(0)
+    }
+
+    fn places(&self, topics: &[Arc<str>]) -> Option<Vec<String>> {
+        let Target::Index(template) = &self.config.documents.target else { return None };
+        topics.iter().map(|topic| template.for_topic(topic)).collect()
+    }
+
+    fn plan_switch(
+        &self,
+        topics: &[Arc<str>],
+        shadow: &dyn SinkSpec,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<SwitchPlan> {
+        let Some((live, shadow)) = self.one_index(topics, shadow) else {
+            return Ok(SwitchPlan::ByHand(
+                "the sink writes to several indices, or to a data stream, so that no single alias names what it wrote: set the options of \
+                 the sink to those of the shadow, move the readers to it, and let `trunkline offsets set` move the sink to the end of the \
+                 run"
+                .to_owned(),
+            ));
+        };
+        runtime.block_on(async { switch::plan(&Client::new(&self.config.client).await?, &live, &shadow).await })
+    }
+
+    fn switch(
+        &self,
+        topics: &[Arc<str>],
+        shadow: &dyn SinkSpec,
+        _: &str,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<()> {
+        let Some((live, shadow)) = self.one_index(topics, shadow) else { return Ok(()) };
+        runtime.block_on(async { switch::switch(&Client::new(&self.config.client).await?, &live, &shadow).await })
+    }
+}
+
+impl ElasticsearchSpec {
+    /// The index of this sink and that of the shadow, if each writes to one.
+    fn one_index(&self, topics: &[Arc<str>], shadow: &dyn SinkSpec) -> Option<(String, String)> {
+        let one = |mut places: Vec<String>| {
+            places.dedup();
+            places.pop().filter(|_| places.is_empty())
+        };
+        Some((one(self.places(topics)?)?, one(shadow.places(topics)?)?))
     }
 }

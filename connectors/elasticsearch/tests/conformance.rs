@@ -6,13 +6,14 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use common::fake::Fake;
 use common::server::Server;
 use common::{Setup, deliver_within, delivery, http, numbered, pending, rejections, with_schema};
 use serde_json::json;
-use trunkline_connector::SinkConnector;
 use trunkline_connector::conformance::{SinkFixture, check_idempotent_sink};
+use trunkline_connector::{SinkConnector, SinkSpec, SwitchPlan};
 use trunkline_elasticsearch::ElasticsearchConnector;
 
 struct Cluster<'a> {
@@ -92,6 +93,7 @@ fn check_server(name: &str) {
     options_generate_a_template(&server);
     schemas_decide_field_types(&server);
     documents_are_counted_by_offset(&server);
+    an_alias_moves_to_a_shadow_that_was_compared(&server);
 }
 
 #[test]
@@ -473,4 +475,47 @@ fn documents_are_counted_by_offset(server: &Server) {
     let refused = setup.count(&options, 10).unwrap_err();
     assert_eq!(refused.code, "audit.unsupported", "{refused}");
     assert!(setup.count(&format!("{options}id = \"key\"\n"), 10).is_err());
+}
+
+/// A shadow is compared with the live index, and takes its place behind the alias.
+fn an_alias_moves_to_a_shadow_that_was_compared(server: &Server) {
+    let setup = Setup::new();
+    let options = |index: &str| format!("url = \"http://{}\"\nindex = \"{index}\"\n", server.address);
+    let topics = [Arc::from("web")];
+    let (live, shadow, plain) =
+        (setup.spec(&options("web")), setup.spec(&options("web-v2")), setup.spec(&options("web-v1")));
+    let plan = |from: &dyn SinkSpec, to: &dyn SinkSpec| from.plan_switch(&topics, to, setup.runtime());
+    http(&server.address, "DELETE", "/web-v1,web-v2?ignore_unavailable=true", "");
+    server.call("PUT", "/web-v1", r#"{"aliases":{"web":{"is_write_index":true}}}"#);
+    let missing = plan(live.as_ref(), shadow.as_ref()).unwrap_err();
+    assert_eq!(missing.code, "elasticsearch.missing_index", "{missing}");
+    setup.open(&options("web")).deliver(&mut numbered(0..1_500)).unwrap();
+    setup.open(&options("web-v2")).deliver(&mut numbered(0..1_200)).unwrap();
+    server.call("PUT", "/web-v2/_doc/extra", r#"{"n":"x","list":[1]}"#);
+
+    let rows = |of: &dyn SinkSpec, other: &dyn SinkSpec| {
+        let mut rows = Vec::new();
+        let read = of.read_contents(&BTreeMap::new(), other, setup.runtime(), &mut |index, row| {
+            rows.push(format!("{index} {row:?}"));
+            Ok(())
+        });
+        assert_eq!(read.unwrap(), 0);
+        rows.sort();
+        rows
+    };
+    let (of_live, of_shadow) = (rows(live.as_ref(), shadow.as_ref()), rows(shadow.as_ref(), live.as_ref()));
+    assert_eq!((of_live.len(), of_shadow.len()), (1_500, 1_201));
+    assert!(of_live.iter().all(|row| row.starts_with("web-v1 [(\"_id\", ")), "{}", of_live[0]);
+    let extra = r#"web-v2 [("_id", "extra"), ("list", "[1]"), ("n", "x")]"#;
+    assert!(of_shadow.iter().any(|row| row == extra), "{:?}", of_shadow.first());
+
+    assert!(matches!(plan(plain.as_ref(), shadow.as_ref()).unwrap(), SwitchPlan::ByHand(_)), "it is an index");
+    let Ok(SwitchPlan::Steps { effect, .. }) = plan(live.as_ref(), shadow.as_ref()) else { panic!("no steps") };
+    assert!(effect.contains("web-v2 instead of web-v1"), "{effect}");
+    for _ in 0..2 {
+        live.switch(&topics, shadow.as_ref(), "run", setup.runtime()).unwrap();
+        let alias = server.call("GET", "/_alias/web", "");
+        assert_eq!(alias, json!({"web-v2": {"aliases": {"web": {"is_write_index": true}}}}));
+    }
+    assert_eq!(rows(live.as_ref(), plain.as_ref()).len(), 1_201);
 }

@@ -348,6 +348,27 @@ impl Dialect for RedshiftDialect {
         ]
     }
 
+    fn text_of(&self, column_type: &ColumnType, column: &str) -> String {
+        match column_type {
+            ColumnType::Boolean => format!("CASE WHEN {column} THEN 'true' WHEN NOT {column} THEN 'false' END"),
+            ColumnType::Json => format!("JSON_SERIALIZE({column})"),
+            ColumnType::Binary(_) => format!("TO_HEX({column})"),
+            _ => format!("CAST({column} AS VARCHAR({MAX_TEXT}))"),
+        }
+    }
+
+    fn swap_tables(&self, pairs: &[(String, String)]) -> Vec<String> {
+        let mut statements = vec!["BEGIN".to_owned()];
+        for (number, (one, other)) in pairs.iter().enumerate() {
+            let aside = format!("trunkline_swapped_{number}");
+            for (from, to) in [(one, &aside), (other, one), (&aside, other)] {
+                statements.push(format!("ALTER TABLE {} RENAME TO {}", self.quoted(from), self.quoted(to)));
+            }
+        }
+        statements.push("COMMIT".to_owned());
+        statements
+    }
+
     fn may_alter(&self, session: &mut dyn Session, table: &str) -> Result<Option<bool>> {
         let owned = session.query(&format!(
             "SELECT t.tableowner = current_user OR u.usesuper FROM pg_catalog.pg_tables t, pg_catalog.pg_user u \

@@ -12,10 +12,13 @@ use std::sync::{Arc, LazyLock};
 use tokio::runtime::Handle;
 use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{
-    CommitPolicy, OffsetRanges, PreflightIssue, RecordSample, Result, RowCounts, Sink, SinkConnector, SinkContext,
-    SinkSpec, Supersede, Template,
+    CommitPolicy, Contents, EachContent, OffsetRanges, PreflightIssue, RecordSample, Result, RowCounts, Sink,
+    SinkConnector, SinkContext, SinkSpec, Supersede, SwitchPlan, Template,
 };
-use trunkline_warehouse::{S3Stage, Stage, check, check_records, count_rows, open_sink, rows_in_the_way};
+use trunkline_warehouse::{
+    S3Stage, Stage, check, check_records, count_rows, finish_switch, open_sink, plan_switch, read_contents,
+    rows_in_the_way, switch,
+};
 
 use config::Config;
 use dialect::RedshiftDialect;
@@ -87,6 +90,60 @@ impl SinkSpec for RedshiftSpec {
 
     fn rows_in_the_way(&self, ranges: &OffsetRanges, runtime: &Handle) -> Result<Option<String>> {
         rows_in_the_way(&RedshiftDialect::new(&self.config, "replay", runtime.clone()), &self.config.options, ranges)
+    }
+
+    fn contents(&self) -> Option<Contents> {
+        self.config.options.contents(str::to_lowercase)
+    }
+
+    fn read_contents(
+        &self,
+        ranges: &OffsetRanges,
+        _: &dyn SinkSpec,
+        runtime: &Handle,
+        each: EachContent<'_>,
+    ) -> Result<u64> {
+        read_contents(
+            &RedshiftDialect::new(&self.config, "replay", runtime.clone()),
+            &self.config.options,
+            ranges,
+            each,
+        )
+    }
+
+    fn places(&self, topics: &[Arc<str>]) -> Option<Vec<String>> {
+        let options = &self.config.options;
+        let schema = self.config.place();
+        options.places(&schema, str::to_lowercase, topics)
+    }
+
+    fn plan_switch(&self, topics: &[Arc<str>], shadow: &dyn SinkSpec, runtime: &Handle) -> Result<SwitchPlan> {
+        plan_switch(
+            &RedshiftDialect::new(&self.config, "replay", runtime.clone()),
+            &self.config.options,
+            topics,
+            shadow,
+        )
+    }
+
+    fn switch(&self, topics: &[Arc<str>], shadow: &dyn SinkSpec, run: &str, runtime: &Handle) -> Result<()> {
+        switch(
+            &RedshiftDialect::new(&self.config, "replay", runtime.clone()),
+            &self.config.options,
+            topics,
+            shadow,
+            run,
+        )
+    }
+
+    fn finish_switch(&self, topics: &[Arc<str>], shadow: &dyn SinkSpec, run: &str, runtime: &Handle) -> Result<()> {
+        finish_switch(
+            &RedshiftDialect::new(&self.config, "replay", runtime.clone()),
+            &self.config.options,
+            topics,
+            shadow,
+            run,
+        )
     }
 
     fn templates(&self) -> Vec<(&'static str, &Template)> {

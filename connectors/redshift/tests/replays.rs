@@ -119,9 +119,10 @@ fn rows_are_counted_by_their_lineage_columns() {
     let place = spec.destination().unwrap();
     assert!(place.ends_with("/dev/counted/t") && !place.contains("rspass1"), "{place}");
     let of = |options: &str| (bench.spec(options).0.supersede(), bench.spec(options).0.destination().unwrap());
-    assert_eq!(spec.supersede(), Supersede::Rows);
-    assert_eq!(of("table = \"raw_{@topic}\"").0, Supersede::Rows);
-    for refused in ["mode = \"upsert\"", "lineage = false", "table = \"{kind}\""] {
+    assert_eq!(spec.supersede(), Supersede::Rows { up_to_live: false });
+    assert_eq!(of("table = \"raw_{@topic}\"").0, Supersede::Rows { up_to_live: false });
+    assert_eq!(of("mode = \"upsert\"").0, Supersede::Rows { up_to_live: true });
+    for refused in ["lineage = false", "table = \"{kind}\""] {
         let (supersede, place) = of(refused);
         assert!(matches!(supersede, Supersede::Refused(_)), "{refused}");
         assert!(place.ends_with("/dev/counted"), "{place}");

@@ -251,6 +251,13 @@ impl Dialect for SnowflakeDialect {
         )]
     }
 
+    fn swap_tables(&self, pairs: &[(String, String)]) -> Vec<String> {
+        let swap = |(one, other): &(String, String)| {
+            format!("ALTER TABLE {} SWAP WITH {}", self.quoted(one), self.quoted(other))
+        };
+        pairs.iter().map(swap).collect()
+    }
+
     fn may_alter(&self, session: &mut dyn Session, table: &str) -> Result<Option<bool>> {
         // ALTER needs the role that owns the table, or one that inherits it.
         let owned = session.query(&format!(

@@ -20,10 +20,13 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{
-    CommitPolicy, OffsetRanges, PreflightIssue, RecordSample, Result, RowCounts, Sink, SinkConnector, SinkContext,
-    SinkSpec, Supersede, Template,
+    CommitPolicy, Contents, EachContent, OffsetRanges, PreflightIssue, RecordSample, Result, RowCounts, Sink,
+    SinkConnector, SinkContext, SinkSpec, Supersede, SwitchPlan, Template,
 };
-use trunkline_warehouse::{S3Stage, Stage, check, check_records, count_rows, open_sink, rows_in_the_way};
+use trunkline_warehouse::{
+    S3Stage, Stage, check, check_records, count_rows, finish_switch, open_sink, plan_switch, read_contents,
+    rows_in_the_way, switch,
+};
 
 use config::Config;
 use dialect::SnowflakeDialect;
@@ -104,6 +107,37 @@ impl SinkSpec for SnowflakeSpec {
 
     fn rows_in_the_way(&self, ranges: &OffsetRanges, runtime: &Handle) -> Result<Option<String>> {
         rows_in_the_way(&self.dialect("replay", runtime), &self.config.loads, ranges)
+    }
+
+    fn contents(&self) -> Option<Contents> {
+        self.config.loads.contents(|name| self.config.case.folded(name))
+    }
+
+    fn read_contents(
+        &self,
+        ranges: &OffsetRanges,
+        _: &dyn SinkSpec,
+        runtime: &Handle,
+        each: EachContent<'_>,
+    ) -> Result<u64> {
+        read_contents(&self.dialect("replay", runtime), &self.config.loads, ranges, each)
+    }
+
+    fn places(&self, topics: &[Arc<str>]) -> Option<Vec<String>> {
+        let case = self.config.case;
+        self.config.loads.places(&self.config.client.place(), |name| case.folded(name), topics)
+    }
+
+    fn plan_switch(&self, topics: &[Arc<str>], shadow: &dyn SinkSpec, runtime: &Handle) -> Result<SwitchPlan> {
+        plan_switch(&self.dialect("replay", runtime), &self.config.loads, topics, shadow)
+    }
+
+    fn switch(&self, topics: &[Arc<str>], shadow: &dyn SinkSpec, run: &str, runtime: &Handle) -> Result<()> {
+        switch(&self.dialect("replay", runtime), &self.config.loads, topics, shadow, run)
+    }
+
+    fn finish_switch(&self, topics: &[Arc<str>], shadow: &dyn SinkSpec, run: &str, runtime: &Handle) -> Result<()> {
+        finish_switch(&self.dialect("replay", runtime), &self.config.loads, topics, shadow, run)
     }
 
     fn templates(&self) -> Vec<(&'static str, &Template)> {

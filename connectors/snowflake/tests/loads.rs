@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,11 +16,11 @@ use common::{Account, Exclusive, exclusive};
 use trunkline_connector::config::{Report, Section};
 use trunkline_connector::conformance::read_toml;
 use trunkline_connector::{
-    Batch, Domain, ErasedTwoPhaseSink, MemoryBudget, Rejections, Result, Schema, SchemaId, SchemaLookup, Sink,
-    SinkConnector, SinkContext, SinkSpec, TopicPartition, headers,
+    Batch, Domain, ErasedTwoPhaseSink, MemoryBudget, NOT_REBUILT, Rejections, Result, Schema, SchemaId, SchemaLookup,
+    Sink, SinkConnector, SinkContext, SinkReplay, SinkSpec, TopicPartition, headers,
 };
 use trunkline_snowflake::SnowflakeConnector;
-use trunkline_tests::{History, Memory, Random, RowChange};
+use trunkline_tests::{Ended, History, Memory, Random, Rebuilt, RowChange};
 
 /// The schema that the records name, if any.
 struct OneSchema(Option<Arc<Schema>>);
@@ -74,6 +75,17 @@ impl Setup {
 
     fn open(&self, schema: &str, mode: &str) -> Box<dyn ErasedTwoPhaseSink> {
         self.open_with(&self.account.options(schema, mode), None).unwrap()
+    }
+
+    /// A sink that replaces the rows of a range.
+    fn open_superseding(&self, options: &str, run: &str, range: (i64, i64)) -> Box<dyn ErasedTwoPhaseSink> {
+        let ranges = BTreeMap::from([(partition(), range)]);
+        let earlier = ranges.keys().filter(|_| range.0 > 0).cloned().collect();
+        let replay = SinkReplay { run: run.to_owned(), supersedes: true, ranges, earlier };
+        match spec(options).open(SinkContext { replay: Some(replay), ..self.context(None) }).unwrap() {
+            Sink::TwoPhase(sink) => sink,
+            Sink::Idempotent(_) => panic!("the sink is not a two-phase sink"),
+        }
     }
 
     /// The rows of a query, with `null` for null, joined by `|`.
@@ -412,9 +424,14 @@ fn tables_follow_the_schema() {
 
 /// Changes of a source whose epoch is known.
 fn ordered(first: i64, changes: &[RowChange]) -> Batch {
+    ordered_at((first..).zip(changes))
+}
+
+/// The same at these offsets.
+fn ordered_at<'c>(changes: impl Iterator<Item = (i64, &'c RowChange)>) -> Batch {
     let mut batch = Batch::default();
     let topic = batch.topic_index("orders");
-    for (offset, change) in (first..).zip(changes) {
+    for (offset, change) in changes {
         let mut record = batch.record();
         record.timestamp(1_700_000_000_000).read_from(topic, 0, offset);
         if let Some(key) = change.key() {
@@ -449,6 +466,112 @@ fn late_and_repeated_changes_lose_also_after_a_failover() {
         if memory == Memory::Versions {
             let twice = "SELECT \"NOTE\" FROM \"ROWS\" GROUP BY \"NOTE\" HAVING COUNT(*) > 1";
             assert_eq!(setup.query(schema, twice), [""; 0], "a version is there twice");
+        }
+    }
+}
+
+/// The rows of a table whose keys are rebuilt, and its versions.
+fn contents(setup: &Setup, schema: &str, memory: Memory) -> Vec<String> {
+    let second = |column: &str| format!("DATE_PART(EPOCH_SECOND, \"{column}\")");
+    let sql = match memory {
+        Memory::Rows => "SELECT \"ID\", \"NOTE\" FROM \"ROWS\" ORDER BY \"ID\"".to_owned(),
+        Memory::Deletes => {
+            "SELECT \"ID\", \"NOTE\" FROM \"ROWS\" WHERE \"DELETED_AT\" IS NULL ORDER BY \"ID\"".to_owned()
+        }
+        Memory::Versions => format!(
+            "SELECT \"ID\", \"NOTE\", {from}, CASE WHEN {to} > 1764400000 THEN 't' ELSE CAST({to} AS VARCHAR) END FROM \"ROWS\" \
+             ORDER BY 1, 3, 2",
+            from = second("VALID_FROM"),
+            to = second("VALID_TO")
+        ),
+    };
+    setup.query(schema, &sql)
+}
+
+/// What they must be.
+fn expected(case: &Rebuilt, memory: Memory) -> Vec<String> {
+    if memory != Memory::Versions {
+        return case.rows().iter().map(|(id, note)| format!("{id}|{note}")).collect();
+    }
+    let mut versions = case.versions();
+    versions.sort_by(|one, other| (one.0, one.2, &one.1).cmp(&(other.0, other.2, &other.1)));
+    let end = |ended: &Option<Ended>| match ended {
+        None => "null".to_owned(),
+        Some(Ended::At(second)) => second.to_string(),
+        Some(Ended::ByTruncate) => "t".to_owned(),
+    };
+    versions.iter().map(|(id, note, from, ended)| format!("{id}|{note}|{from}|{}", end(ended))).collect()
+}
+
+/// A replay over rows of keys ends as today's transforms make them, also if a reply is lost, or it
+/// is refused and changes nothing.
+#[test]
+fn ranges_of_keys_are_rebuilt_or_refused() {
+    let Some(setup) = Setup::find() else { return };
+    let mut random = Random::new(1903);
+    let modes =
+        [(Memory::Rows, "upsert"), (Memory::Versions, "history"), (Memory::Deletes, "upsert\"\ndeletes = \"soft")];
+    let lost = ["begin", "update", "copy into", "delete from", "insert into", "commit"];
+    let mut replaced = 0;
+    for number in 0..6 {
+        let (memory, mode) = modes[number % modes.len()];
+        let schema = format!("REBUILT_{number}");
+        let options = setup.account.options(&schema, mode);
+        let history = History::random(&mut random, 6, 30);
+        let case = Rebuilt::random(&mut random, &history, number % 2 == 0);
+        let at = |changes: &[(usize, RowChange)]| {
+            ordered_at(changes.iter().map(|(offset, change)| (*offset as i64, change)))
+        };
+        load(setup.open(&schema, mode).as_mut(), &at(&case.loaded()));
+        let before = contents(&setup, &schema, memory);
+        let open = || setup.open_superseding(&options, "r", (case.from as i64, case.len() as i64));
+        let mut replay = open();
+        let mut committables = Vec::new();
+        for part in case.staged().chunks(12) {
+            write(replay.as_mut(), &at(part));
+            committables.extend(prepare(replay.as_mut()));
+        }
+        let after = expected(&case, memory);
+        let statement = lost[number];
+        setup.account.server.control(&format!("{{\"drop\":\"{statement}\",\"when\":\"after\"}}"));
+        let outcome = replay.commit(&committables);
+        let label = format!("{schema}: {mode}, from {}, `{statement}` lost", case.from);
+        if let Err(error) = outcome {
+            let found = contents(&setup, &schema, memory);
+            assert!(found == before || found == after, "{label}: {found:?}");
+            if error.code == NOT_REBUILT {
+                assert!(case.must_be_refused(memory) || case.may_be_refused(memory), "{label}: {error}");
+                assert_eq!(found, before, "{label}");
+                continue;
+            }
+            assert_eq!(error.domain, Domain::External, "{label}: {error}");
+        }
+        // The task dies, and the next one commits what it prepared.
+        std::mem::forget(replay);
+        let mut next = open();
+        match commit_unless_refused(next.as_mut(), &committables) {
+            Ok(()) => {
+                replaced += 1;
+                assert_eq!(contents(&setup, &schema, memory), after, "{label}");
+            }
+            Err(error) => {
+                assert!(case.must_be_refused(memory) || case.may_be_refused(memory), "{label}: {error}");
+                assert_eq!(contents(&setup, &schema, memory), before, "{label}");
+            }
+        }
+    }
+    assert!(replaced >= 3, "{replaced} replaced");
+}
+
+/// Commits as the command does, which repeats a commit after a conflict.
+fn commit_unless_refused(sink: &mut dyn ErasedTwoPhaseSink, committables: &[serde_json::Value]) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        match sink.commit(committables) {
+            Err(error) if error.domain == Domain::External && begun.elapsed() < Duration::from_secs(60) => {
+                std::thread::park_timeout(Duration::from_millis(200));
+            }
+            outcome => return outcome,
         }
     }
 }

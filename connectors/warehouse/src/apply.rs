@@ -58,12 +58,12 @@ pub(crate) fn now(dialect: &dyn Dialect) -> String {
 }
 
 /// Quotes names of one load.
-struct Sql<'a> {
-    dialect: &'a dyn Dialect,
-    file: &'a PlannedFile,
-    now: &'a str,
+pub(crate) struct Sql<'a> {
+    pub(crate) dialect: &'a dyn Dialect,
+    pub(crate) file: &'a PlannedFile,
+    pub(crate) now: &'a str,
     /// The order of the table's newest TRUNCATE.
-    newest_truncate: &'a str,
+    pub(crate) newest_truncate: &'a str,
 }
 
 impl Sql<'_> {
@@ -76,7 +76,7 @@ impl Sql<'_> {
     }
 
     /// The column with the order of changes, if the rows have it.
-    fn order(&self) -> Option<String> {
+    pub(crate) fn order(&self) -> Option<String> {
         let name = self.dialect.folded(filled::SOURCE_ORDER);
         self.loaded().any(|column| column.name == name).then(|| self.name(&name))
     }
@@ -117,7 +117,7 @@ impl Sql<'_> {
     }
 
     /// The rows of target and staging table have the same key.
-    fn same_key(&self, staging: &str) -> String {
+    pub(crate) fn same_key(&self, staging: &str) -> String {
         let table = self.name(&self.file.table);
         let columns = self.file.columns.iter().filter(|column| self.file.key_columns.contains(&column.name));
         let equal: Vec<String> = columns
@@ -324,6 +324,10 @@ mod tests {
 
         fn qualified(&self, table: &str) -> String {
             table.to_owned()
+        }
+
+        fn swap_tables(&self, _: &[(String, String)]) -> Vec<String> {
+            Vec::new()
         }
 
         fn may_alter(&self, _: &mut dyn Session, _: &str) -> Result<Option<bool>> {

@@ -203,6 +203,17 @@ pub trait Dialect: Send + Sync {
     /// `BEGIN` and `COMMIT`. `columns` and `values` are SQL.
     fn insert_if_absent(&self, table: &str, keys: usize, columns: &[String], values: &[String]) -> Vec<String>;
 
+    /// The expression for the value of a column as text (`column` is SQL), equal for equal values.
+    fn text_of(&self, column_type: &ColumnType, column: &str) -> String {
+        let _ = column_type;
+        format!("CAST({column} AS VARCHAR)")
+    }
+
+    /// Statements that exchange tables, each a pair of names: after them, each table has the rows
+    /// that the other one had. They run in order, outside of a transaction; a pair is exchanged as
+    /// a whole.
+    fn swap_tables(&self, pairs: &[(String, String)]) -> Vec<String>;
+
     /// Whether the user or role may change a table; `None` if the destination does not say.
     fn may_alter(&self, session: &mut dyn Session, table: &str) -> Result<Option<bool>>;
 

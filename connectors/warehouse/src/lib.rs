@@ -26,6 +26,9 @@
 //! | `load`, `apply` | the transaction; its statements |
 //! | `preflight`, `fit` | what `validate --check` asks: rights and stage; tables that exist |
 //! | `replay` | replays: counts of rows, and the transaction that replaces rows |
+//! | `rebuild` | the part of it for rows that belong to keys |
+//! | `read` | reads rows, to compare tables |
+//! | `switch` | exchanges tables of a shadow with the live ones |
 //! | `dialect`, `sessions` | what differs between warehouses |
 
 mod apply;
@@ -41,19 +44,24 @@ mod load;
 mod offsets;
 mod order;
 mod preflight;
+mod read;
+mod rebuild;
 mod replay;
 mod s3_stage;
 mod sessions;
 mod sink;
 mod stage;
+mod switch;
 mod tables;
 mod write;
 
 pub use config::{OPTIONS, Options, read_stage};
 pub use dialect::{Column, ColumnType, Dialect, Right, Session, StagingColumn};
 pub use preflight::{check, check_records};
+pub use read::read_contents;
 pub use replay::{count_rows, rows_in_the_way};
 pub use s3_stage::S3Stage;
 pub use sink::open_sink;
 pub use stage::{Stage, StagedFile};
+pub use switch::{finish_switch, plan_switch, switch};
 pub use trunkline_objects::{AccessKey, BucketOptions};

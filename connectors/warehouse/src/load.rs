@@ -21,6 +21,7 @@ use crate::apply;
 use crate::dialect::{Dialect, Session, StagingColumn};
 use crate::intent::{Committable, PlannedFile, manifest_key};
 use crate::offsets::{Offsets, missing_row};
+use crate::rebuild::{Rebuild, StagedGroup};
 use crate::sessions::Sessions;
 use crate::stage::StagedFile;
 
@@ -123,7 +124,7 @@ impl Loader {
         if waiting.is_empty() {
             return Ok(());
         }
-        self.transact(dialect, session, &waiting, &mut |session, now| {
+        let mut begin = |session: &mut dyn Session, now: &str| {
             for load in &waiting {
                 let Committable { plan, previous, epoch } = &load.committable;
                 let ids = (previous.as_str(), plan.load.as_str());
@@ -135,18 +136,21 @@ impl Loader {
                 }
             }
             failpoint!("warehouse.offsets.after")
-        })
+        };
+        self.transact(dialect, session, &waiting, &mut begin, None)
     }
 
-    /// Loads files in one transaction, which begins with what `begin` does.
+    /// Loads files in one transaction, which begins with what `begin` does. `rebuild` removes the
+    /// rows that they replace, if these belong to keys.
     pub(crate) fn transact(
         &self,
         dialect: &dyn Dialect,
         session: &mut dyn Session,
         loads: &[&PendingLoad],
         begin: &mut dyn FnMut(&mut dyn Session, &str) -> Result<()>,
+        rebuild: Option<&Rebuild<'_>>,
     ) -> Result<()> {
-        let groups = groups(loads);
+        let groups = groups(loads, rebuild.is_some());
         let stagings: Vec<Vec<String>> =
             (0..groups.len()).map(|index| apply::staging_names(dialect, &self.task, index)).collect();
         for (group, names) in groups.iter().zip(&stagings) {
@@ -158,18 +162,34 @@ impl Loader {
                 }
             }
         }
+        let staged = staged_groups(&groups, &stagings);
+        if let Some(rebuild) = rebuild {
+            rebuild.create(session, &staged)?;
+        }
         failpoint!("warehouse.begin.before")?;
         session.execute("BEGIN")?;
         failpoint!("warehouse.begin.after")?;
         let now = apply::now(dialect);
         begin(session, &now)?;
-        for (group, names) in groups.iter().zip(&stagings) {
-            load_group(dialect, session, &self.offsets, group, names, &now)?;
+        let loaded = || groups.iter().zip(&stagings).zip(&staged);
+        if let Some(rebuild) = rebuild {
+            for ((group, names), _) in loaded() {
+                copy_group(dialect, session, group, names)?;
+            }
+            rebuild.remove_rows(session, &staged)?;
+        }
+        for ((group, names), staged) in loaded() {
+            match rebuild {
+                Some(rebuild) => rebuild.check_deletes(session, staged)?,
+                None => copy_group(dialect, session, group, names)?,
+            }
+            apply_group(dialect, session, &self.offsets, group, names, &now)?;
         }
         failpoint!("warehouse.commit.before")?;
         session.execute("COMMIT")?;
         failpoint!("warehouse.commit.after")?;
-        for name in stagings.iter().flatten() {
+        let temporary = rebuild.map(Rebuild::temporary_tables).unwrap_or_default();
+        for name in stagings.iter().flatten().chain(&temporary) {
             // The rows are in. A staging table that stays is dropped by the next load of the task.
             if let Err(error) = drop_staging(dialect, session, name) {
                 tracing::debug!(%error, name, "a staging table could not be dropped");
@@ -202,14 +222,20 @@ fn staging_columns(file: &PlannedFile) -> Vec<StagingColumn> {
 }
 
 /// Groups files of equal tables and columns, so that the statements are few. The files of one table
-/// keep the order that they have within their load. A file that empties its table is alone.
-fn groups<'a>(loads: &[&'a PendingLoad]) -> Vec<Group<'a>> {
+/// keep the order that they have within their load. A file that empties its table is alone. With
+/// `ordered`, the loads of one topic partition keep their order, too.
+fn groups<'a>(loads: &[&'a PendingLoad], ordered: bool) -> Vec<Group<'a>> {
     let mut groups: Vec<Group<'a>> = Vec::new();
+    // The group of the last file of each table in each topic partition.
+    let mut last: HashMap<(&str, i32, &str), usize> = HashMap::new();
     for load in loads {
-        // The group of the last file of each table in this load.
-        let mut last: HashMap<&str, usize> = HashMap::new();
-        for (file, urls) in load.committable.plan.files.iter().zip(&load.urls) {
-            let from = last.get(file.table.as_str()).map_or(0, |index| index + 1);
+        if !ordered {
+            last.clear();
+        }
+        let plan = &load.committable.plan;
+        for (file, urls) in plan.files.iter().zip(&load.urls) {
+            let place = (plan.topic.as_str(), plan.partition, file.table.as_str());
+            let from = last.get(&place).map_or(0, |index| index + 1);
             let takes = |group: &Group<'_>| {
                 group.target().is_some_and(|target| {
                     !target.truncates
@@ -223,31 +249,26 @@ fn groups<'a>(loads: &[&'a PendingLoad]) -> Vec<Group<'a>> {
                 groups.len() - 1
             });
             groups[index].files.push((file, urls));
-            last.insert(&file.table, index);
+            last.insert(place, index);
         }
     }
     groups
 }
 
-fn load_group(
-    dialect: &dyn Dialect,
-    session: &mut dyn Session,
-    offsets: &Offsets,
-    group: &Group<'_>,
-    names: &[String],
-    now: &str,
-) -> Result<()> {
-    let Some(target) = group.target() else { return Ok(()) };
+/// What a rebuild must know of the groups.
+fn staged_groups<'a>(groups: &[Group<'a>], stagings: &'a [Vec<String>]) -> Vec<StagedGroup<'a>> {
+    let of = |(group, names): (&Group<'a>, &'a Vec<String>)| {
+        let (target, _) = *group.files.first()?;
+        let staging = target.key.as_ref().and_then(|_| names.first()).map(String::as_str);
+        Some(StagedGroup { target, staging })
+    };
+    groups.iter().zip(stagings).filter_map(of).collect()
+}
+
+/// Brings the rows of a group into its staging table.
+fn copy_group(dialect: &dyn Dialect, session: &mut dyn Session, group: &Group<'_>, names: &[String]) -> Result<()> {
+    let Some(target) = group.target().filter(|target| target.key.is_some()) else { return Ok(()) };
     let table = dialect.quoted(&target.table);
-    if target.truncates {
-        if let Some(order) = &target.truncates_until {
-            run(session, &offsets.remember_truncate(dialect, &target.table, order))?;
-        }
-        run(session, &apply::truncate(dialect, target, now))?;
-    }
-    if target.key.is_none() {
-        return Ok(());
-    }
     let columns = staging_columns(target);
     let staging = &names[0];
     for (file, urls) in &group.files {
@@ -267,6 +288,28 @@ fn load_group(
     if found != Some(expected) {
         let message = format!("COPY loaded {} rows for the table {table}, expected {expected}", found.unwrap_or(0));
         return Err(Error::external("warehouse.row_count", message));
+    }
+    Ok(())
+}
+
+/// Brings the staged rows of a group into their table.
+fn apply_group(
+    dialect: &dyn Dialect,
+    session: &mut dyn Session,
+    offsets: &Offsets,
+    group: &Group<'_>,
+    names: &[String],
+    now: &str,
+) -> Result<()> {
+    let Some(target) = group.target() else { return Ok(()) };
+    if target.truncates {
+        if let Some(order) = &target.truncates_until {
+            run(session, &offsets.remember_truncate(dialect, &target.table, order))?;
+        }
+        run(session, &apply::truncate(dialect, target, now))?;
+    }
+    if target.key.is_none() {
+        return Ok(());
     }
     let newest_truncate = offsets.newest_truncate(dialect, &target.table);
     run(session, &apply::apply(dialect, target, names, (now, &newest_truncate)))?;

@@ -76,7 +76,8 @@ impl Offsets {
         })
     }
 
-    fn condition(&self, dialect: &dyn Dialect, partition: &TopicPartition) -> String {
+    /// The condition of the row of a topic partition.
+    pub(crate) fn condition(&self, dialect: &dyn Dialect, partition: &TopicPartition) -> String {
         let name = |name: &str| dialect.quoted(&dialect.folded(name));
         format!(
             "{} = {} AND {} = {}",

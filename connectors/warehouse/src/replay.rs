@@ -12,16 +12,20 @@
 //!   COPY, count, INSERT       for each group of files
 //! COMMIT
 //! ```
-//! A crash before COMMIT leaves the earlier rows, and one after it the new ones.
+//! A crash before COMMIT leaves the earlier rows, and one after it the new ones. Rows that belong
+//! to keys need more steps: see `rebuild`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use trunkline_connector::{Error, OffsetRanges, Result, RowCount, RowCounts, Supersede, TopicPartition, failpoint};
 
+use crate::apply::filled::SOURCE_ORDER;
 use crate::config::Options;
 use crate::dialect::{Dialect, Session};
 use crate::intent::LoadMode;
 use crate::load::{CONFLICT, Loader, PendingLoad};
+use crate::offsets::Offsets;
+use crate::rebuild::{Rebuild, RebuiltTable};
 use crate::sessions::Sessions;
 use crate::tables::catalog_name;
 
@@ -37,6 +41,10 @@ pub(crate) struct Replacement {
     pub(crate) run: String,
     /// The offsets whose rows are replaced.
     pub(crate) ranges: OffsetRanges,
+    /// Topic partitions with records before the range.
+    pub(crate) earlier: BTreeSet<TopicPartition>,
+    /// The offsets table of the live sink.
+    pub(crate) live: Offsets,
 }
 
 impl Options {
@@ -51,12 +59,6 @@ impl Options {
 
     /// How a replay can take the place of what a sink with these options wrote.
     pub fn supersede(&self) -> Supersede {
-        if self.mode != LoadMode::Append {
-            return Supersede::Refused(
-                "rows of a table with `mode = \"upsert\"` or \"history\" belong to keys and not to offsets, so that those of the range cannot \
-                 be exchanged. Replay into an empty table with --into, and switch to it",
-            );
-        }
         if !self.lineage {
             return Supersede::Refused(
                 "with `lineage = false` the rows do not name the records that they are from, so those of the range cannot be found",
@@ -68,11 +70,15 @@ impl Options {
                  known",
             );
         }
-        Supersede::Rows
+        Supersede::Rows { up_to_live: self.mode != LoadMode::Append }
     }
 
     /// The tables of topic partitions; `None` if they depend on the records.
-    fn tables(&self, dialect: &dyn Dialect, ranges: &OffsetRanges) -> Option<BTreeMap<String, OffsetRanges>> {
+    pub(crate) fn tables(
+        &self,
+        dialect: &dyn Dialect,
+        ranges: &OffsetRanges,
+    ) -> Option<BTreeMap<String, OffsetRanges>> {
         let mut tables: BTreeMap<String, OffsetRanges> = BTreeMap::new();
         for (partition, range) in ranges {
             let table = catalog_name(dialect, &self.table.for_topic(&partition.topic)?);
@@ -95,7 +101,7 @@ pub fn count_rows(
     ranges: &OffsetRanges,
     gaps: usize,
 ) -> Result<Option<RowCounts>> {
-    let tables = options.tables(dialect, ranges).filter(|_| options.mode == LoadMode::Append && options.lineage);
+    let tables = options.tables(dialect, ranges).filter(|_| options.lineage);
     let Some(tables) = tables else { return Ok(None) };
     let mut session = dialect.connect()?;
     let mut counts = RowCounts::default();
@@ -111,7 +117,9 @@ pub fn count_rows(
 /// depend on the records are not looked at.
 pub fn rows_in_the_way(dialect: &dyn Dialect, options: &Options, ranges: &OffsetRanges) -> Result<Option<String>> {
     let Some(tables) = options.tables(dialect, ranges) else { return Ok(None) };
-    if let Some(counts) = count_rows(dialect, options, ranges, 0)? {
+    if options.mode == LoadMode::Append
+        && let Some(counts) = count_rows(dialect, options, ranges, 0)?
+    {
         let found = counts.partitions.first();
         return Ok(found.map(|count| {
             let RowCount { table, partition, rows, .. } = count;
@@ -165,7 +173,7 @@ impl Lookup<'_> {
         let ranges: Vec<(&TopicPartition, &(i64, i64))> = ranges.iter().collect();
         for part in ranges.chunks(PARTITIONS_OF_QUERY) {
             let conditions: Vec<String> =
-                part.iter().map(|(partition, range)| condition(self.dialect, partition, **range)).collect();
+                part.iter().map(|(partition, range)| condition(self.dialect, "", partition, **range)).collect();
             let found = self.session.query(&format!(
                 "SELECT {topic}, {partition}, COUNT(*), COUNT(DISTINCT {offset}), MIN({offset}), MAX({offset}) FROM {} WHERE {} GROUP \
                  BY {topic}, {partition}",
@@ -193,7 +201,7 @@ impl Lookup<'_> {
             "SELECT a, b FROM (SELECT {offset} AS a, LEAD({offset}) OVER (ORDER BY {offset}) AS b FROM {} WHERE {}) AS pairs WHERE b > a \
              + 1 ORDER BY b - a DESC, a LIMIT {most}",
             self.dialect.quoted(self.table),
-            condition(self.dialect, partition, range)
+            condition(self.dialect, "", partition, range)
         ))?;
         rows.iter()
             .map(|row| match row.as_slice() {
@@ -232,9 +240,14 @@ fn names(dialect: &dyn Dialect) -> [String; 3] {
     LINEAGE.map(|name| dialect.quoted(&dialect.folded(name)))
 }
 
-/// The rows of a range of offsets.
-fn condition(dialect: &dyn Dialect, partition: &TopicPartition, (from, to): (i64, i64)) -> String {
-    let [topic, number, offset] = names(dialect);
+/// The rows of a range of offsets. `qualifier` precedes the names of columns.
+pub(crate) fn condition(
+    dialect: &dyn Dialect,
+    qualifier: &str,
+    partition: &TopicPartition,
+    (from, to): (i64, i64),
+) -> String {
+    let [topic, number, offset] = names(dialect).map(|name| format!("{qualifier}{name}"));
     format!(
         "({topic} = {} AND {number} = {} AND {offset} >= {from} AND {offset} < {to})",
         dialect.literal(&partition.topic),
@@ -273,19 +286,26 @@ impl Loader {
             tracing::debug!(run = replacement.run, "the run was loaded before");
             return Ok(());
         }
-        let mut statements = Vec::new();
-        for (table, ranges) in options.tables(dialect, &replacement.ranges).unwrap_or_default() {
+        let mut rebuild = Rebuild {
+            dialect,
+            mode: options.mode,
+            live: &replacement.live,
+            replacement,
+            tables: Vec::new(),
+            key: &options.key,
+            task: &self.task,
+        };
+        for (name, ranges) in options.tables(dialect, &replacement.ranges).unwrap_or_default() {
             // No row of the range has been written if there is no such table.
-            if dialect.columns(session, &table)?.is_none() {
-                continue;
-            }
-            for (partition, range) in &ranges {
-                let (table, condition) = (dialect.quoted(&table), condition(dialect, partition, *range));
-                statements.push(format!("DELETE FROM {table} WHERE {condition}"));
+            if let Some(columns) = dialect.columns(session, &name)? {
+                let order = dialect.folded(SOURCE_ORDER);
+                let has_order = columns.iter().any(|column| column.name == order);
+                rebuild.tables.push(RebuiltTable { name, ranges, has_order });
             }
         }
+        let has_keys = options.mode != LoadMode::Append;
         let loads: Vec<&PendingLoad> = loads.iter().collect();
-        self.transact(dialect, session, &loads, &mut |session, now| {
+        let mut begin = |session: &mut dyn Session, now: &str| {
             let ids = ("", replacement.run.as_str());
             let advance = self.offsets.advance(dialect, &mark(), ids, row.epoch, 0, now);
             if session.execute(&advance)? != 1 {
@@ -293,7 +313,8 @@ impl Loader {
                 return Err(Error::external(CONFLICT, "another process loads the run at the same time"));
             }
             failpoint!("warehouse.offsets.after")?;
-            statements.iter().try_for_each(|sql| session.execute(sql).map(drop))
-        })
+            if has_keys { rebuild.hold_live(session) } else { rebuild.remove_rows(session, &[]) }
+        };
+        self.transact(dialect, session, &loads, &mut begin, has_keys.then_some(&rebuild))
     }
 }

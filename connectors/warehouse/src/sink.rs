@@ -95,10 +95,16 @@ impl WarehouseSink {
             // The live sink removes unknown files from its own folder. Names of sinks have no `+`.
             prefix = format!("{prefix}+{run}");
         }
-        let supersedes = context.replay.filter(|replay| replay.supersedes);
+        let live = Offsets::of(&context.name, None, dialect.as_ref());
+        let replacement = context.replay.filter(|replay| replay.supersedes).map(|replay| Replacement {
+            run: replay.run,
+            ranges: replay.ranges,
+            earlier: replay.earlier,
+            live,
+        });
         Self {
             prefix,
-            replacement: supersedes.map(|replay| Replacement { run: replay.run, ranges: replay.ranges }),
+            replacement,
             tables: Tables::new(options.on_type_change),
             options,
             stage,

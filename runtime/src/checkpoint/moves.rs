@@ -40,16 +40,31 @@ impl Moved<'_> {
 
     /// Commits the next offset of each topic partition.
     pub fn to(&self, cluster: &Cluster, offsets: &GroupOffsets, next: &BTreeMap<TopicPartition, i64>) -> Result<()> {
+        self.to_with(cluster, offsets, next, || Ok(()))
+    }
+
+    /// The same, after `change`, while no task of the component can run. Nothing is committed if it
+    /// fails.
+    pub fn to_with(
+        &self,
+        cluster: &Cluster,
+        offsets: &GroupOffsets,
+        next: &BTreeMap<TopicPartition, i64>,
+        change: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         let topic = cluster.own_topic(CHECKPOINTS);
         let intents = self.is_sink.then(|| Intents::of(cluster, self.task));
         offsets.change(next, &topic, |producer| {
-            let Some(intents) = &intents else { return Ok(()) };
+            let Some(intents) = &intents else { return change() };
+            let mut moved = Vec::new();
             // The group has no other member, so these rows are the last ones.
             for (partition, row) in or_empty(intents.load(cluster))? {
                 let Some(next) = next.get(&partition) else { continue };
-                intents.write(producer, &partition, &self.row(&partition, row, *next)?)?;
+                let row = self.row(&partition, row, *next)?;
+                moved.push((partition, row));
             }
-            Ok(())
+            change()?;
+            moved.iter().try_for_each(|(partition, row)| intents.write(producer, partition, row))
         })
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use trunkline_connector::{Error, Result};
+use trunkline_connector::{Error, Result, Supersede};
 
 use super::SettingsArgs;
 use super::dlq::connect;
@@ -16,7 +16,7 @@ use crate::config::Settings;
 use crate::kafka::{Cluster, GroupOffsets};
 use crate::plan::{Pipeline, SinkPlan};
 use crate::replay::audit::{Audit, LISTED, Output, audit};
-use crate::replay::run::{RowChange, Runs, Step};
+use crate::replay::run::{RowChange, Runs};
 use crate::stage::component_name;
 
 /// A sink that commits while its files are listed is listed again, this often.
@@ -78,7 +78,11 @@ fn check(pipeline: &Pipeline, sink: &SinkPlan, settings: &Settings) -> Result<Au
             Some(listing) => Output::Files(listing),
             None => {
                 let ranges = before.keys().map(|partition| (partition.clone(), (0, i64::MAX))).collect();
-                let counts = sink.spec.count_rows(&ranges, LISTED, runtime.handle())?;
+                // Rows of keys do not stand for all records.
+                let counts = match sink.spec.supersede() {
+                    Supersede::Rows { up_to_live: true } => None,
+                    _ => sink.spec.count_rows(&ranges, LISTED, runtime.handle())?,
+                };
                 Output::Rows(counts.ok_or_else(|| unsupported(sink))?)
             }
         };
@@ -129,9 +133,7 @@ fn changes(cluster: &Cluster, settings: &Settings, pipeline: &Pipeline, sink: &S
             );
             return Err(Error::external("audit.busy", message));
         }
-        if let Some(superseding) = run.supersede.filter(|superseding| superseding.step == Step::Done) {
-            changes.extend(superseding.partitions);
-        }
+        changes.extend(run.row_changes());
     }
     Ok(changes)
 }

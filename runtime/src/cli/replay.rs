@@ -17,6 +17,7 @@ use super::record::{record, record_reading};
 use super::replay_diff::DiffArgs;
 use super::replay_execution::{discard_run, execute_run};
 use super::replay_supersede::{check_other_sinks, check_removal, replacement};
+use super::replay_switch::SwitchArgs;
 use super::replay_target::{Choice, Refusal, Target, check_output, effect, host};
 use super::replay_to_stdout::print_records;
 use super::replay_transform::{TransformChoice, TransformTarget, check_failed_only};
@@ -49,14 +50,20 @@ pub(super) struct ReplayCommand {
 
 #[derive(Subcommand)]
 enum ReplayVerb {
-    /// Compare the files or topics that a run wrote into a shadow with the live ones
+    /// Compare the files, rows, documents or topics that a run wrote into a shadow with those of the
+    /// live destination
     Diff(DiffArgs),
+    /// Make the shadow that a run has filled the live destination, where that is one safe step:
+    /// tables of a warehouse exchange their names, an alias of a search engine moves. Else, print
+    /// what to do
+    Switch(SwitchArgs),
 }
 
 /// Runs the verb.
 pub(super) fn run(command: &ReplayCommand) -> Exit {
     match &command.verb {
         Some(ReplayVerb::Diff(args)) => super::replay_diff::run(args),
+        Some(ReplayVerb::Switch(args)) => super::replay_switch::run(args),
         None => run_replay(&command.replay),
     }
 }
@@ -550,9 +557,10 @@ impl Replay<'_> {
             ranges: ranges.into_iter().map(range).collect(),
             supersede: match superseding.map(|target| target.sink.spec.supersede()) {
                 Some(Supersede::Files) => Some(Superseding::default()),
-                Some(Supersede::Rows) => Some(Superseding { rows: Some(0), ..Superseding::default() }),
+                Some(Supersede::Rows { .. }) => Some(Superseding { rows: Some(0), ..Superseding::default() }),
                 _ => None,
             },
+            switch: None,
             state: RunState::Running,
             error: None,
             node: self.settings.node.clone(),

@@ -1,5 +1,5 @@
 //! `trunkline replay diff`: compares the files of a shadow with those of the live destination.
-//! `replay_diff_topics` compares topics.
+//! `replay_diff_rows` compares rows and documents, `replay_diff_topics` topics.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use trunkline_connector::{Error, OutputFile, Result, TopicPartition};
 use super::SettingsArgs;
 use super::dlq::connect;
 use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
+use super::replay_diff_rows;
 use super::replay_diff_topics;
 use super::replay_target::{Choice, Refusal};
 use super::selection;
@@ -103,6 +104,9 @@ fn compare(args: &DiffArgs, settings: &Settings, pipelines: &[Pipeline]) -> Resu
     let (live, pipeline) = choice.pipelines(pipelines, settings)?;
     let shadow = selection::sink(&pipeline, Some(&live.name))?;
     let runtime = runtime()?;
+    if let (Some(contents), Some(_)) = (live.spec.contents(), shadow.spec.contents()) {
+        return replay_diff_rows::compare(args, settings, (live, shadow, &contents), &run, &runtime);
+    }
     let live = files(live, &run, &runtime)?;
     let shadow = files(shadow, &run, &runtime)?;
     let (differences, samples) = in_folder(settings, |folder| compare_files(args, &live, &shadow, folder, &runtime))?;
@@ -143,7 +147,7 @@ fn check_run(run: &Run) -> Result<()> {
     Err(Error::config("replay.not_comparable", format!("the run {} cannot be compared: {problem}", run.id)))
 }
 
-fn ranges(run: &Run) -> BTreeMap<TopicPartition, (i64, i64)> {
+pub(super) fn ranges(run: &Run) -> BTreeMap<TopicPartition, (i64, i64)> {
     run.ranges.iter().map(|range| (range.topic_partition(), (range.from, range.to))).collect()
 }
 
@@ -151,8 +155,8 @@ fn ranges(run: &Run) -> BTreeMap<TopicPartition, (i64, i64)> {
 fn files<'a>(sink: &'a SinkPlan, run: &Run, runtime: &Runtime) -> Result<Files<'a>> {
     let Some(listing) = sink.spec.list_output(runtime.handle())? else {
         let message = format!(
-            "the output of the connector `{}` is no files: compare the two with a query at the destination. Only `s3` sinks can be \
-             compared here",
+            "the output of the connector `{}` cannot be compared here: tables of a warehouse can with `lineage = true` and a `table` \
+             that depends on nothing but the topic. Compare others with a query at the destination",
             sink.connector
         );
         return Err(Error::config("replay.not_comparable", message));
@@ -302,7 +306,7 @@ fn table(found: &Found, only_live: &[&str], only_shadow: &[&str]) -> String {
     text
 }
 
-fn runtime() -> Result<Runtime> {
+pub(super) fn runtime() -> Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -13,8 +13,8 @@ use super::output::{Exit, print_data, print_error};
 use super::replay_progress::Reporter;
 use super::run::{StopSignals, stop_on_signals};
 use crate::replay::execution::{Ending, Job, Progress, Watch, clean_up, execute};
-use crate::replay::run::{Execution, RunState, Runs};
-use crate::replay::superseding;
+use crate::replay::run::{Execution, Run, RunState, Runs};
+use crate::replay::superseding::{self, Completion};
 use crate::stage::StopSignal;
 use crate::worker::{DataDir, create_private_folder};
 
@@ -23,6 +23,9 @@ const ROW_CHECK: Duration = Duration::from_secs(3);
 
 /// Folders of processes that join a run on one machine.
 const MAX_JOINED: u32 = 1_000;
+
+/// Times that a run follows the live sink before it gives up.
+const MAX_EXTENSIONS: u32 = 20;
 
 /// Executes a run that is registered, or a part of it, and stores and prints its result.
 pub(super) fn execute_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Result<Exit> {
@@ -42,29 +45,24 @@ pub(super) fn execute_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Resu
     } else {
         reporter.begin(run)
     }
+    let mut current = run.clone();
+    let mut extensions = 0;
     let ending = loop {
-        // New files are visible: only the earlier ones are left to be removed.
-        if run.is_between() {
-            break Ending::Finished;
-        }
-        if let Some(ending) = wait_while_paused(runs, &run.id, &stop, &reporter) {
+        let job = Job { run: &current, failed: job.failed.clone(), ..*job };
+        let ending = execute_range(&job, &data, runtime.handle(), runs, &stop, &mut reporter)?;
+        if ending != Ending::Finished || run.supersede.is_none() || job.joins {
             break ending;
         }
-        note_execution(job, runs)?;
-        let ending = execute_part(job, &data, runtime.handle(), runs, &stop, &mut reporter)?;
-        // A pause ends the tasks as a stop does.
-        let is_paused = || Ok::<_, Error>(!matches!(runs.get(&run.id)?.state, RunState::Stopping | RunState::Stopped));
-        if ending != Ending::Stopped || stop.is_set() || !is_paused()? {
-            break ending;
+        reporter.publishing();
+        match superseding::complete(&job, &data, runtime.handle(), runs, &stop) {
+            Ok(Completion::Ended(ending)) => break ending,
+            Ok(Completion::Extended(extended)) if extensions < MAX_EXTENSIONS => {
+                extensions += 1;
+                current = *extended;
+            }
+            Ok(Completion::Extended(_)) => break Ending::Failed(live_is_faster(run)),
+            Err(error) => break Ending::Failed(error.to_string()),
         }
-    };
-    let ending = match ending {
-        Ending::Finished if run.supersede.is_some() && !job.joins => {
-            reporter.publishing();
-            let completed = superseding::complete(job, &data, runtime.handle(), runs, &stop);
-            completed.unwrap_or_else(|error| Ending::Failed(error.to_string()))
-        }
-        ending => ending,
     };
     let stored = runs.update(&run.id, |run| {
         // Another command may have completed or given up the run.
@@ -140,6 +138,43 @@ fn open_free_folder(job: &Job<'_>) -> Result<DataDir> {
         }
     }
     Err(last.unwrap_or_else(|| Error::internal("replay.folder", "there is no folder for the process")))
+}
+
+/// Processes the range of a run, through its pauses.
+fn execute_range(
+    job: &Job<'_>,
+    data: &DataDir,
+    runtime: &tokio::runtime::Handle,
+    runs: &Runs<'_>,
+    stop: &StopSignal,
+    reporter: &mut Reporter,
+) -> Result<Ending> {
+    let run = job.run;
+    // New files are visible: only the earlier ones are left to be removed.
+    if run.is_between() {
+        return Ok(Ending::Finished);
+    }
+    loop {
+        if let Some(ending) = wait_while_paused(runs, &run.id, stop, reporter) {
+            return Ok(ending);
+        }
+        note_execution(job, runs)?;
+        let ending = execute_part(job, data, runtime, runs, stop, reporter)?;
+        // A pause ends the tasks as a stop does.
+        let is_paused = || Ok::<_, Error>(!matches!(runs.get(&run.id)?.state, RunState::Stopping | RunState::Stopped));
+        if ending != Ending::Stopped || stop.is_set() || !is_paused()? {
+            return Ok(ending);
+        }
+    }
+}
+
+/// The live sink loads records of the same keys again and again before the run can commit.
+fn live_is_faster(run: &Run) -> String {
+    let Run { id, pipeline, sink, .. } = run;
+    format!(
+        "the live sink loads records faster than the run follows: `trunkline pause {pipeline}.{sink}`, continue the run with \
+         `trunkline replay PIPELINES {pipeline} --resume {id}`, and resume the sink when it has ended"
+    )
 }
 
 /// Gives up a run that replaces files and has not published anything.

@@ -83,7 +83,15 @@ pub(super) fn replacement(
             }
             limited(&requested)
         }
-        Supersede::Rows => {
+        Supersede::Rows { up_to_live } => {
+            if let Some(early) = requested.iter().find(|request| up_to_live && request.to < request.limit) {
+                let message = format!(
+                    "--to ends {} at offset {}, and the live sink is at {}: later records may have changed or deleted the rows of the \
+                     same keys. Leave --to out, so that the range includes them",
+                    early.partition, early.to, early.limit
+                );
+                return Err(Error::config("replay.not_superseded", message));
+            }
             let replacement = limited(&requested)?;
             let beyond =
                 requested.iter().map(|request| (request.partition.clone(), (request.high, i64::MAX))).collect();
@@ -113,7 +121,7 @@ pub(super) fn check_other_sinks(
     target: &Target,
     ranges: &BTreeMap<TopicPartition, (i64, i64)>,
 ) -> Result<()> {
-    if target.sink.spec.supersede() != Supersede::Rows {
+    if !matches!(target.sink.spec.supersede(), Supersede::Rows { .. }) {
         return Ok(());
     }
     for pipeline in pipelines {
@@ -184,7 +192,7 @@ pub(super) fn effect(target: &Target, replacement: Option<&Replacement>) -> Stri
                  may see both from the first publication to the last removal (seconds: the result states how long)."
             )
         }
-        Supersede::Rows => {
+        Supersede::Rows { up_to_live } => {
             let rows = replacement.map_or_else(
                 || "the rows with records of the range".to_owned(),
                 |replacement| {
@@ -197,8 +205,12 @@ pub(super) fn effect(target: &Target, replacement: Option<&Replacement>) -> Stri
                     }
                 },
             );
+            let keys = "; rows that today's transforms no longer produce are removed, newer rows of other records stay, and nothing is \
+                        replaced if a key needs records from before the range";
             format!(
-                "Replaces {rows}: the new rows are staged unseen, then one transaction of the destination removes the earlier rows of the                  range and adds the new ones, so that readers see one of the two states."
+                "Replaces {rows}: the new rows are staged unseen, then one transaction of the destination removes the earlier rows of the \
+                 range and adds the new ones, so that readers see one of the two states{}.",
+                if up_to_live { keys } else { "" }
             )
         }
         Supersede::Documents { .. } => {

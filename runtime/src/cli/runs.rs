@@ -142,7 +142,7 @@ impl Seen {
             "offsets_per_second": speed.map(|(rate, _)| rate as u64), "seconds_left": speed.map(|(_, left)| left),
             "started": time(run.started), "ended": run.ended.map(time),
             "offsets_done": progress.done, "offsets_total": progress.total, "counters": progress.counters,
-            "supersede": run.supersede,
+            "supersede": run.supersede, "switch": run.switch,
         })
     }
 }
@@ -217,6 +217,16 @@ fn show(seen: &Seen, as_json: bool) -> Result<Exit> {
     if run.request.supersede {
         let replaced = run.supersede.as_ref().map_or("documents of the live sink are replaced".to_owned(), replaced);
         text.push_str(&format!("  {replaced}\n"));
+    }
+    if let Some(switch) = &run.switch {
+        let state = match switch.done {
+            Some(done) => format!("the shadow became the live destination {}", time(done)),
+            None => format!(
+                "the switch to the shadow was interrupted: complete it with `trunkline replay switch PIPELINES {}`",
+                run.id
+            ),
+        };
+        text.push_str(&format!("  {state}\n"));
     }
     if let Some(ended) = run.ended {
         text.push_str(&format!("  ended {}\n", time(ended)));

@@ -124,7 +124,12 @@ pub fn audit(
 
 /// The rows that the destination should hold, and how many of them transforms emitted in addition
 /// to the records that they read.
-fn expected_rows(component: &str, partition: &TopicPartition, row: &IntentRecord, changes: &[RowChange]) -> (u64, u64) {
+pub fn expected_rows(
+    component: &str,
+    partition: &TopicPartition,
+    row: &IntentRecord,
+    changes: &[RowChange],
+) -> (u64, u64) {
     let own_changes =
         || changes.iter().filter(|change| change.partition == partition.partition && change.topic == *partition.topic);
     let written = row.counters.0.get(component).map_or(0, |counters| counters.out)

@@ -43,6 +43,9 @@ pub struct Run {
     /// How far it is with files that it replaces; `None` if it replaces none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supersede: Option<Superseding>,
+    /// How its shadow became the live destination; `None` if it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switch: Option<Switching>,
     /// The state.
     pub state: RunState,
     /// Why it failed.
@@ -164,6 +167,49 @@ impl Superseding {
     }
 }
 
+/// How a shadow becomes the live destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Switching {
+    /// The step that is under way.
+    pub step: SwitchStep,
+    /// Where the live sink was when the switch began.
+    pub before: Vec<PartitionPosition>,
+    /// What changes in each partition, if the output is rows that are counted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partitions: Vec<RowChange>,
+    /// When it was complete, in milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub done: Option<i64>,
+}
+
+/// A step of a switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SwitchStep {
+    /// The destination may have changed, and the position of the sink, too.
+    Begun,
+    /// Both have.
+    Done,
+}
+
+/// The position of a sink in one partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionPosition {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: i32,
+    /// The next offset; `None` before the first record.
+    pub offset: Option<i64>,
+}
+
+impl PartitionPosition {
+    /// Whether it is that of this topic partition.
+    pub fn is(&self, partition: &TopicPartition) -> bool {
+        *self.topic == *partition.topic && self.partition == partition.partition
+    }
+}
+
 /// What a run changes in one partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowChange {
@@ -243,6 +289,19 @@ impl Run {
     /// Its range has not been processed, and can be.
     pub fn is_unfinished(&self) -> bool {
         !matches!(self.state, RunState::Finished | RunState::Discarded)
+    }
+
+    /// Whether both are of the same sink.
+    pub fn is_of(&self, other: &Run) -> bool {
+        !self.transform && self.pipeline == other.pipeline && self.sink == other.sink
+    }
+
+    /// The rows that it has removed from the live destination, and added to it.
+    pub fn row_changes(&self) -> Vec<RowChange> {
+        let superseding = self.supersede.as_ref().filter(|superseding| superseding.step == Step::Done);
+        let switch = self.switch.as_ref().filter(|switch| switch.step == SwitchStep::Done);
+        let changes = superseding.map(|superseding| &superseding.partitions).into_iter();
+        changes.chain(switch.map(|switch| &switch.partitions)).flatten().cloned().collect()
     }
 
     /// Its output is being replaced: it must be continued.

@@ -12,18 +12,20 @@
 //! first committed to the last removed file, readers may see both.
 //!
 //! For rows ([`Supersede::Rows`]) one commit with all output adds the new rows and removes the
-//! earlier ones, in one transaction of the destination. Nothing is left for the last step.
+//! earlier ones, in one transaction of the destination. Nothing is left for the last step. A commit
+//! that the destination refuses as a whole leads back to *staging*: where the live sink has changed
+//! rows of the same keys since, the run follows it, and commits then.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::runtime::Handle;
 use trunkline_connector::{
-    Domain, ErasedTwoPhaseSink, Error, OffsetRanges, OutputFile, Result, Retry, RowCount, Sink, SinkContext,
-    SinkReplay, Supersede, TopicPartition, failpoint,
+    Domain, ErasedTwoPhaseSink, Error, LIVE_AHEAD, NOT_REBUILT, OffsetRanges, OutputFile, Result, Retry, RowCount,
+    Sink, SinkContext, SinkReplay, Supersede, TopicPartition, failpoint,
 };
 
 use super::execution::{Ending, Job};
@@ -31,6 +33,7 @@ use super::run::{RowChange, Run, RunState, Runs, Step, Superseding};
 use super::widening::{is_in, visible_up_to};
 use crate::backoff::Backoff;
 use crate::checkpoint::{IntentRecord, IntentState, Intents, SupersedingRows};
+use crate::kafka::GroupOffsets;
 use crate::stage::StopSignal;
 use crate::worker::DataDir;
 
@@ -42,6 +45,10 @@ const PART: usize = 100;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
 const ATTEMPTS: u32 = 10;
+
+/// Time between two looks at the position of the live sink, and their number.
+const POSITION_CHECK: Duration = Duration::from_millis(500);
+const POSITION_CHECKS: u32 = 20;
 
 /// What is stored of a run, and its changes.
 trait Record {
@@ -131,18 +138,91 @@ fn retry<T>(stop: &StopSignal, mut call: impl FnMut() -> Result<T>) -> Result<T>
     }
 }
 
+/// How the last step of a run went.
+pub enum Completion {
+    /// The run has ended.
+    Ended(Ending),
+    /// The live sink has loaded more records. The run must process them, too.
+    Extended(Box<Run>),
+}
+
 /// Completes a run whose range is processed: the new files take the place of the earlier ones.
-pub fn complete(job: &Job<'_>, data: &DataDir, runtime: &Handle, runs: &Runs<'_>, stop: &StopSignal) -> Result<Ending> {
+pub fn complete(
+    job: &Job<'_>,
+    data: &DataDir,
+    runtime: &Handle,
+    runs: &Runs<'_>,
+    stop: &StopSignal,
+) -> Result<Completion> {
     let run = runs.get(&job.run.id)?;
     if !run.is_unfinished() {
-        return Ok(Ending::Finished);
+        return Ok(Completion::Ended(Ending::Finished));
+    }
+    if run.ranges != job.run.ranges {
+        // Another process that executes the run has extended it.
+        return Ok(Completion::Extended(Box::new(run)));
+    }
+    let follows = job.sink()?.spec.supersede() == Supersede::Rows { up_to_live: true };
+    let is_staging = run.supersede.as_ref().is_some_and(|superseding| superseding.step == Step::Staging);
+    if follows
+        && is_staging
+        && let Some(extended) = extend(job, runs, &run)?
+    {
+        return Ok(Completion::Extended(Box::new(extended)));
     }
     let rows = SupersedingRows::of(job.cluster, &job.component());
     let staged: Vec<Value> = rows.staged(job.cluster)?.into_iter().map(|(_, committable)| committable).collect();
     let mut record = Row { job, runs, rows, run, replaced: None };
     let mut output = Destination { job, data, runtime, stop, sink: None };
-    let part = (job.sink()?.spec.supersede() != Supersede::Rows).then_some(PART);
-    advance(&mut record, &mut output, &staged, part, stop)
+    let is_rows = matches!(job.sink()?.spec.supersede(), Supersede::Rows { .. });
+    let part = (!is_rows).then_some(PART);
+    let outcome = advance(&mut record, &mut output, &staged, part, stop);
+    match outcome {
+        Err(error) if error.code == LIVE_AHEAD => {
+            let run = step_back(runs, &job.run.id)?;
+            for _ in 0..POSITION_CHECKS {
+                if let Some(extended) = extend(job, runs, &run)? {
+                    return Ok(Completion::Extended(Box::new(extended)));
+                }
+                // It records its position after its load.
+                if stop.wait(POSITION_CHECK) {
+                    return Ok(Completion::Ended(Ending::Stopped));
+                }
+            }
+            Err(error.context(
+                "the live sink has not recorded its last load: start the pipeline, and continue the run with --resume",
+            ))
+        }
+        Err(error) if error.code == NOT_REBUILT => {
+            step_back(runs, &job.run.id)?;
+            Err(error)
+        }
+        outcome => outcome.map(Completion::Ended),
+    }
+}
+
+/// Ends the range where the live sink is. `None` if it ends there.
+fn extend(job: &Job<'_>, runs: &Runs<'_>, run: &Run) -> Result<Option<Run>> {
+    let live = Intents::of(job.cluster, &job.live_component()).load(job.cluster)?;
+    let end = |range: &super::run::PartitionRange| visible_up_to(live.get(&range.topic_partition())).max(range.to);
+    if run.ranges.iter().all(|range| end(range) == range.to) {
+        return Ok(None);
+    }
+    let extended = runs.update(&run.id, |run| {
+        run.ranges.iter_mut().for_each(|range| range.to = range.to.max(end(range)));
+        Ok(())
+    })?;
+    Ok(Some(extended))
+}
+
+/// Stores that the destination has refused the commit, and that nothing was replaced.
+fn step_back(runs: &Runs<'_>, id: &str) -> Result<Run> {
+    runs.update(id, |run| {
+        if let Some(superseding) = run.supersede.as_mut().filter(|superseding| superseding.step == Step::Publishing) {
+            *superseding = Superseding { rows: superseding.rows.map(|_| 0), ..Superseding::default() };
+        }
+        Ok(())
+    })
 }
 
 /// Gives up a run that has not published anything: removes what it has prepared. A repeated call
@@ -325,7 +405,12 @@ impl Destination<'_> {
         let context = job.context(self.data, self.runtime, self.stop)?;
         let name = job.sink_name();
         let sink = job.sink()?.spec.open(SinkContext {
-            replay: Some(SinkReplay { run: job.run.id.clone(), supersedes: true, ranges: ranges_of(job.run) }),
+            replay: Some(SinkReplay {
+                run: job.run.id.clone(),
+                supersedes: true,
+                ranges: ranges_of(job.run),
+                earlier: self.earlier()?,
+            }),
             budget: context.budget.clone(),
             runtime: self.runtime.clone(),
             scratch: context.scratch(&format!("{name}.publication"))?,
@@ -339,6 +424,24 @@ impl Destination<'_> {
                 Err(Error::internal("replay.sink_kind", message))
             }
         }
+    }
+}
+
+impl Destination<'_> {
+    /// Partitions with records before the range, if they matter.
+    fn earlier(&self) -> Result<BTreeSet<TopicPartition>> {
+        if self.job.sink()?.spec.supersede() != (Supersede::Rows { up_to_live: true }) {
+            return Ok(BTreeSet::new());
+        }
+        let offsets = GroupOffsets::new(self.job.cluster, &self.job.component())?;
+        let mut earlier = BTreeSet::new();
+        for range in &self.job.run.ranges {
+            let partition = range.topic_partition();
+            if offsets.watermarks(&partition)?.0 < range.from {
+                earlier.insert(partition);
+            }
+        }
+        Ok(earlier)
     }
 }
 
@@ -358,7 +461,7 @@ impl Output for Destination<'_> {
         let job = self.job;
         // Before the files: the rows of that time say which of them are visible.
         let rows = Intents::of(job.cluster, &job.live_component()).load(job.cluster)?;
-        if job.sink()?.spec.supersede() == Supersede::Rows {
+        if matches!(job.sink()?.spec.supersede(), Supersede::Rows { .. }) {
             // No file: only the position of the live sink is checked.
             replaced_files(&job.sink_name(), job.run, &rows, Vec::new())?;
             let counts = job.sink()?.spec.count_rows(&ranges_of(job.run), 0, self.runtime)?.unwrap_or_default();
@@ -375,7 +478,7 @@ impl Output for Destination<'_> {
     fn remove(&mut self, files: &[OutputFile]) -> Result<()> {
         match self.job.sink()?.spec.supersede() {
             // The transaction that added the new rows has removed them.
-            Supersede::Rows => Ok(()),
+            Supersede::Rows { .. } => Ok(()),
             _ => self.job.sink()?.spec.remove_output(files, self.runtime),
         }
     }

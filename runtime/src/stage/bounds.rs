@@ -30,7 +30,12 @@ pub struct Bounds {
 impl Bounds {
     /// The replay, as sinks know it.
     pub(super) fn sink_replay(&self) -> SinkReplay {
-        SinkReplay { run: self.run.clone(), supersedes: self.supersedes.is_some(), ranges: self.ranges.clone() }
+        SinkReplay {
+            run: self.run.clone(),
+            supersedes: self.supersedes.is_some(),
+            ranges: self.ranges.clone(),
+            earlier: BTreeSet::new(),
+        }
     }
 
     /// The topics to subscribe to.

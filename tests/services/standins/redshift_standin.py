@@ -52,9 +52,10 @@ TABLE_SYNTAX = [(re.compile(pattern, FLAGS), by) for pattern, by in [
     (r"\bvarchar\s*\(\s*max\s*\)", "varchar(65535)"),
     (r",\s*\)", ")"),
 ]]
-# Functions of SUPER, as casts.
+# Functions of SUPER, as casts, and of VARBYTE.
 FUNCTIONS = [(re.compile(r"\bjson_parse\s*\(([^()]*)\)", FLAGS), r"(\1)::jsonb"),
-             (re.compile(r"\bjson_serialize\s*\(([^()]*)\)", FLAGS), r"(\1)::varchar")]
+             (re.compile(r"\bjson_serialize\s*\(([^()]*)\)", FLAGS), r"(\1)::varchar"),
+             (re.compile(r"\bto_hex\s*\(([^()]*)\)", FLAGS), r"encode(\1, 'hex')")]
 # A statement that fails with a syntax error: it aborts an open transaction, as a rejected statement does.
 FAILING = "select redshift_syntax_error_x"
 

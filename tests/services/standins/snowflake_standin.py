@@ -4,7 +4,7 @@ Arguments: PORT STAGE_FOLDER S3_ENDPOINT. STAGE_FOLDER holds the internal stages
 the local S3 server, so that a client can upload to them with S3 requests; the folder above it holds the
 buckets of external stages.
 
-It adds: password, key-pair (RS256 JWT) and token logins that are checked, MERGE in a transaction, COPY with
+It adds: password, key-pair (RS256 JWT) and token logins that are checked, MERGE in a transaction, SWAP WITH, COPY with
 FILES, stages in S3, session tokens that expire, slow statements, lost replies and killed sessions. Tests
 control them with POST /__ctl and a JSON body:
 
@@ -60,6 +60,7 @@ PORT, STAGE_FOLDER, S3_ENDPOINT = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 BUCKETS = os.path.dirname(STAGE_FOLDER)
 
 TEMPORARY_TABLE = r"(?i)^(\s*create\s+(?:or\s+replace\s+)?)temporary(\s+table\b)"
+SWAP = re.compile(r'(?i)^\s*alter\s+table\s+("[^"]+")\s+swap\s+with\s+("[^"]+")\s*$')
 # An open transaction that blocks another one is rolled back after this time; Snowflake takes 5 minutes.
 IDLE_SECONDS = 2
 
@@ -310,6 +311,8 @@ async def run_statement(request):
         if not Faults.drop_before_run:
             await fakesnow.server.query_request(request)
         return JSONResponse({"error": "connection lost"}, status_code=400)
+    if swap := SWAP.match(sql):
+        return await exchange_tables(request, body, *swap.groups())
     polls = Faults.slow_polls if Faults.slow_text.lower() in sql.lower() else 0
     if polls:
         Faults.slow_polls = 0
@@ -318,6 +321,20 @@ async def run_statement(request):
         query_id = str(uuid.uuid4())
         pending[query_id] = [polls, answer]
         return in_progress(query_id, "333334", queryAbortsAfterSecs=300, progressDesc=None)
+    return JSONResponse(answer)
+
+
+async def exchange_tables(request, body, one, other):
+    """ALTER TABLE one SWAP WITH other: renames in a transaction."""
+    aside = '"TRUNKLINE_ASIDE"'
+    renames = [f"ALTER TABLE {old} RENAME TO {new}" for old, new in ((one, aside), (other, one), (aside, other))]
+    for sql in ["BEGIN", *renames, "COMMIT"]:
+        replace_body(request, {**body, "sqlText": sql})
+        answer = complete(json_of(await fakesnow.server.query_request(request)))
+        if not answer["success"]:
+            replace_body(request, {**body, "sqlText": "ROLLBACK"})
+            await fakesnow.server.query_request(request)
+            break
     return JSONResponse(answer)
 
 

@@ -16,7 +16,7 @@ mod commit_policy;
 mod idempotent;
 mod two_phase;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -172,6 +172,76 @@ pub trait SinkSpec: Send + Sync {
         Err(removal_unsupported())
     }
 
+    /// How rows or documents at the destination are compared, if [`SinkSpec::read_contents`] reads
+    /// them. `None` if the output is files, or if it cannot be read by offsets.
+    fn contents(&self) -> Option<Contents> {
+        None
+    }
+
+    /// Passes the rows or documents that hold records of these offsets to `each`, in any order: the
+    /// columns with a value, in the order of their names, as text. Output that does not name its
+    /// records is passed as a whole. `other` is the sink whose output is compared with this one,
+    /// and is left out. Returns the number of rows that hold later records than those of the
+    /// ranges.
+    fn read_contents(
+        &self,
+        ranges: &OffsetRanges,
+        other: &dyn SinkSpec,
+        runtime: &tokio::runtime::Handle,
+        each: EachContent<'_>,
+    ) -> Result<u64> {
+        let _ = (ranges, other, runtime, each);
+        Err(Error::internal("sink.read_contents", "the connector declares contents, and cannot read them"))
+    }
+
+    /// The places that records of these topics are written to, each one as the connector names it;
+    /// `None` if they depend on more than the topic.
+    fn places(&self, topics: &[Arc<str>]) -> Option<Vec<String>> {
+        let _ = topics;
+        None
+    }
+
+    /// How what a replay has written to `shadow` can take the place of what this sink has written
+    /// for the topics. Changes nothing.
+    fn plan_switch(
+        &self,
+        topics: &[Arc<str>],
+        shadow: &dyn SinkSpec,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<SwitchPlan> {
+        let _ = (topics, shadow, runtime);
+        Ok(SwitchPlan::ByHand(
+            "set the options of the sink to those of the shadow, and let the readers use it".to_owned(),
+        ))
+    }
+
+    /// Carries out [`SwitchPlan::Steps`] while no task of the sink runs. `run` names the switch. A
+    /// repeated call with the same name completes one that was interrupted, and changes nothing if
+    /// it was complete.
+    fn switch(
+        &self,
+        topics: &[Arc<str>],
+        shadow: &dyn SinkSpec,
+        run: &str,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<()> {
+        let _ = (topics, shadow, run, runtime);
+        Err(Error::internal("sink.switch", "the connector plans a switch, and cannot carry it out"))
+    }
+
+    /// Removes what [`SinkSpec::switch`] needs to be repeated: it will not be. May be repeated
+    /// itself.
+    fn finish_switch(
+        &self,
+        topics: &[Arc<str>],
+        shadow: &dyn SinkSpec,
+        run: &str,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<()> {
+        let _ = (topics, shadow, run, runtime);
+        Ok(())
+    }
+
     /// The templates that every record must have a value for, each with its option. The plan checks
     /// the fields that they use where the fields of the records are known.
     fn templates(&self) -> Vec<(&'static str, &Template)> {
@@ -181,6 +251,32 @@ pub trait SinkSpec: Send + Sync {
 
 fn removal_unsupported() -> Error {
     Error::internal("sink.removal", "the connector declares replaceable files, and cannot remove them")
+}
+
+/// Receives the name of a table or index, and a row or document as [`EachRow`] does.
+pub type EachContent<'a> = &'a mut dyn FnMut(&str, &[(&str, &str)]) -> Result<()>;
+
+/// How the rows or documents of a destination are compared.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// The columns that identify a row, unless others are asked for.
+    pub key: Vec<String>,
+    /// Columns that differ in each delivery, such as the time of the load.
+    pub ignored: Vec<String>,
+}
+
+/// How a shadow can take the place of the live output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SwitchPlan {
+    /// By these statements or requests, all of which [`SinkSpec::switch`] makes.
+    Steps {
+        /// What changes for readers, in one sentence.
+        effect: String,
+        /// The statements or requests.
+        statements: Vec<String>,
+    },
+    /// By hand: what to do.
+    ByHand(String),
 }
 
 /// Receives the columns of a row that have a value, in the order of their names, with the values as
@@ -200,7 +296,12 @@ pub enum Supersede {
     /// collects prepared output of the replay ([`TwoPhaseSink`]) until the range is complete. Then
     /// one call of [`TwoPhaseSink::commit`] with all of it removes the earlier rows of
     /// [`SinkReplay::ranges`] and adds the new ones, in one transaction of the destination.
-    Rows,
+    Rows {
+        /// Rows belong to keys, which later records change, too. The range must reach the position
+        /// of the live sink, and `commit` fails with [`LIVE_AHEAD`] if that has moved since: the
+        /// range is extended then.
+        up_to_live: bool,
+    },
     /// A record that is delivered again by a sink with [`SinkReplay::supersedes`] replaces what was
     /// written for it, unless a later record has replaced that since ([`IdempotentSink`]).
     Documents {
@@ -220,7 +321,18 @@ pub struct SinkReplay {
     pub supersedes: bool,
     /// The offsets that it replays.
     pub ranges: OffsetRanges,
+    /// Topic partitions of the range whose topics have records before it. Known when the output is
+    /// committed.
+    pub earlier: BTreeSet<TopicPartition>,
 }
+
+/// The code of the error of a commit that comes before the live sink: see [`Supersede::Rows`].
+/// Nothing was changed.
+pub const LIVE_AHEAD: &str = "sink.live_ahead";
+
+/// The code of the error of a commit of a range that does not have what its keys need, with the
+/// next step. Nothing was changed.
+pub const NOT_REBUILT: &str = "sink.not_rebuilt";
 
 /// The first offset of topic partitions, and the one after the last.
 pub type OffsetRanges = BTreeMap<TopicPartition, (i64, i64)>;

@@ -58,6 +58,15 @@ impl Setup {
         id
     }
 
+    /// A configured sink.
+    pub fn spec(&self, options: &str) -> Box<dyn SinkSpec> {
+        spec(options)
+    }
+
+    pub fn runtime(&self) -> &tokio::runtime::Handle {
+        self.runtime.handle()
+    }
+
     pub fn open(&self, options: &str) -> Box<dyn IdempotentSink> {
         self.try_open(options).unwrap()
     }

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test reports a failure by panicking")]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -111,8 +111,22 @@ impl Bench {
         range: (i64, i64),
     ) -> Box<dyn ErasedTwoPhaseSink> {
         let ranges = BTreeMap::from([(partition(), range)]);
-        let replay = SinkReplay { run: run.to_owned(), supersedes: true, ranges };
+        let earlier = ranges.keys().filter(|_| range.0 > 0).cloned().collect();
+        let replay = SinkReplay { run: run.to_owned(), supersedes: true, ranges, earlier };
         let toml = format!("{}{options}", self.redshift.sink_options(port, self.name, self.name));
+        self.open_replay(&toml, Some(replay)).unwrap()
+    }
+
+    /// The same with ranges of several partitions.
+    pub(crate) fn open_superseding_partitions(
+        &self,
+        options: &str,
+        run: &str,
+        ranges: &[(i32, (i64, i64))],
+    ) -> Box<dyn ErasedTwoPhaseSink> {
+        let ranges = ranges.iter().map(|(number, range)| (TopicPartition::new("changes", *number), *range)).collect();
+        let replay = SinkReplay { run: run.to_owned(), supersedes: true, ranges, earlier: BTreeSet::new() };
+        let toml = format!("{}{options}", self.redshift.sink_options(self.redshift.port(), self.name, self.name));
         self.open_replay(&toml, Some(replay)).unwrap()
     }
 

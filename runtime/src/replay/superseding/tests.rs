@@ -1,6 +1,7 @@
 //! The steps on a directory, with a crash before and after each call.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -159,7 +160,12 @@ impl Lake {
     fn open(&self, replay: Option<&str>) -> Box<dyn ErasedTwoPhaseSink> {
         let sink = self.spec.open(SinkContext {
             name: "p.lake".to_owned(),
-            replay: replay.map(|run| SinkReplay { run: run.to_owned(), supersedes: true, ranges: run_ranges() }),
+            replay: replay.map(|run| SinkReplay {
+                run: run.to_owned(),
+                supersedes: true,
+                ranges: run_ranges(),
+                earlier: BTreeSet::new(),
+            }),
             budget: MemoryBudget::new(64 << 20),
             runtime: self.runtime.handle().clone(),
             scratch: self.folder.path().to_owned(),
