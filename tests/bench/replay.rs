@@ -1,5 +1,5 @@
-//! Replays: their speed, CPU and memory against those of the same sink fed live; what they cost a live
-//! sink on the same machine; and how long the range of a replay takes to be found.
+//! Replays: their speed, CPU and memory against those of the same sink fed live; what they cost a
+//! live sink on the same machine; and how long the range of a replay takes to be found.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -109,8 +109,8 @@ fn speed_rows(kafka: &Kafka, sampling: Sampling) -> Vec<Row> {
     ]
 }
 
-/// The time that a live sink takes for a topic, alone and beside a replay of the same topic that runs
-/// until the live sink is done.
+/// The time that a live sink takes for a topic, alone and beside a replay of the same topic that
+/// runs until the live sink is done.
 fn beside_row(kafka: &Kafka, sampling: Sampling) -> Row {
     eprintln!("a live sink beside a replay");
     let sample = sample();

@@ -68,8 +68,8 @@ fn action_of(body: &[u8]) -> Result<(String, Action)> {
     action.ok_or_else(|| Error::internal("elasticsearch.action", "the action of a record cannot be read"))
 }
 
-/// The document with an id: through an alias or a data stream, a request for one document would have
-/// to name its index.
+/// The document with an id: through an alias or a data stream, a request for one document would
+/// have to name its index.
 async fn search(client: &Client, index: &str, id: &str) -> Result<Option<Hit>> {
     #[derive(Deserialize)]
     struct Answer {

@@ -97,8 +97,8 @@ impl SourceMove<'_> {
         }
     }
 
-    /// An error if a worker shows that it runs the source. A worker that does not show it yet fences
-    /// the change, or is fenced by it.
+    /// An error if a worker shows that it runs the source. A worker that does not show it yet
+    /// fences the change, or is fenced by it.
     fn require_stopped(&self) -> Result<()> {
         let names = self.names();
         let leases = if self.is_on_node() { names.node_leases() } else { names.leases() };
@@ -145,8 +145,8 @@ impl SourceMove<'_> {
     }
 }
 
-/// Whether a task in this state may write. A task that waits for its lease starts at any time, unless
-/// people want it not to run.
+/// Whether a task in this state may write. A task that waits for its lease starts at any time,
+/// unless people want it not to run.
 fn is_running(state: &str, is_wanted: bool) -> bool {
     match state {
         "paused" | "stopped" | "done" => false,

@@ -50,8 +50,8 @@ pub(super) struct ReplayCommand {
 
 #[derive(Subcommand)]
 enum ReplayVerb {
-    /// Compare the files, rows, documents or topics that a run wrote into a shadow with those of the
-    /// live destination
+    /// Compare the files, rows, documents or topics that a run wrote into a shadow with those of
+    /// the live destination
     Diff(DiffArgs),
     /// Make the shadow that a run has filled the live destination, where that is one safe step:
     /// tables of a warehouse exchange their names, an alias of a search engine moves. Else, print

@@ -1,9 +1,9 @@
 //! Compares the topics that a run of a transform wrote with those that the live transform writes.
 //!
 //! A record is a row: its key, and the members of its value. The live topic has records from before
-//! and after the range of the run, too. A transform keeps the times of the records that it reads, so
-//! the live records between the first and the last time of the range are compared. Of a compacted
-//! topic, the newest record of each key is compared.
+//! and after the range of the run, too. A transform keeps the times of the records that it reads,
+//! so the live records between the first and the last time of the range are compared. Of a
+//! compacted topic, the newest record of each key is compared.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -103,8 +103,8 @@ fn compacted_topics(cluster: &Cluster, pairs: &[[String; 2]]) -> Result<HashSet<
     Ok((0..pairs.len()).filter(|number| is_compacted(&pairs[*number][0])).collect())
 }
 
-/// The first and the last time of the records in the range of a run. `None`: none of its records are
-/// left, or they have no times.
+/// The first and the last time of the records in the range of a run. `None`: none of its records
+/// are left, or they have no times.
 fn times_of(cluster: &Cluster, run: &Run) -> Result<Option<(i64, i64)>> {
     let mut times: Option<(i64, i64)> = None;
     for range in &run.ranges {

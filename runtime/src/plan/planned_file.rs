@@ -290,11 +290,10 @@ fn build_transforms(graph: &Graph<'_, '_>) -> Option<Vec<TransformPlan>> {
             port_topics: others.iter().zip(1..).map(|(topic, port)| (port, topic.clone())).collect(),
             partitions: transform.partitions,
             on_error: transform.on_error,
-            state: (transform.uses_state() && !transform.reads_table())
-                .then(|| StatePlan {
-                    max_bytes: transform.max_state_bytes.unwrap_or(DEFAULT_STATE_BYTES),
-                    idle: transform.idle,
-                }),
+            state: (transform.uses_state() && !transform.reads_table()).then(|| StatePlan {
+                max_bytes: transform.max_state_bytes.unwrap_or(DEFAULT_STATE_BYTES),
+                idle: transform.idle,
+            }),
             table: match &graph.references.of_tables[index] {
                 Some(table) => Some(TablePlan {
                     topic: tables::topic(graph, table)?,

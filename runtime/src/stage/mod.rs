@@ -35,8 +35,8 @@ mod worker_context;
 
 pub use bounds::{Bounds, TaskRate};
 pub use dry_run::{DryRun, DryRunOutput};
-pub use inspected_stage::InspectedStage;
 pub use durations::Durations;
+pub use inspected_stage::InspectedStage;
 pub use lookup_table::LookupTable;
 pub use names::{Names, component_name};
 pub use sink::SinkStage;

@@ -1,9 +1,9 @@
-//! Feeds lines with random changes to all parsers. The result must be JSON or a rejection within the
-//! line, never a panic or an endless loop, and never take quadratic time.
+//! Feeds lines with random changes to all parsers. The result must be JSON or a rejection within
+//! the line, never a panic or an endless loop, and never take quadratic time.
 //!
 //! `TRUNKLINE_FUZZ_SECONDS=60 TRUNKLINE_FUZZ_SEED=7 cargo test --workspace --lib -- --nocapture
-//! fuzz`; 1 s by default. A failure prints the seed that repeats it. In release, the long lines have
-//! a mebibyte.
+//! fuzz`; 1 s by default. A failure prints the seed that repeats it. In release, the long lines
+//! have a mebibyte.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};

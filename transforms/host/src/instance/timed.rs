@@ -182,7 +182,7 @@ impl Instance {
         loop {
             let Some(state) = &mut self.state else { return Ok(()) };
             let taken = timers::take_due(state, now, self.limits.batch_records);
-            let due = taken.map_err(|_| state.full_error())?;
+            let due = taken.map_err(|_| state.take_failure().unwrap_or_else(|| state.full_error()))?;
             if due.is_empty() {
                 return Ok(());
             }

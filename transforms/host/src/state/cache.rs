@@ -5,8 +5,8 @@
 //!   (*dirty* ones), stay in memory. [`StateStore::write`] writes the dirty entries of many
 //!   transactions at once.
 //! - All other slots are copies of the disk. When the memory exceeds the share of the state, those
-//!   that were not used lately are evicted: a hand walks over the slots and gives used ones a second
-//!   chance (the algorithm CLOCK). A slot without an entry notes that the disk has none.
+//!   that were not used lately are evicted: a hand walks over the slots and gives used ones a
+//!   second chance (the algorithm CLOCK). A slot without an entry notes that the disk has none.
 //! - Until the first eviction, the slots have all entries (`is_whole`). Then nothing is read from
 //!   disk, so that a state that fits into its share is as fast as one in memory.
 //!
@@ -114,8 +114,8 @@ impl DiskCache {
 
 impl StateStore {
     /// Opens the state of a topic partition on disk; an empty one if the disk has none that can be
-    /// trusted. It may have `max_bytes`. `identity`: the changelog, if its ids are known. `max_age`:
-    /// deletions stay in the changelog longer than this.
+    /// trusted. It may have `max_bytes`. `identity`: the changelog, if its ids are known.
+    /// `max_age`: deletions stay in the changelog longer than this.
     ///
     /// # Errors
     /// `plugin.state_in_use`, `plugin.state_damaged` and `io.*`.

@@ -8,10 +8,10 @@
 //! | `e`, key | when the entry expires, and its value |
 //! | `x`, time, key | an entry that expires at this time; empty |
 //!
-//! # Writes
-//! The committed changes are written as one sorted table with the checkpoint. The tree registers a
-//! table by renaming a file, so that a process that dies, or a machine, leaves the rows of before or
-//! of after. There is no log of its own: the changelog in Kafka has what was not written.
+//! # Writes The committed changes are written as one sorted table with the checkpoint. The tree
+//!   registers a table by renaming a file, so that a process that dies, or a machine, leaves the
+//!   rows of before or of after. There is no log of its own: the changelog in Kafka has what was
+//!   not written.
 //!
 //! # Folders
 //! `{component}/{topic}/{partition}` in the folder for state. `lock` in it is locked while the

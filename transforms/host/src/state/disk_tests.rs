@@ -76,7 +76,8 @@ impl Changelog {
         self.end += 1;
     }
 
-    /// Keeps the last change of each key; `deletions`: removes keys whose last change is a deletion.
+    /// Keeps the last change of each key; `deletions`: removes keys whose last change is a
+    /// deletion.
     fn compact(&mut self, deletions: bool) {
         let last: BTreeMap<Vec<u8>, i64> = self.changes.iter().map(|(offset, key, _)| (key.clone(), *offset)).collect();
         self.changes.retain(|(offset, key, entry)| last[key] == *offset && (entry.is_some() || !deletions));

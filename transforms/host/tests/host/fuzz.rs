@@ -2,8 +2,8 @@
 //! verdicts. Each record has one outcome or the batch fails and changes nothing; the host never
 //! panics, and stays within its limits.
 //!
-//! `TRUNKLINE_FUZZ_SECONDS=60 TRUNKLINE_FUZZ_SEED=7 cargo test --workspace --test host -- --nocapture
-//! fuzz::` runs it for longer, or repeats a seed.
+//! `TRUNKLINE_FUZZ_SECONDS=60 TRUNKLINE_FUZZ_SEED=7 cargo test --workspace --test host --
+//! --nocapture fuzz::` runs it for longer, or repeats a seed.
 
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher, Hasher};

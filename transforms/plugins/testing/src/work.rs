@@ -1,9 +1,10 @@
-//! Parses a JSON object, filters, masks a member and serialises: the work that the benchmark `plugin`
-//! measures in a plugin and in native code.
+//! Parses a JSON object, filters, masks a member and serialises: the work that the benchmark
+//! `plugin` measures in a plugin and in native code.
 
 use serde_json::Value;
 
-/// Appends the changed value to `out`. Returns `false` if the record is dropped, or is no such object.
+/// Appends the changed value to `out`. Returns `false` if the record is dropped, or is no such
+/// object.
 pub(crate) fn work(value: &[u8], out: &mut Vec<u8>) -> bool {
     let Ok(mut row) = serde_json::from_slice::<Value>(value) else { return false };
     if row["status"].as_u64().is_none_or(|status| status >= 500) {

@@ -1,5 +1,5 @@
-//! A plugin for tests of the host: the values of records are commands that set and remove timers, and
-//! a timer that fires emits `key@time`.
+//! A plugin for tests of the host: the values of records are commands that set and remove timers,
+//! and a timer that fires emits `key@time`.
 //!
 //! | value | effect |
 //! |---|---|
