@@ -166,7 +166,8 @@ fn cost_of_a_line(files: usize) -> u64 {
 fn the_cost_of_a_line_does_not_grow_with_the_number_of_files() {
     let (few, many) = (cost_of_a_line(10), cost_of_a_line(1_000));
     println!("CPU of a line: {} us among 10 files, {} us among 1,000", few / 1_000, many / 1_000);
-    assert!(many < 4 * few, "{few} ns among 10 files, {many} ns among 1,000");
+    // A scan for each line would cost a hundred times as much; colder caches cost three times.
+    assert!(many < 8 * few, "{few} ns among 10 files, {many} ns among 1,000");
 }
 
 /// The kernel reports a change of the file's content in the folder of the name that the writer
