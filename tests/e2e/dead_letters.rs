@@ -1,10 +1,14 @@
 //! Records that cannot be processed go to the dead letter topic, and all others continue.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use trunkline_tests::{Case, Kafka, LogWriter, Reader, need, test_plugin};
+use rdkafka::config::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use trunkline_tests::{Case, Kafka, LogWriter, Reader, need, test_plugin, wait};
 
-use crate::{LONG, SOURCE, access_logs, assert_counted, assert_every_line_once};
+use crate::{LONG, SOURCE, access_logs, assert_counted, assert_every_line_once, stop};
 
 #[test]
 fn malformed_lines_go_to_the_dead_letter_topic() {
@@ -342,4 +346,91 @@ fn a_killed_redrive_passes_rejected_lines_through_the_source_once() {
     assert_eq!(kafka.count(&format!("{}.web", case.name())), 900);
     case.until_idle("a", LONG);
     assert_every_line_once(&reader, &case.path("lake"), &log);
+}
+
+/// `stop_after`: too many rejected lines stop the source before any of them is committed.
+#[test]
+fn too_many_rejected_lines_stop_the_source() {
+    let kafka = need!(Kafka::any());
+    let case = Case::new("stop-after", kafka);
+    let lines: String =
+        (0..100).map(|n| if n % 5 == 0 { "bad\n".to_owned() } else { format!("{{\"n\":{n}}}\n") }).collect();
+    std::fs::write(case.path("logs/a.log"), lines).unwrap();
+    let run = |limit: &str| {
+        let stops = format!("[sources.web]\nstop_after = {{ {limit} }}");
+        case.pipeline("stop", &SOURCE.replace("combined", "json").replace("[sources.web]", &stops));
+        case.start("a", &["--until-idle", "--json"]).wait(LONG)
+    };
+    let stopped = run("errors = 20, of = 100");
+    assert_eq!(stopped.code, Some(1), "{}", stopped.describe());
+    assert!(stopped.stderr.contains("stage.too_many_errors"), "{}", stopped.describe());
+    let count = |topic: &str| kafka.count(&format!("{}.{topic}", case.name()));
+    assert_eq!((count("web"), count("dead-letters")), (0, 0));
+    let allowed = run("errors = 21, of = 100");
+    assert_eq!(allowed.code, Some(0), "{}", allowed.describe());
+    assert_eq!((count("web"), count("dead-letters")), (80, 20));
+}
+
+const SPLIT: &str = r#"
+name = "$NAME"
+[transforms.split]
+inputs = ["topic:$NAME.in"]
+plugin = "$PLUGIN"
+topic = "$NAME.split"
+config = { reject_on = "bad" }
+"#;
+
+/// The worker rejects the records again while a redrive returns them. They keep the order of each
+/// key, and stay after the fifth attempt.
+#[test]
+fn records_are_redriven_in_order_while_the_worker_runs_and_stay_after_five_attempts() {
+    const RECORDS: usize = 120;
+    const KEYS: usize = 7;
+    let (kafka, plugin) = (need!(Kafka::any()), test_plugin());
+    let case = Case::new("attempts", kafka);
+    let input = format!("{}.in", case.name());
+    kafka.create_topic(&input, 3);
+    let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", kafka.brokers()).create().unwrap();
+    for number in 0..RECORDS {
+        let (key, value) = (format!("k{}", number % KEYS), format!("{{\"n\":{number},\"bad\":true}}"));
+        // Three redrives have failed before.
+        let header = Header { key: "trunkline.redrive.attempts", value: Some("3") };
+        let headers = OwnedHeaders::new().insert(header);
+        producer.send(BaseRecord::to(&input).key(&key).payload(&value).headers(headers)).unwrap();
+    }
+    producer.flush(LONG).unwrap();
+    case.pipeline("split", &SPLIT.replace("$PLUGIN", plugin.to_str().unwrap()));
+    let worker = case.start("a", &[]);
+    let letters = format!("{}.dead-letters", case.name());
+    let wait_for_letters = |count: usize| {
+        wait::until("the dead letters", LONG, || (kafka.count(&letters) == count as u64).then_some(()));
+    };
+    let redrive = || case.run_command("dlq", &["redrive", case.name()], &[], LONG);
+    wait_for_letters(RECORDS);
+    for round in 2..=3 {
+        let redriven = redrive();
+        assert_eq!(redriven.code, Some(0), "{}", redriven.describe());
+        assert!(redriven.stdout.starts_with(&format!("{RECORDS} of `split`")), "{}", redriven.stdout);
+        wait_for_letters(round * RECORDS);
+    }
+    let refused = redrive();
+    assert_eq!(refused.code, Some(1), "{}", refused.describe());
+    let expected = format!("{RECORDS} stay: it was redriven 5 times, and failed each time");
+    assert!(refused.stdout.contains(&expected), "{}", refused.stdout);
+    stop(worker);
+
+    let mut of_key: BTreeMap<Vec<u8>, Vec<usize>> = BTreeMap::new();
+    let mut attempts: BTreeMap<String, usize> = BTreeMap::new();
+    for record in kafka.read(&input) {
+        *attempts.entry(record.header("trunkline.redrive.attempts")).or_default() += 1;
+        let number = record.json()["n"].as_u64().unwrap() as usize;
+        of_key.entry(record.key.unwrap()).or_default().push(number);
+    }
+    assert_eq!(attempts, ["3", "4", "5"].map(|attempt| (attempt.to_owned(), RECORDS)).into());
+    for (key, numbers) in of_key {
+        let mut once = numbers.clone();
+        once.sort_unstable();
+        once.dedup();
+        assert_eq!(numbers, once.repeat(3), "{}", String::from_utf8_lossy(&key));
+    }
 }
