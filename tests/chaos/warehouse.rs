@@ -13,6 +13,7 @@ const SINK: &str = r#"
 inputs = ["clean"]
 table = "lines"
 commit = { records = 1_000, age = "1s", idle = "300ms" }
+takeover_timeout = "4s"
 "#;
 
 /// The number of polls and the time after which a slow statement is answered.

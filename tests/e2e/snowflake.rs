@@ -14,6 +14,9 @@ const MAX_LIFE_MS: u64 = 4_000;
 
 const ROWS: u32 = 100;
 
+/// A worker that was killed in a load leaves a session with locks, which the next one ends.
+const TAKEOVER: &str = "takeover_timeout = \"1s\"\n";
+
 /// The rows of `orders` and `people`, as both sides print them.
 fn assert_tables_match<M: Borrow<Mysql>>(shop: &Shop<M>, snowflake: &Snowflake) {
     for (table, columns) in [("orders", "id, v, note, added"), ("people", "name, v")] {
@@ -37,7 +40,7 @@ fn tables_stay_equal_through_kills() {
     case.pipeline(
         "shop",
         &format!(
-            "{}\n[sinks.dw]\ninputs = [\"shop\"]\n{sink}table = \"{{@table}}\"\nmode = \"upsert\"\ndeletes = \"soft\"\nevery = \"200ms\"\n",
+            "{}\n[sinks.dw]\ninputs = [\"shop\"]\n{sink}table = \"{{@table}}\"\nmode = \"upsert\"\ndeletes = \"soft\"\nevery = \"200ms\"\n{TAKEOVER}",
             shop.source(SMALL_CHUNKS)
         ),
     );
@@ -74,7 +77,7 @@ fn every_line_is_appended_once_through_kills() {
     let sink = snowflake.options(s3, case.name());
     case.pipeline(
         "lines",
-        &format!("{SOURCE}\n[sinks.dw]\ninputs = [\"web\"]\n{sink}table = \"lines\"\ncommit = {{ records = 500, age = \"200ms\" }}\n"),
+        &format!("{SOURCE}\n[sinks.dw]\ninputs = [\"web\"]\n{sink}table = \"lines\"\ncommit = {{ records = 500, age = \"200ms\" }}\n{TAKEOVER}"),
     );
     let mut log = LogWriter::new(case.path("logs/access.log"), 402);
     let mut random = Random::new(402);

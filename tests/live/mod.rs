@@ -74,10 +74,10 @@ impl Warehouse {
         (self.run)(sql)
     }
 
-    /// Removes the tables of a test, and the sink's offsets table.
+    /// Removes the tables of a test, and those that the sink has for itself.
     fn clean(&self, case: &Case, tables: &[String]) {
         let offsets = self.run(&format!(
-            "SELECT table_name FROM information_schema.tables WHERE LOWER(table_name) LIKE 'trunkline_offsets_{}%'",
+            "SELECT table_name FROM information_schema.tables WHERE LOWER(table_name) LIKE 'trunkline_%{}%'",
             prefix_of(case)
         ));
         for table in tables.iter().chain(&offsets) {

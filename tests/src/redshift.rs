@@ -1,6 +1,7 @@
 //! A stand-in for Redshift.
 
 use std::sync::OnceLock;
+use std::sync::mpsc::{Sender, channel};
 
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Row as _, ValueRef as _};
@@ -77,9 +78,45 @@ impl Redshift {
         self.try_run(sql).unwrap_or_else(|error| panic!("{error}\n{sql}"))
     }
 
+    /// Opens a session that runs nothing yet.
+    pub fn session(&self) -> HeldSession {
+        let ((send, statements), (answer, process)) = (channel::<String>(), channel());
+        let login = login(self.server.port() + 1);
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut connection: PgConnection = login.connect().await.unwrap();
+                let row = sqlx::raw_sql("SELECT pg_backend_pid()::text").fetch_one(&mut connection).await.unwrap();
+                answer.send(row.try_get_raw(0).unwrap().as_str().unwrap().to_owned()).unwrap();
+                for sql in statements {
+                    // The server may have ended it.
+                    let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await;
+                    answer.send(format!("{done:?}")).unwrap_or_default();
+                }
+            });
+        });
+        HeldSession { process: process.recv().unwrap(), statements: send, answers: process }
+    }
+
     /// Like [`Redshift::run`]; the error is the server's message.
     pub fn try_run(&self, sql: &str) -> Result<Vec<String>, String> {
         rows_of(&login(self.server.port() + 1), sql)
+    }
+}
+
+/// A session that stays open, with its transaction, until it is dropped.
+pub struct HeldSession {
+    /// Its process id.
+    pub process: String,
+    statements: Sender<String>,
+    answers: std::sync::mpsc::Receiver<String>,
+}
+
+impl HeldSession {
+    /// Runs statements; returns the outcome.
+    pub fn run(&self, sql: &str) -> String {
+        self.statements.send(sql.to_owned()).unwrap();
+        self.answers.recv().unwrap()
     }
 }
 

@@ -15,6 +15,9 @@ pub enum RedshiftFault {
     Unsent,
     /// The server executes the statement, but the client gets no reply: the connection breaks.
     ReplyLost,
+    /// The server executes the statement, and nothing else passes: the client hangs in an open
+    /// connection until the server closes it.
+    Stalled,
     /// Redshift's error 1023, this number of times. The server does not get the statement.
     Conflict(u32),
     /// The user lacks the privilege, this number of times. The server does not get the statement.
@@ -83,11 +86,15 @@ fn relay(
     next: &Mutex<Option<(String, RedshiftFault)>>,
     repeated: &Mutex<Vec<String>>,
 ) {
-    let silent = Arc::new(AtomicBool::new(false));
-    let (mut back, mut to_client, quiet) = (server.try_clone().unwrap(), client.try_clone().unwrap(), silent.clone());
+    let (silent, stalled) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (mut back, mut to_client) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+    let (quiet, stops) = (silent.clone(), stalled.clone());
     let replies = std::thread::spawn(move || {
         let mut buffer = [0; 1 << 16];
         while let Ok(read @ 1..) = back.read(&mut buffer) {
+            if stops.load(Ordering::SeqCst) {
+                continue;
+            }
             // With a lost reply: the statement was executed.
             if quiet.load(Ordering::SeqCst) || to_client.write_all(&buffer[..read]).is_err() {
                 break;
@@ -117,6 +124,7 @@ fn relay(
                 answer(&mut client, "XX000", statement);
                 continue;
             }
+            Some(RedshiftFault::Stalled) => stalled.store(true, Ordering::SeqCst),
             Some(RedshiftFault::ReplyLost) => silent.store(true, Ordering::SeqCst),
             Some(RedshiftFault::Slow(time)) => drop(crate::wait::within(time, || None::<()>)),
             None => {}

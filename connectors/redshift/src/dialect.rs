@@ -6,7 +6,7 @@ use trunkline_connector::{Error, Result};
 use trunkline_warehouse::{AccessKey, Column, ColumnType, Dialect, Right, Session, StagedFile, StagingColumn};
 
 use crate::config::{Config, Server};
-use crate::session::RedshiftSession;
+use crate::session::{PERMISSION_DENIED, RedshiftSession, in_one_message};
 
 /// Longest VARCHAR, in bytes.
 const MAX_TEXT: u32 = 65_535;
@@ -14,6 +14,8 @@ const MAX_TEXT: u32 = 65_535;
 const MAX_BINARY: u32 = 1_024_000;
 /// Longest identifier, in bytes.
 const MAX_NAME: usize = 127;
+/// The rights on the rows of a table that loads need.
+const ROW_RIGHTS: [&str; 4] = ["SELECT", "INSERT", "UPDATE", "DELETE"];
 /// New text columns take at least this many bytes.
 const LEAST_TEXT: u32 = 256;
 
@@ -120,7 +122,7 @@ impl Dialect for RedshiftDialect {
             }
             Some(Some(may_use)) if may_use.starts_with('f') => {
                 return Err(Error::external(
-                    "redshift.permission_denied",
+                    PERMISSION_DENIED,
                     format!(
                         "the user {} may not use the schema `{schema}`; grant USAGE and CREATE on the schema to the user",
                         self.server.user
@@ -179,7 +181,11 @@ impl Dialect for RedshiftDialect {
                 has_default: default.is_some(),
             }
         };
-        Ok((!rows.is_empty()).then(|| rows.into_iter().map(column).collect()))
+        if rows.is_empty() {
+            self.check_visible(session, table)?;
+            return Ok(None);
+        }
+        Ok(Some(rows.into_iter().map(column).collect()))
     }
 
     fn column_type(&self, data_type: &DataType, longest: usize, is_json: bool) -> Option<ColumnType> {
@@ -224,6 +230,7 @@ impl Dialect for RedshiftDialect {
             ColumnType::Timestamp => "TIMESTAMP".to_owned(),
             ColumnType::TimestampTz => "TIMESTAMPTZ".to_owned(),
             ColumnType::Json => "SUPER".to_owned(),
+            ColumnType::Geography => "GEOGRAPHY".to_owned(),
             ColumnType::Other(name) => name.clone(),
         }
     }
@@ -262,14 +269,12 @@ impl Dialect for RedshiftDialect {
             _ => format!("CAST({name} AS {sql_type})"),
         };
         let wider = self.quoted(&format!("trunkline_wider_{}", column.name));
-        Some(vec![
-            "BEGIN".to_owned(),
+        Some(vec![in_one_message(&[
             format!("ALTER TABLE {table} ADD COLUMN {wider} {sql_type}"),
             format!("UPDATE {table} SET {wider} = {value}"),
             format!("ALTER TABLE {table} DROP COLUMN {name}"),
             format!("ALTER TABLE {table} RENAME COLUMN {wider} TO {name}"),
-            "COMMIT".to_owned(),
-        ])
+        ])])
     }
 
     /// Redshift cannot.
@@ -291,7 +296,11 @@ impl Dialect for RedshiftDialect {
             ColumnType::Binary(_) => DataType::Binary,
             ColumnType::Date => DataType::Date32,
             ColumnType::Timestamp | ColumnType::TimestampTz => DataType::Timestamp(TimeUnit::Microsecond, None),
-            ColumnType::Text(_) | ColumnType::Time | ColumnType::Json | ColumnType::Other(_) => DataType::Utf8,
+            ColumnType::Text(_)
+            | ColumnType::Time
+            | ColumnType::Json
+            | ColumnType::Geography
+            | ColumnType::Other(_) => DataType::Utf8,
         }
     }
 
@@ -380,6 +389,16 @@ impl Dialect for RedshiftDialect {
         Ok(answer.map(|answer| answer.starts_with('t')))
     }
 
+    fn missing_rights(&self, session: &mut dyn Session, table: &str) -> Result<Vec<&'static str>> {
+        let name = self.literal(&self.qualified(table));
+        let asked: Vec<String> =
+            ROW_RIGHTS.iter().map(|right| format!("has_table_privilege({name}, '{right}')")).collect();
+        let answers = session.query(&format!("SELECT {}", asked.join(", ")))?.into_iter().next().unwrap_or_default();
+        let is_missing = |answer: &Option<String>| answer.as_ref().is_some_and(|answer| answer.starts_with('f'));
+        let missing = ROW_RIGHTS.into_iter().zip(&answers).filter(|(_, answer)| is_missing(answer));
+        Ok(missing.map(|(right, _)| right).collect())
+    }
+
     fn grant(&self, right: Right<'_>) -> Option<String> {
         let (schema, user) = (self.quoted(&self.schema), self.quoted(&self.server.user));
         match right {
@@ -390,7 +409,32 @@ impl Dialect for RedshiftDialect {
                 Some(format!("GRANT ASSUMEROLE ON {} TO {user} FOR COPY", quoted_literal(role)))
             }
             Right::AlterTable(table) => Some(format!("ALTER TABLE {} OWNER TO {user}", self.qualified(table))),
+            Right::LoadTable(table) => {
+                Some(format!("GRANT {} ON TABLE {} TO {user}", ROW_RIGHTS.join(", "), self.qualified(table)))
+            }
         }
+    }
+}
+
+impl RedshiftDialect {
+    /// An error if a table exists that the catalog hides, because the user has no right on it.
+    fn check_visible(&self, session: &mut dyn Session, table: &str) -> Result<()> {
+        let found = session.query(&format!(
+            "SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = {} AND \
+             c.relname = {}",
+            self.literal(&self.schema),
+            self.literal(table)
+        ))?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        let grant = self.grant(Right::LoadTable(table)).unwrap_or_default();
+        let message = format!(
+            "the table {} exists, and the user {} has no right on it; run `{grant}`",
+            self.qualified(table),
+            self.server.user
+        );
+        Err(Error::external(PERMISSION_DENIED, message))
     }
 }
 

@@ -18,10 +18,16 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(300);
 /// The longest load of one statement.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3600);
 
+/// The codes of errors of statements that the server does not know or does not allow.
+const REFUSED: &str = "redshift.refused";
+pub(crate) const PERMISSION_DENIED: &str = "redshift.permission_denied";
+
 /// See the module's header. No `Debug`: it holds secrets (I8).
 pub(crate) struct RedshiftSession {
     connection: PgConnection,
     runtime: Handle,
+    /// See [`Session::id`]: `{process id}@{start}`.
+    id: Option<String>,
     /// Part of each COPY. A server may repeat a statement in its error.
     secrets: Vec<String>,
 }
@@ -65,11 +71,40 @@ impl RedshiftSession {
             Ok(connected) => connected.map_err(|error| failed(&doing, &error, &secrets))?,
             Err(_) => return Err(timed_out(&doing, CONNECT_TIMEOUT)),
         };
-        let mut session = Self { connection, runtime: runtime.clone(), secrets };
+        let mut session = Self { connection, runtime: runtime.clone(), id: None, secrets };
         session.execute(&format!("SET search_path TO {schema}"))?;
         session.execute(&format!("SET statement_timeout TO {}", STATEMENT_TIMEOUT.as_millis()))?;
+        session.id = session.find_id()?;
         Ok(session)
     }
+
+    fn find_id(&mut self) -> Result<Option<String>> {
+        let found = self.query("SELECT pg_backend_pid()")?;
+        let Some(process) = first_value(found) else { return Ok(None) };
+        Ok(self.start_of(&process)?.map(|start| format!("{process}@{start}")))
+    }
+
+    /// When the session with this process id began; `None` if there is none that this user may see.
+    fn start_of(&mut self, process: &str) -> Result<Option<String>> {
+        let live = format!("SELECT CAST(starttime AS VARCHAR(64)) FROM stv_sessions WHERE process = {process}");
+        // Serverless workgroups have only this view.
+        let history = format!(
+            "SELECT CAST(start_time AS VARCHAR(64)) FROM sys_session_history WHERE session_id = {process} AND status = 'active'"
+        );
+        let found = self.query(&live).or_else(|error| match error.code {
+            REFUSED | PERMISSION_DENIED => self.query(&history),
+            _ => Err(error),
+        });
+        match found {
+            // Without this view, the session cannot be ended by others.
+            Err(error) if matches!(error.code, REFUSED | PERMISSION_DENIED) => Ok(None),
+            found => Ok(first_value(found?)),
+        }
+    }
+}
+
+fn first_value(rows: Vec<Vec<Option<String>>>) -> Option<String> {
+    rows.into_iter().next()?.into_iter().next()?
 }
 
 impl Session for RedshiftSession {
@@ -105,6 +140,31 @@ impl Session for RedshiftSession {
         };
         rows.iter().map(|row| (0..row.len()).map(|index| text(row, index)).collect()).collect()
     }
+
+    fn transaction(&mut self, statements: &[String]) -> Result<()> {
+        self.execute(&in_one_message(statements)).map(drop)
+    }
+
+    fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
+    fn end_session(&mut self, id: &str) -> Result<bool> {
+        let Some((process, start)) = id.split_once('@').filter(|(process, _)| process.parse::<u32>().is_ok()) else {
+            return Ok(false);
+        };
+        // Another session may have the process id by now.
+        if self.start_of(process)?.as_deref() != Some(start) {
+            return Ok(false);
+        }
+        self.query(&format!("SELECT pg_terminate_backend({process})")).map(|_| true)
+    }
+}
+
+/// Statements of a transaction as one message: the server runs them to the end, also if the client
+/// hangs.
+pub(crate) fn in_one_message(statements: &[String]) -> String {
+    format!("BEGIN; {}; COMMIT", statements.join("; "))
 }
 
 /// What a statement does, for messages: its first words. A COPY holds credentials further on (I8).
@@ -156,7 +216,7 @@ fn refused(doing: &str, sqlstate: &str, message: &str, detail: Option<&str>) -> 
         "3D000" => Error::config("redshift.no_database", format!("{text}; check the database in `url`")),
         "3F000" => Error::config("redshift.no_schema", format!("{text}; create the schema, or correct `schema`")),
         "42501" => Error::external(
-            "redshift.permission_denied",
+            PERMISSION_DENIED,
             format!("{text}; grant USAGE and CREATE on the schema, and all rights on the tables, to the user"),
         ),
         // Redshift reports its serialisation conflicts as XX000 with its own number.
@@ -164,7 +224,7 @@ fn refused(doing: &str, sqlstate: &str, message: &str, detail: Option<&str>) -> 
         _ if message.contains("Serializable isolation violation") || message.starts_with("1023") => {
             Error::external("warehouse.conflict", text)
         }
-        _ => Error::external("redshift.refused", text),
+        _ => Error::external(REFUSED, text),
     }
 }
 

@@ -5,7 +5,8 @@
 mod common;
 
 use arrow::datatypes::{DataType, Field, TimeUnit};
-use common::{Bench, Records, load};
+use common::{Bench, Records, load, partition};
+use trunkline_connector::Rejections;
 use trunkline_tests::{History, Memory, Random, need, repetitions};
 
 fn order_fields() -> Vec<Field> {
@@ -124,6 +125,46 @@ fn tables_evolve_with_their_records() {
 }
 
 #[test]
+fn two_workers_that_evolve_one_table_both_succeed() {
+    let bench = need!(Bench::new("twoworkers"));
+    let value = |offset: i64, value: &str| {
+        let mut records = Records::from_offset(offset);
+        records.push(None, None, Some(value));
+        records.batch
+    };
+    bench.rows("CREATE TABLE $S.t (id integer, text varchar(10), size integer)");
+    let mut workers = [(); 2].map(|()| bench.open("table = \"t\""));
+    // Both know the table as it is.
+    for worker in &mut workers {
+        worker.write(&partition(), &value(0, r#"{"id":1,"text":"x","size":7}"#), &mut Rejections::default()).unwrap();
+    }
+    let long = "y".repeat(3_000);
+    let changed = [
+        format!(r#"{{"id":2,"text":"{long}","size":7}}"#),
+        r#"{"id":3,"text":"x","size":1.5}"#.to_owned(),
+        r#"{"id":4,"text":"x","size":7,"added":true}"#.to_owned(),
+    ];
+    for (number, text) in changed.iter().enumerate() {
+        let (records, start) = (value(1 + number as i64, text), std::sync::Barrier::new(workers.len()));
+        std::thread::scope(|scope| {
+            for worker in &mut workers {
+                scope.spawn(|| {
+                    let mut rejected = Rejections::default();
+                    start.wait();
+                    worker.write(&partition(), &records, &mut rejected).unwrap();
+                    assert!(rejected.is_empty(), "{:?}", rejected.reasons);
+                });
+            }
+        });
+    }
+    let types = bench.rows(
+        "SELECT column_name, data_type, character_maximum_length FROM information_schema.columns WHERE table_schema = '$S' \
+         AND table_name = 't' AND column_name IN ('text', 'size', 'added') ORDER BY column_name",
+    );
+    assert_eq!(types, ["added\tboolean\t\\N", "size\tdouble precision\t\\N", "text\tcharacter varying\t8192"]);
+}
+
+#[test]
 fn existing_tables_are_used_as_they_are() {
     let bench = need!(Bench::new("existing"));
     // More columns, another order, narrower types, a default.
@@ -183,13 +224,15 @@ fn late_and_repeated_changes_lose_also_after_a_failover() {
     let schema = bench.publish(order_fields(), "id");
     let mut random = Random::new(1701);
     for (number, (memory, options, is_current)) in [
-        (Memory::Rows, "mode = \"upsert\"", "TRUE"),
+        (Memory::Deletes, "mode = \"upsert\"", "TRUE"),
+        (Memory::Deletes, "mode = \"history\"", "is_current"),
         (Memory::Deletes, "mode = \"upsert\"\ndeletes = \"soft\"", "deleted_at IS NULL"),
-        (Memory::Versions, "mode = \"history\"", "is_current"),
+        (Memory::Rows, "mode = \"upsert\"\nremember_deletes = \"0s\"", "TRUE"),
+        (Memory::Versions, "mode = \"history\"\nremember_deletes = \"0s\"", "is_current"),
     ]
     .into_iter()
     .cycle()
-    .take(repetitions(3, 60) as usize)
+    .take(repetitions(5, 60) as usize)
     .enumerate()
     {
         let history = History::random(&mut random, 12, 120);
@@ -205,11 +248,62 @@ fn late_and_repeated_changes_lose_also_after_a_failover() {
         }
         let rows = bench.rows(&format!("SELECT id, note FROM $S.t{number} WHERE {is_current} ORDER BY id"));
         assert_eq!(rows, expected_rows(&history), "{memory:?}, table t{number}");
-        if memory == Memory::Versions {
+        if is_current == "is_current" {
             let twice = format!("SELECT note FROM $S.t{number} GROUP BY note HAVING COUNT(*) > 1");
             assert!(bench.rows(&twice).is_empty(), "a version is there twice");
         }
     }
+}
+
+#[test]
+fn a_deleted_row_stays_deleted_and_is_forgotten_in_time() {
+    let bench = need!(Bench::new("remembered"));
+    let schema = bench.publish(order_fields(), "id");
+    let options = "table = \"t\"\nmode = \"upsert\"\nremember_deletes = \"1h\"";
+    let change = |offset: i64, op: &str, pos: u64, id: i32| {
+        let source = format!(r#"{{"ts_ms":{pos}000,"file":"b.000001","pos":{pos},"row":0}}"#);
+        let row = row(id, &format!("at {pos}"));
+        let (before, after) = if op == "d" { (row.as_str(), "null") } else { ("null", row.as_str()) };
+        let value = format!(r#"{{"before":{before},"after":{after},"source":{source},"op":"{op}"}}"#);
+        let mut records = Records::from_offset(offset);
+        records.push_with(&schema, &value, 7);
+        records
+    };
+    let mut sink = bench.open(options);
+    let mut put = |offset, op, pos, id| assert!(load(sink.as_mut(), &change(offset, op, pos, id).batch).is_empty());
+    let rows = || bench.rows("SELECT id, note FROM $S.t ORDER BY id");
+    put(0, "c", 1, 1);
+    put(1, "d", 3, 1);
+    // A redriven change from before the delete.
+    put(2, "u", 2, 1);
+    assert!(rows().is_empty(), "{:?}", rows());
+    // The row is created again, and a repeated delete from before that does not remove it.
+    put(3, "c", 4, 1);
+    put(4, "d", 3, 1);
+    assert_eq!(rows(), ["1\tat 4"]);
+    // Another key with an older change, and a delete of a row that the table never had.
+    put(5, "c", 2, 2);
+    put(6, "d", 9, 3);
+    put(7, "c", 8, 3);
+    assert_eq!(rows(), ["1\tat 4", "2\tat 2"]);
+    let found = bench.rows(
+        "SELECT table_name FROM information_schema.tables WHERE table_schema = '$S' AND table_name LIKE 'trunkline_deletes%'",
+    );
+    let deletes = format!("$S.\"{}\"", found[0]);
+    let noted = || bench.rows(&format!("SELECT COUNT(*), COUNT(DISTINCT row_key) FROM {deletes}"));
+    assert_eq!(noted(), ["2\t2"], "keys 1 and 3");
+    // The next delete removes the notes that are too old.
+    bench.rows(&format!("UPDATE {deletes} SET removed_at = removed_at - interval '61 minutes'"));
+    put(8, "d", 5, 1);
+    assert_eq!(noted(), ["1\t1"]);
+    put(9, "c", 8, 3);
+    assert_eq!(rows(), ["2\tat 2", "3\tat 8"]);
+    // A table that was dropped is created again.
+    bench.rows(&format!("DROP TABLE {deletes}"));
+    drop(sink);
+    let mut sink = bench.open(options);
+    load(sink.as_mut(), &change(10, "d", 10, 2).batch);
+    assert_eq!(rows(), ["3\tat 8"]);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 mod common;
 
 use arrow::datatypes::{DataType, Field};
-use common::{Bench, Records, load};
+use common::{Bench, Records, load, prepare};
 use trunkline_connector::PreflightIssue;
 use trunkline_tests::need;
 
@@ -40,6 +40,34 @@ fn a_missing_right_is_reported_with_its_grant() {
     let check = || bench.preflight("rs:rspass1", "newcomer:secret1");
     fix(&bench, &check(), "redshift.permission_denied");
     assert!(check().is_empty(), "{:?}", check());
+}
+
+#[test]
+fn a_table_that_the_user_may_not_use_is_reported_with_its_grant() {
+    let bench = need!(Bench::new("hidden"));
+    bench.rows("CREATE TABLE $S.t (id INTEGER, note VARCHAR(10))");
+    bench.rows("CREATE ROLE stranger LOGIN PASSWORD 'secret1'; GRANT USAGE, CREATE ON SCHEMA $S TO stranger");
+    let mut records = Records::default();
+    records.push(None, Some(r#"{"id":1}"#), Some(r#"{"id":1,"note":"x"}"#));
+    let options = "table = \"t\"\nmode = \"upsert\"\nlineage = false";
+    let check = || bench.preflight_records(("stranger", "secret1"), options, &records.batch);
+    // The catalog shows no table on which the user has no right.
+    let mut sink = bench.open_changed("rs:rspass1", "stranger:secret1").unwrap();
+    let error = prepare(sink.as_mut(), &records.batch);
+    assert!(error.is_ok(), "the other table is its own: {:?}", error.err());
+    let mut sink = bench.open_as(("stranger", "secret1"), options).unwrap();
+    let error = prepare(sink.as_mut(), &records.batch).unwrap_err();
+    assert_eq!(error.code, "redshift.permission_denied");
+    assert!(error.message().contains("run `GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE"), "{error}");
+    // Some rights show the table, and are not enough.
+    bench.rows("GRANT SELECT ON $S.t TO stranger");
+    let partial = check();
+    assert_eq!(partial[0].message, "the sink lacks INSERT, DELETE on the table t");
+    bench.rows("REVOKE SELECT ON $S.t FROM stranger");
+    fix(&bench, &check(), "redshift.permission_denied");
+    assert!(check().is_empty(), "{:?}", check());
+    assert!(load(sink.as_mut(), &records.batch).is_empty());
+    assert_eq!(bench.rows("SELECT id, note FROM $S.t"), ["1\tx"]);
 }
 
 #[test]

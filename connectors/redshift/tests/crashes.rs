@@ -5,9 +5,11 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use common::{Bench, Records, load, partition, prepare};
 use trunkline_connector::Domain;
-use trunkline_tests::{RedshiftFault, RedshiftFaults, need};
+use trunkline_tests::{RedshiftFault, RedshiftFaults, need, wait};
 
 const STATEMENTS: [&str; 9] = [
     "SELECT \"topic\"",
@@ -83,6 +85,112 @@ fn a_task_that_was_replaced_is_fenced() {
     // A load that the zombie prepared before is not loaded after its successor's.
     zombie.commit(&late).unwrap();
     assert_eq!(count(), "50");
+}
+
+#[test]
+fn a_session_that_hangs_in_a_load_is_ended_by_the_next_owner() {
+    let bench = need!(Bench::new("hung"));
+    let proxy = RedshiftFaults::start(bench.redshift.port());
+    let options = "table = \"t\"\nmode = \"upsert\"\ntakeover_timeout = \"1s\"";
+    let count = || bench.rows("SELECT COUNT(*), COUNT(DISTINCT id) FROM $S.t")[0].clone();
+    load(bench.open(options).as_mut(), &rows_from(0).batch);
+    let mut first = 50;
+    for statement in ["COPY", "SELECT COUNT", "INSERT INTO \"t\"", "UPDATE \"trunkline_offsets"] {
+        let mut hung = bench.open_at(proxy.port(), options).unwrap();
+        let (committables, _) = prepare(hung.as_mut(), &rows_from(first).batch).unwrap();
+        proxy.break_at(statement, RedshiftFault::Stalled);
+        std::thread::scope(|scope| {
+            let zombie = scope.spawn(|| {
+                let outcome = hung.commit(&committables);
+                (hung, outcome)
+            });
+            wait::until("the load hangs", Duration::from_secs(30), || proxy.is_done().then_some(()));
+            // Another owner takes over: the load is in Kafka, and it commits that first. Then it
+            // adds a column to the table, which the hung transaction has locked, too.
+            let mut next = bench.open_at(proxy.port(), options).unwrap();
+            next.recover(&partition(), &committables).unwrap();
+            let since = Instant::now();
+            next.commit(&committables).unwrap();
+            assert!(since.elapsed() >= Duration::from_secs(1), "{statement}: the claim met no lock");
+            let value = format!(r#"{{"id":{},"added_{first}":1}}"#, first + 50);
+            let mut more = Records::from_offset(first + 50);
+            more.push(None, Some(&format!(r#"{{"id":{}}}"#, first + 50)), Some(&value));
+            assert!(load(next.as_mut(), &more.batch).is_empty());
+            first += 51;
+            assert_eq!(count(), format!("{first}\t{first}"), "rows and keys after {statement} hung");
+            // The server has closed its connection. It resumes, and knows its load as committed.
+            let (mut zombie, outcome) = zombie.join().unwrap();
+            let error = outcome.unwrap_err();
+            assert_eq!(error.domain, Domain::External, "{statement}: {error}");
+            zombie.commit(&committables).unwrap();
+            assert_eq!(prepare(zombie.as_mut(), &rows_from(first).batch).unwrap_err().code, "warehouse.fenced");
+            assert_eq!(count(), format!("{first}\t{first}"), "rows and keys after the zombie of {statement}");
+        });
+    }
+}
+
+#[test]
+fn only_the_session_that_the_row_names_is_ended() {
+    let bench = need!(Bench::new("lookalike"));
+    let options = "table = \"t\"\ntakeover_timeout = \"500ms\"";
+    load(bench.open(options).as_mut(), &rows_from(0).batch);
+    let offsets = bench.rows(
+        "SELECT table_name FROM information_schema.tables WHERE table_schema = '$S' AND table_name LIKE 'trunkline_offsets%'",
+    );
+    let offsets = format!("$S.\"{}\"", offsets[0]);
+    let held = bench.redshift.session();
+    let is_alive =
+        || bench.rows(&format!("SELECT COUNT(*) FROM pg_stat_activity WHERE pid = {}", held.process)) == ["1"];
+    let start = bench
+        .rows(&format!("SELECT backend_start AT TIME ZONE 'UTC' FROM pg_stat_activity WHERE pid = {}", held.process));
+    let name_it = |start: &str| {
+        bench.rows(&format!("UPDATE {offsets} SET session_id = '{}@{start}'", held.process));
+        held.run(&format!("BEGIN; UPDATE {offsets} SET next_offset = next_offset").replace("$S", bench.name));
+    };
+    // A later session has the process id of the one that the row names.
+    name_it("2015-05-17 10:05:03");
+    let mut waiting = bench.open(options);
+    std::thread::scope(|scope| {
+        let claim = scope.spawn(|| prepare(waiting.as_mut(), &rows_from(50).batch).unwrap());
+        let claims = || claim.is_finished().then_some(());
+        assert!(wait::within(Duration::from_secs(3), claims).is_none(), "the claim met no lock");
+        assert!(is_alive(), "an unrelated session was ended");
+        held.run("ROLLBACK");
+        claim.join().unwrap();
+    });
+    assert!(is_alive());
+    name_it(&start[0]);
+    prepare(bench.open(options).as_mut(), &rows_from(50).batch).unwrap();
+    assert!(!is_alive(), "the session that the row names holds the lock");
+}
+
+#[test]
+fn an_offsets_table_of_an_earlier_version_gets_its_column() {
+    let bench = need!(Bench::new("olderoffsets"));
+    load(bench.open("table = \"t\"").as_mut(), &rows_from(0).batch);
+    let offsets = bench.rows(
+        "SELECT table_name FROM information_schema.tables WHERE table_schema = '$S' AND table_name LIKE 'trunkline_offsets%'",
+    );
+    bench.rows(&format!("ALTER TABLE $S.\"{}\" DROP COLUMN session_id", offsets[0]));
+    load(bench.open("table = \"t\"").as_mut(), &rows_from(50).batch);
+    assert_eq!(bench.rows("SELECT COUNT(*) FROM $S.t"), ["100"]);
+    let ids = bench.rows(&format!("SELECT session_id ~ '^[0-9]+@' FROM $S.\"{}\"", offsets[0]));
+    assert_eq!(ids, ["t"]);
+}
+
+#[test]
+fn a_prepared_load_needs_the_row_that_it_follows() {
+    let bench = need!(Bench::new("norow"));
+    load(bench.open("table = \"t\"").as_mut(), &rows_from(0).batch);
+    let (committables, _) = prepare(bench.open("table = \"t\"").as_mut(), &rows_from(50).batch).unwrap();
+    let offsets = bench.rows(
+        "SELECT table_name FROM information_schema.tables WHERE table_schema = '$S' AND table_name LIKE 'trunkline_offsets%'",
+    );
+    bench.rows(&format!("DELETE FROM $S.\"{}\"", offsets[0]));
+    let mut next = bench.open("table = \"t\"");
+    next.recover(&partition(), &committables).unwrap();
+    assert_eq!(next.commit(&committables).unwrap_err().code, "warehouse.no_offsets_row");
+    assert_eq!(bench.rows("SELECT COUNT(*) FROM $S.t"), ["50"]);
 }
 
 #[test]

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use trunkline_connector::config::{Mismatch, OptionSpec, Section};
+use trunkline_connector::config::{Mismatch, OptionSpec, Section, Value};
 use trunkline_connector::tls::{self, TlsCodes, TlsOptions};
 use trunkline_warehouse::BucketOptions;
 
 use crate::client::{ClientOptions, Credentials, KeyPair};
 use crate::dialect::{NameCase, StageAccess};
+use crate::internal_stage;
 
 /// The options of the connector: its own, and those that all sinks for warehouses have.
 pub(crate) const OPTIONS: &[OptionSpec] = &{
@@ -22,7 +23,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &{
     all
 };
 
-const OWN: [OptionSpec; 20] = [
+const OWN: [OptionSpec; 21] = [
     OptionSpec::required(
         "account",
         "string",
@@ -91,6 +92,13 @@ const OWN: [OptionSpec; 20] = [
          are, and SQL must quote them.",
     ),
     OptionSpec::with_default(
+        "geometry",
+        "`json` or `geography`",
+        "\"json\"",
+        "The type of new columns for geometries of a `mysql` source: `VARIANT` with `srid` and `wkb`, or `GEOGRAPHY`. A geography has \
+         longitudes and latitudes (SRID 4326, or none); other geometries go to the dead letters.",
+    ),
+    OptionSpec::with_default(
         "statement_timeout",
         "duration",
         "\"10m\"",
@@ -116,12 +124,21 @@ const OWN: [OptionSpec; 20] = [
     ),
 ];
 
+/// Where files wait for their load.
+#[derive(Clone)]
+pub(crate) enum StagePlace {
+    Bucket(Box<BucketOptions>),
+    /// A stage of the service: `@NAME/folder`.
+    Internal(String),
+}
+
 /// The sink as configured.
 #[derive(Clone)]
 pub(crate) struct Config {
     pub(crate) client: Arc<ClientOptions>,
     pub(crate) case: NameCase,
-    pub(crate) stage: BucketOptions,
+    pub(crate) has_geographies: bool,
+    pub(crate) stage: StagePlace,
     pub(crate) access: StageAccess,
     pub(crate) loads: trunkline_warehouse::Options,
 }
@@ -133,16 +150,24 @@ impl Config {
         let before = section.report.len();
         let client = read_client(section);
         let case = section.one_of("names", &[("upper", NameCase::Upper), ("preserve", NameCase::Preserve)]);
+        let has_geographies = section.one_of("geometry", &[("json", false), ("geography", true)]);
         let stage = read_stage(section);
         let loads = trunkline_warehouse::Options::read(section, template_variables);
         (section.report.len() == before).then_some(())?;
         let (stage, access) = stage?;
-        Some(Self { client: Arc::new(client?), case, stage, access, loads: loads? })
+        Some(Self { client: Arc::new(client?), case, has_geographies, stage, access, loads: loads? })
     }
 }
 
 /// The stage, and how the service reads it.
-fn read_stage(section: &Section<'_>) -> Option<(BucketOptions, StageAccess)> {
+fn read_stage(section: &Section<'_>) -> Option<(StagePlace, StageAccess)> {
+    if let Some(Value::String(text)) = section.node("stage").map(|node| &node.value)
+        && text.resolved.starts_with('@')
+    {
+        let problem = internal_stage::problem(&text.resolved);
+        check(section, "stage", problem.is_none(), problem.unwrap_or_default(), "`@NAME` or `@SCHEMA.NAME/folder`");
+        return problem.is_none().then(|| (StagePlace::Internal(text.resolved.clone()), StageAccess::Internal));
+    }
     let mut integration = None;
     let stage = trunkline_warehouse::read_stage(section, |stage| {
         integration = stage.optional::<String>("storage_integration");
@@ -162,7 +187,7 @@ fn read_stage(section: &Section<'_>) -> Option<(BucketOptions, StageAccess)> {
             return None;
         }
     };
-    Some((stage, access))
+    Some((StagePlace::Bucket(Box::new(stage)), access))
 }
 
 /// The codes of errors about the files of TLS.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use arrow::datatypes::DataType;
 use tokio::runtime::Handle;
 use trunkline_connector::Result;
-use trunkline_warehouse::{AccessKey, Column, ColumnType, Dialect, Right, Session, StagedFile, StagingColumn};
+use trunkline_warehouse::{
+    AccessKey, Column, ColumnType, Dialect, Right, Session, StagedFile, StagingColumn, is_geometry,
+};
 
 use crate::client;
 use crate::client::{Answer, ClientOptions, SqlError};
@@ -19,6 +21,8 @@ const MAX_NAME: usize = 255;
 pub(crate) enum StageAccess {
     /// A storage integration: the service has its own role there.
     Integration(String),
+    /// The stage is one of the service.
+    Internal,
     /// An access key, sent with each COPY. The service masks them in its query history.
     Keys(AccessKey),
 }
@@ -46,15 +50,26 @@ impl NameCase {
 pub(crate) struct SnowflakeDialect {
     pub(crate) client: Arc<ClientOptions>,
     pub(crate) access: StageAccess,
+    /// The name of the service's own stage, if it is used.
+    pub(crate) internal_stage: Option<String>,
     pub(crate) case: NameCase,
+    /// New columns of geometries are GEOGRAPHY.
+    pub(crate) has_geographies: bool,
     /// Shown in the service's query history.
     pub(crate) tag: String,
     pub(crate) runtime: Handle,
 }
 
 /// A session for the library: its calls block.
+///
+/// The service may end a transaction behind the client: it does so after 5 minutes in which the
+/// transaction blocks another one, or because another session asks for it. Later statements would
+/// then run without the earlier ones. So the session does not commit by itself, and before COMMIT
+/// it compares the transaction's id with that of BEGIN.
 struct BlockingSession {
     session: client::Session,
+    id: Option<String>,
+    transaction: Transaction,
     runtime: Handle,
     /// Part of some statements.
     secrets: Vec<String>,
@@ -67,9 +82,89 @@ impl BlockingSession {
     }
 }
 
+/// The state of a session.
+enum Transaction {
+    None,
+    /// Its id, if the service says it.
+    Open(Option<String>),
+}
+
+/// Statements that change rows.
+const CHANGES: [&str; 5] = ["INSERT", "UPDATE", "DELETE", "MERGE", "COPY"];
+
+impl BlockingSession {
+    fn current_transaction(&mut self) -> Result<Option<String>> {
+        let answer = self.run("SELECT CURRENT_TRANSACTION()")?;
+        Ok(answer.rows.into_iter().next().and_then(|row| row.into_iter().next().flatten()))
+    }
+
+    fn commit(&mut self) -> Result<u64> {
+        if let Transaction::Open(Some(begun)) = std::mem::replace(&mut self.transaction, Transaction::None)
+            && self.current_transaction()?.as_ref() != Some(&begun)
+        {
+            self.run("ROLLBACK")?;
+            let message = "the service ended the transaction before its COMMIT";
+            return Err(SqlError::new(client::ErrorKind::SessionLost, message).into_error("cannot run `COMMIT ..`"));
+        }
+        Ok(self.run("COMMIT")?.changed_rows())
+    }
+
+    /// Aborts the transactions of another session of the same user.
+    fn abort_transactions(&mut self, session: &str) -> Result<bool> {
+        let Answer { columns, rows, .. } = self.run("SHOW TRANSACTIONS")?;
+        let column = |name: &str| columns.iter().position(|column| column.eq_ignore_ascii_case(name));
+        let (Some(id), Some(of)) = (column("id"), column("session")) else { return Ok(false) };
+        let own = rows.iter().filter(|row| row.get(of).is_some_and(|found| found.as_deref() == Some(session)));
+        let ids: Vec<String> = own.filter_map(|row| row.get(id)?.clone()).collect();
+        for id in ids.iter().filter(|id| is_number(id)) {
+            self.run(&format!("SELECT SYSTEM$ABORT_TRANSACTION({id})"))?;
+        }
+        Ok(!ids.is_empty())
+    }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 impl Session for BlockingSession {
     fn execute(&mut self, sql: &str) -> Result<u64> {
-        Ok(self.run(sql)?.changed_rows())
+        match (sql.split_whitespace().next().unwrap_or_default(), &self.transaction) {
+            ("BEGIN", _) => {
+                self.run(sql)?;
+                self.transaction = Transaction::Open(self.current_transaction()?);
+                Ok(0)
+            }
+            ("COMMIT", _) => self.commit(),
+            ("ROLLBACK", _) => {
+                self.transaction = Transaction::None;
+                Ok(self.run(sql)?.changed_rows())
+            }
+            (word, Transaction::None) if CHANGES.contains(&word) => {
+                let changed = self.run(sql)?.changed_rows();
+                self.run("COMMIT")?;
+                Ok(changed)
+            }
+            _ => Ok(self.run(sql)?.changed_rows()),
+        }
+    }
+
+    fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
+    fn end_session(&mut self, id: &str) -> Result<bool> {
+        if !is_number(id) {
+            return Ok(false);
+        }
+        match self.run(&format!("SELECT SYSTEM$ABORT_SESSION({id})")) {
+            Ok(_) => Ok(true),
+            // An account may reserve it for administrators.
+            Err(error) => {
+                tracing::debug!(%error, session = id, "a session could not be aborted, so its transactions are");
+                self.abort_transactions(id)
+            }
+        }
     }
 
     fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
@@ -105,9 +200,11 @@ impl Dialect for SnowflakeDialect {
                 let escaped = |secret: &String| self.literal(secret).trim_matches('\'').to_owned();
                 std::iter::once(&key.secret).chain(&key.session_token).map(escaped).collect()
             }
-            StageAccess::Integration(_) => Vec::new(),
+            StageAccess::Integration(_) | StageAccess::Internal => Vec::new(),
         };
-        Ok(Box::new(BlockingSession { session, runtime: self.runtime.clone(), secrets }))
+        let id = session.id().map(|id| id.to_string());
+        let (transaction, runtime) = (Transaction::None, self.runtime.clone());
+        Ok(Box::new(BlockingSession { session, id, transaction, runtime, secrets }))
     }
 
     fn folded(&self, name: &str) -> String {
@@ -155,6 +252,9 @@ impl Dialect for SnowflakeDialect {
     }
 
     fn column_type(&self, data_type: &DataType, _longest: usize, is_json: bool) -> Option<ColumnType> {
+        if self.has_geographies && is_geometry(data_type) {
+            return Some(ColumnType::Geography);
+        }
         types::column_type(data_type, is_json)
     }
 
@@ -217,6 +317,7 @@ impl Dialect for SnowflakeDialect {
             files.iter().map(|file| self.literal(file.url.get(root.len()..).unwrap_or_default())).collect();
         let access = match &self.access {
             StageAccess::Integration(name) => format!(" STORAGE_INTEGRATION = {}", self.quoted(name)),
+            StageAccess::Internal => String::new(),
             StageAccess::Keys(AccessKey { id, secret, session_token }) => {
                 let token = session_token.as_ref();
                 let token = token.map_or_else(String::new, |token| format!(" AWS_TOKEN = {}", self.literal(token)));
@@ -270,6 +371,28 @@ impl Dialect for SnowflakeDialect {
         Ok(answer.map(|answer| answer == "1" || answer.eq_ignore_ascii_case("true")))
     }
 
+    fn missing_rights(&self, session: &mut dyn Session, table: &str) -> Result<Vec<&'static str>> {
+        let Some(columns) = self.columns(session, table)? else { return Ok(Vec::new()) };
+        let Some(column) = columns.first().map(|column| self.quoted(&column.name)) else { return Ok(Vec::new()) };
+        let table = self.quoted(table);
+        // A plan needs the rights of its statement, and no warehouse.
+        let statements = [
+            ("SELECT", format!("SELECT 1 FROM {table}")),
+            ("INSERT", format!("INSERT INTO {table} ({column}) VALUES (NULL)")),
+            ("UPDATE", format!("UPDATE {table} SET {column} = {column}")),
+            ("DELETE", format!("DELETE FROM {table}")),
+        ];
+        let mut missing = Vec::new();
+        for (right, statement) in statements {
+            match session.query(&format!("EXPLAIN {statement}")) {
+                Err(error) if error.code == client::ErrorKind::AccessDenied.code() => missing.push(right),
+                Err(error) => tracing::debug!(%error, table, right, "a right could not be checked"),
+                Ok(_) => {}
+            }
+        }
+        Ok(missing)
+    }
+
     fn grant(&self, right: Right<'_>) -> Option<String> {
         let ClientOptions { role, warehouse, database, schema, .. } = self.client.as_ref();
         let role = role.as_ref().map_or_else(|| "..".to_owned(), |role| self.named(role));
@@ -287,8 +410,14 @@ impl Dialect for SnowflakeDialect {
                 StageAccess::Integration(name) => {
                     Some(format!("GRANT USAGE ON INTEGRATION {} TO ROLE {role}", self.quoted(name)))
                 }
+                StageAccess::Internal => {
+                    Some(format!("GRANT READ, WRITE ON STAGE {} TO ROLE {role}", self.internal_stage.as_ref()?))
+                }
                 StageAccess::Keys(_) => None,
             },
+            Right::LoadTable(table) => {
+                Some(format!("GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE {} TO ROLE {role}", self.qualified(table)))
+            }
             Right::AlterTable(table) => {
                 Some(format!("GRANT OWNERSHIP ON TABLE {} TO ROLE {role} COPY CURRENT GRANTS", self.qualified(table)))
             }

@@ -8,11 +8,13 @@
 //! | `config` | options |
 //! | `client/` | logins, statements and errors of the service |
 //! | `dialect` | SQL: tables, COPY, the offsets row |
+//! | `internal_stage` | stages of the service |
 //! | `types` | Arrow's types and Snowflake's |
 
 mod client;
 mod config;
 mod dialect;
+mod internal_stage;
 mod types;
 
 use std::sync::Arc;
@@ -28,8 +30,9 @@ use trunkline_warehouse::{
     rows_in_the_way, switch,
 };
 
-use config::Config;
+use config::{Config, StagePlace};
 use dialect::SnowflakeDialect;
+use internal_stage::InternalStage;
 
 /// The connector `snowflake`.
 pub struct SnowflakeConnector;
@@ -61,30 +64,45 @@ impl SnowflakeSpec {
         SnowflakeDialect {
             client: Arc::clone(&self.config.client),
             access: self.config.access.clone(),
+            internal_stage: match &self.config.stage {
+                StagePlace::Internal(place) => place.trim_start_matches('@').split('/').next().map(str::to_owned),
+                StagePlace::Bucket(_) => None,
+            },
             case: self.config.case,
+            has_geographies: self.config.has_geographies,
             tag: format!("trunkline {name}"),
             runtime: runtime.clone(),
         }
     }
 }
 
+impl SnowflakeSpec {
+    fn stage(&self, name: &str, runtime: &Handle) -> Result<Box<dyn Stage>> {
+        Ok(match &self.config.stage {
+            StagePlace::Bucket(options) => Box::new(S3Stage::open(options.as_ref().clone(), runtime.clone())?),
+            StagePlace::Internal(place) => {
+                let client = Arc::clone(&self.config.client);
+                Box::new(InternalStage::new(client, place, format!("trunkline {name}"), runtime.clone()))
+            }
+        })
+    }
+}
+
 impl SinkSpec for SnowflakeSpec {
     fn open(&self, context: SinkContext) -> Result<Sink> {
         let dialect = self.dialect(&context.name, &context.runtime);
-        let stage = S3Stage::open(self.config.stage.clone(), context.runtime.clone())?;
-        open_sink(Arc::new(dialect), Box::new(stage), self.config.loads.clone(), context)
+        let stage = self.stage(&context.name, &context.runtime)?;
+        open_sink(Arc::new(dialect), stage, self.config.loads.clone(), context)
     }
 
     fn preflight(&self, name: &str, runtime: &Handle) -> Vec<PreflightIssue> {
         let dialect = self.dialect(name, runtime);
-        let stage = S3Stage::open(self.config.stage.clone(), runtime.clone());
-        check(&dialect, stage.map(|stage| Box::new(stage) as Box<dyn Stage>), name)
+        check(&dialect, self.stage(name, runtime), name)
     }
 
     fn preflight_records(&self, context: SinkContext, records: &mut RecordSample<'_>) -> Vec<PreflightIssue> {
         let dialect = self.dialect(&context.name, &context.runtime);
-        let stage = S3Stage::open(self.config.stage.clone(), context.runtime.clone());
-        let stage = stage.map(|stage| Box::new(stage) as Box<dyn Stage>);
+        let stage = self.stage(&context.name, &context.runtime);
         check_records(Arc::new(dialect), stage, &self.config.loads, context, records)
     }
 

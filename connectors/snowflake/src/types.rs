@@ -10,6 +10,7 @@
 //! | times | `TIME` | text, because COPY does not state how it reads Parquet's times |
 //! | dates, timestamps, bytes, booleans | the type of that kind | the same |
 //! | lists, structs, JSON | `VARIANT` | JSON text, read by `PARSE_JSON` |
+//! | geometries, by option | `GEOGRAPHY` | hexadecimal digits, read by `TO_GEOGRAPHY` |
 
 use arrow::datatypes::{DataType, TimeUnit};
 use trunkline_warehouse::ColumnType;
@@ -72,6 +73,7 @@ pub(crate) fn sql_type(column_type: &ColumnType) -> String {
         ColumnType::Timestamp => "TIMESTAMP_NTZ".to_owned(),
         ColumnType::TimestampTz => "TIMESTAMP_TZ".to_owned(),
         ColumnType::Json => "VARIANT".to_owned(),
+        ColumnType::Geography => "GEOGRAPHY".to_owned(),
         ColumnType::Other(name) => name.clone(),
     }
 }
@@ -87,14 +89,18 @@ pub(crate) fn parquet_type(column_type: &ColumnType) -> DataType {
         ColumnType::Date => DataType::Date32,
         ColumnType::Timestamp => DataType::Timestamp(TimeUnit::Microsecond, None),
         ColumnType::TimestampTz => DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into())),
-        ColumnType::Text(_) | ColumnType::Time | ColumnType::Json | ColumnType::Other(_) => DataType::Utf8,
+        ColumnType::Text(_) | ColumnType::Time | ColumnType::Json | ColumnType::Geography | ColumnType::Other(_) => {
+            DataType::Utf8
+        }
     }
 }
 
 /// The SQL text of a type in a staging table.
 pub(crate) fn staging_type(column_type: &ColumnType) -> String {
     match column_type {
-        ColumnType::Time | ColumnType::Json | ColumnType::Text(_) | ColumnType::Other(_) => "VARCHAR".to_owned(),
+        ColumnType::Time | ColumnType::Json | ColumnType::Geography | ColumnType::Text(_) | ColumnType::Other(_) => {
+            "VARCHAR".to_owned()
+        }
         ColumnType::Binary(_) => "BINARY".to_owned(),
         other => sql_type(other),
     }
@@ -105,6 +111,8 @@ pub(crate) fn load_expression(column_type: &ColumnType, column: &str) -> String 
     match column_type {
         ColumnType::Time => format!("TO_TIME({column})"),
         ColumnType::Json => format!("PARSE_JSON({column})"),
+        // TRUE: a polygon that crosses itself is stored, too. The sink has checked all else.
+        ColumnType::Geography => format!("TO_GEOGRAPHY({column}, TRUE)"),
         _ => column.to_owned(),
     }
 }
@@ -134,6 +142,7 @@ pub(crate) fn parse_type(text: &str) -> ColumnType {
         "TIMESTAMP_NTZ" | "DATETIME" => ColumnType::Timestamp,
         "TIMESTAMP_LTZ" | "TIMESTAMP_TZ" => ColumnType::TimestampTz,
         "VARIANT" | "OBJECT" | "ARRAY" => ColumnType::Json,
+        "GEOGRAPHY" => ColumnType::Geography,
         _ => ColumnType::Other(text.trim().to_owned()),
     }
 }
@@ -183,7 +192,9 @@ mod tests {
         assert_eq!(parse_type("TIMESTAMP_LTZ(9)"), ColumnType::TimestampTz);
         assert_eq!(parse_type("VARCHAR(16777216)"), ColumnType::Text(MAX_TEXT));
         assert_eq!(parse_type("VARCHAR(10)"), ColumnType::Text(10));
-        assert_eq!(parse_type("GEOGRAPHY"), ColumnType::Other("GEOGRAPHY".to_owned()));
+        assert_eq!(parse_type("GEOGRAPHY"), ColumnType::Geography);
+        assert_eq!(load_expression(&ColumnType::Geography, "\"AT\""), "TO_GEOGRAPHY(\"AT\", TRUE)");
+        assert_eq!(parse_type("GEOMETRY"), ColumnType::Other("GEOMETRY".to_owned()));
         assert_eq!(parse_type("VECTOR(FLOAT, 256)"), ColumnType::Other("VECTOR(FLOAT, 256)".to_owned()));
     }
 

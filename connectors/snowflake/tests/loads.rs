@@ -20,7 +20,7 @@ use trunkline_connector::{
     Sink, SinkConnector, SinkContext, SinkReplay, SinkSpec, TopicPartition, headers,
 };
 use trunkline_snowflake::SnowflakeConnector;
-use trunkline_tests::{Ended, History, Memory, Random, Rebuilt, RowChange};
+use trunkline_tests::{Ended, History, Memory, Random, Rebuilt, RowChange, wait};
 
 /// The schema that the records name, if any.
 struct OneSchema(Option<Arc<Schema>>);
@@ -153,8 +153,6 @@ const ROWS: [(Option<&str>, Option<&str>); 3] = [
     (Some("{\"id\":1}"), Some("{\"id\":1,\"name\":\"c\"}")),
 ];
 
-/// A lost reply to each statement of a load, before or after the statement ran: the load is all or
-/// nothing, and the next attempt makes it all, once.
 /// Commits as the stage does, which repeats a commit after an external error. The transaction of a
 /// dead session holds its locks until the server notices that the session is gone.
 fn commit_despite_locks(sink: &mut dyn ErasedTwoPhaseSink, committables: &[serde_json::Value]) {
@@ -169,6 +167,8 @@ fn commit_despite_locks(sink: &mut dyn ErasedTwoPhaseSink, committables: &[serde
     }
 }
 
+/// A lost reply to each statement of a load, before or after the statement ran: the load is all or
+/// nothing, and the next attempt makes it all, once.
 #[test]
 fn a_load_survives_a_lost_reply_to_each_statement() {
     let Some(setup) = Setup::find() else { return };
@@ -223,6 +223,39 @@ fn sessions_that_end_between_and_during_loads_are_replaced() {
 }
 
 #[test]
+fn files_wait_in_a_stage_of_the_service() {
+    let Some(setup) = Setup::find() else { return };
+    let options = setup.account.options("INTERNAL", "append");
+    let (start, _) = options.split_once("stage =").unwrap();
+    let options = format!("{start}stage = \"@LOADS/a\"\n");
+    let check = || spec(&options).preflight("loads.test", setup.runtime.handle());
+    let issues = check();
+    assert_eq!(issues.iter().map(|issue| issue.code).collect::<Vec<_>>(), ["snowflake.access_denied"], "{issues:?}");
+    let grant = "GRANT READ, WRITE ON STAGE LOADS TO ROLE";
+    assert!(issues[0].fix.as_deref().is_some_and(|fix| fix.contains(grant)), "{issues:?}");
+    setup.query("INTERNAL", "CREATE STAGE LOADS ENCRYPTION = (TYPE = 'SNOWFLAKE_SSE')");
+    setup.account.server.control("{\"encrypted_stages\":true}");
+    let issues = check();
+    assert_eq!(issues.iter().map(|issue| issue.code).collect::<Vec<_>>(), ["snowflake.internal_stage"], "{issues:?}");
+    setup.account.server.control("{\"encrypted_stages\":false}");
+    assert!(check().is_empty(), "{:?}", check());
+    let mut sink = setup.open_with(&options, None).unwrap();
+    load(sink.as_mut(), &batch(0, &ROWS, None));
+    // A file of a task that died is removed by the next owner; a prepared one is loaded.
+    write(sink.as_mut(), &batch(3, &ROWS, None));
+    prepare(sink.as_mut());
+    write(sink.as_mut(), &batch(3, &ROWS, None));
+    let committables = prepare(sink.as_mut());
+    assert_eq!(setup.account.internal_files().len(), 2);
+    let mut next = setup.open_with(&options, None).unwrap();
+    next.recover(&partition(), &committables).unwrap();
+    assert_eq!(setup.account.internal_files().len(), 1);
+    next.commit(&committables).unwrap();
+    assert_eq!(setup.query("INTERNAL", "SELECT COUNT(*) FROM \"ROWS\""), ["6"]);
+    assert_eq!(setup.account.internal_files(), [""; 0]);
+}
+
+#[test]
 fn a_zombie_cannot_load() {
     let Some(setup) = Setup::find() else { return };
     let mut zombie = setup.open("ZOMBIE", "append");
@@ -239,6 +272,94 @@ fn a_zombie_cannot_load() {
     let error = zombie.prepare(&[plan], &mut Rejections::default()).unwrap_err();
     assert_eq!(error.domain, Domain::Fenced, "{error}");
     assert_eq!(setup.query("ZOMBIE", "SELECT COUNT(*) FROM \"ROWS\""), ["6"]);
+}
+
+/// The statement is answered after seconds.
+const HANGS: &str = "\"slow\":8,\"text\":\"copy into\"";
+
+#[test]
+fn a_session_that_hangs_in_a_load_is_ended_by_the_next_owner() {
+    let Some(setup) = Setup::find() else { return };
+    // Where only administrators may end a session, its transaction is ended.
+    let refuse = "{\"refuse\":\"abort_session\",\"code\":\"003001\",\"message\":\"Insufficient privileges\"}";
+    for (schema, way, code) in
+        [("HUNG", None, "snowflake.session_lost"), ("HUNG_TRANSACTION", Some(refuse), "warehouse.row_count")]
+    {
+        let count = || setup.query(schema, "SELECT COUNT(*) FROM \"ROWS\"")[0].clone();
+        let mut zombie = setup.open(schema, "append");
+        write(zombie.as_mut(), &batch(0, &ROWS, None));
+        let committables = prepare(zombie.as_mut());
+        setup.account.server.control(&format!("{{{HANGS}}}"));
+        way.into_iter().for_each(|fault| setup.account.server.control(fault));
+        std::thread::scope(|scope| {
+            let hanging = scope.spawn(|| {
+                let outcome = zombie.commit(&committables);
+                (zombie, outcome)
+            });
+            // The table is locked as soon as the statement has run.
+            let mut next = setup.open(schema, "append");
+            next.recover(&partition(), &committables).unwrap();
+            let hangs = || (setup.account.server.faults_left() == u64::from(way.is_some())).then_some(());
+            wait::until("the load hangs", Duration::from_secs(30), hangs);
+            commit_despite_locks(next.as_mut(), &committables);
+            load(next.as_mut(), &batch(3, &ROWS, None));
+            assert_eq!(count(), "6", "{schema}");
+            let (mut zombie, outcome) = hanging.join().unwrap();
+            let error =
+                outcome.err().unwrap_or_else(|| panic!("{schema}: the transaction of the zombie was committed"));
+            assert_eq!((error.domain, error.code), (Domain::External, code), "{schema}: {error}");
+            zombie.commit(&committables).unwrap();
+            assert_eq!(count(), "6", "{schema}: the statements after the aborted transaction were committed");
+        });
+    }
+}
+
+#[test]
+fn a_transaction_that_the_service_ends_commits_nothing_of_the_rest() {
+    let Some(setup) = Setup::find() else { return };
+    let mut sink = setup.open("ABORTED", "append");
+    load(sink.as_mut(), &batch(0, &ROWS, None));
+    write(sink.as_mut(), &batch(3, &ROWS, None));
+    let committables = prepare(sink.as_mut());
+    let count = || setup.query("ABORTED", "SELECT COUNT(*) FROM \"ROWS\"")[0].clone();
+    // The first statement of the transaction takes seconds, in which the service ends it.
+    setup.account.server.control("{\"slow\":7,\"text\":\"set \\\"load_id\\\"\"}");
+    std::thread::scope(|scope| {
+        let loading = scope.spawn(|| sink.commit(&committables).unwrap_err());
+        let hangs = || (setup.account.server.faults_left() == 0).then_some(());
+        wait::until("the load hangs", Duration::from_secs(30), hangs);
+        setup.account.server.control("{\"abort\":true}");
+        let error = loading.join().unwrap();
+        assert_eq!(error.code, "snowflake.session_lost", "{error}");
+        assert!(error.message().contains("ended the transaction"), "{error}");
+    });
+    assert_eq!(count(), "3", "COPY and INSERT ran after the transaction had ended");
+    sink.commit(&committables).unwrap();
+    assert_eq!(count(), "6");
+}
+
+#[test]
+fn a_table_that_the_role_may_not_use_is_reported_with_its_grant() {
+    let Some(setup) = Setup::find() else { return };
+    let options = setup.account.options("HIDDEN", "upsert").replace("warehouse =", "role = \"loader\"\nwarehouse =");
+    let mut sink = setup.open_with(&options, None).unwrap();
+    let message = "SQL compilation error: Object 'ROWS' already exists, but current role has no privileges on it.";
+    let refuse =
+        serde_json::json!({ "refuse": "create table if not exists \"rows\"", "code": "002002", "message": message });
+    setup.account.server.control(&refuse.to_string());
+    let error = sink.write(&partition(), &batch(0, &ROWS, None), &mut Rejections::default()).unwrap_err();
+    assert_eq!((error.domain, error.code), (Domain::External, "snowflake.access_denied"), "{error}");
+    let grant = "run `GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE DB.HIDDEN.\"ROWS\" TO ROLE LOADER`";
+    assert!(error.message().contains(grant), "{error}");
+    // A role with some of the rights sees the table.
+    setup.query("HIDDEN", "CREATE TABLE \"ROWS\" (\"ID\" NUMBER(38, 0), \"NAME\" VARCHAR)");
+    setup.account.server.control(
+        "{\"refuse\":\"explain delete\",\"code\":\"003001\",\"message\":\"Insufficient privileges to operate on table 'ROWS'\"}",
+    );
+    let issues = spec(&options).preflight_records(setup.context(None), &mut || Ok(batch(0, &ROWS, None)));
+    assert_eq!(issues.iter().map(|issue| issue.code).collect::<Vec<_>>(), ["warehouse.missing_right"], "{issues:?}");
+    assert_eq!(issues[0].message, "the sink lacks DELETE on the table ROWS");
+    assert!(issues[0].fix.as_deref().is_some_and(|fix| grant.contains(fix)), "{issues:?}");
 }
 
 #[test]
@@ -449,9 +570,9 @@ fn late_and_repeated_changes_lose_also_after_a_failover() {
     let Some(setup) = Setup::find() else { return };
     let mut random = Random::new(1702);
     for (memory, schema, mode, is_current) in [
-        (Memory::Rows, "LATE_HARD", "upsert", "TRUE"),
+        (Memory::Deletes, "LATE_HARD", "upsert", "TRUE"),
         (Memory::Deletes, "LATE_SOFT", "upsert\"\ndeletes = \"soft", "\"DELETED_AT\" IS NULL"),
-        (Memory::Versions, "LATE_HISTORY", "history", "\"IS_CURRENT\""),
+        (Memory::Deletes, "LATE_HISTORY", "history", "\"IS_CURRENT\""),
     ] {
         let history = History::random(&mut random, 8, 40);
         let mut sink = setup.open(schema, mode);
@@ -463,7 +584,7 @@ fn late_and_repeated_changes_lose_also_after_a_failover() {
         let sql = format!("SELECT \"ID\", \"NOTE\" FROM \"ROWS\" WHERE {is_current} ORDER BY \"ID\"");
         let expected: Vec<String> = history.rows().iter().map(|(id, note)| format!("{id}|{note}")).collect();
         assert_eq!(setup.query(schema, &sql), expected, "{memory:?}");
-        if memory == Memory::Versions {
+        if mode == "history" {
             let twice = "SELECT \"NOTE\" FROM \"ROWS\" GROUP BY \"NOTE\" HAVING COUNT(*) > 1";
             assert_eq!(setup.query(schema, twice), [""; 0], "a version is there twice");
         }

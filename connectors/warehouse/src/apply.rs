@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::deletes::Deletes;
 use crate::dialect::{ColumnType, Dialect};
 use crate::intent::{FileColumn, LoadMode, PlannedFile};
 
@@ -13,6 +14,8 @@ pub(crate) mod control {
     pub(crate) const DELETED: &str = "trunkline_deleted";
     /// When the source made the change.
     pub(crate) const CHANGED_AT: &str = "trunkline_changed_at";
+    /// Hash of the row's key, for the memory of deleted keys.
+    pub(crate) const KEY: &str = "trunkline_key";
     /// Rank of a version within its key.
     pub(crate) const RANK: &str = "trunkline_rank";
 }
@@ -48,22 +51,44 @@ pub(crate) fn staging_names(dialect: &dyn Dialect, task: &str, index: usize) -> 
     ["a", "b"].map(|part| dialect.folded(&format!("trunkline_staging_{task}_{index}{part}"))).to_vec()
 }
 
+/// Whether the rows of a file have the hashes of their keys.
+pub(crate) fn has_key_hashes(dialect: &dyn Dialect, file: &PlannedFile) -> bool {
+    let name = dialect.folded(control::KEY);
+    file.columns.iter().any(|column| column.name == name)
+}
+
 /// The present as SQL.
 pub(crate) fn now(dialect: &dyn Dialect) -> String {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    timestamp(dialect, SystemTime::now())
+}
+
+/// A time as SQL.
+pub(crate) fn timestamp(dialect: &dyn Dialect, time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let text = arrow::temporal_conversions::timestamp_us_to_datetime(since.as_micros() as i64)
         .map(|time| time.format("%Y-%m-%d %H:%M:%S%.6f").to_string())
         .unwrap_or_default();
     format!("CAST({} AS {})", dialect.literal(&text), dialect.sql_type(&ColumnType::Timestamp))
 }
 
+/// What the statements of a load need besides its files.
+#[derive(Clone, Copy)]
+pub(crate) struct Context<'a> {
+    /// SQL of the present.
+    pub(crate) now: &'a str,
+    /// SQL of the order of the table's newest TRUNCATE.
+    pub(crate) newest_truncate: &'a str,
+    /// The memory of deleted keys.
+    pub(crate) deletes: Option<&'a Deletes>,
+    /// Some of the rows are deletes.
+    pub(crate) has_deletes: bool,
+}
+
 /// Quotes names of one load.
 pub(crate) struct Sql<'a> {
     pub(crate) dialect: &'a dyn Dialect,
     pub(crate) file: &'a PlannedFile,
-    pub(crate) now: &'a str,
-    /// The order of the table's newest TRUNCATE.
-    pub(crate) newest_truncate: &'a str,
+    pub(crate) context: Context<'a>,
 }
 
 impl Sql<'_> {
@@ -90,7 +115,7 @@ impl Sql<'_> {
 
     /// The staged rows that no TRUNCATE has removed.
     fn staged(&self, staging: &str, order: &str) -> String {
-        let (columns, newest_truncate) = (self.all_columns(), self.newest_truncate);
+        let (columns, newest_truncate) = (self.all_columns(), self.context.newest_truncate);
         format!("(SELECT {columns} FROM {staging} WHERE {order} IS NULL OR {order} >= {newest_truncate}) AS staged")
     }
 
@@ -109,7 +134,7 @@ impl Sql<'_> {
         let names = staged.iter().map(|column| self.name(&column.name));
         let values =
             staged.iter().map(|column| self.dialect.load_expression(&column.column_type, &self.name(&column.name)));
-        let lineage = self.file.fills_loaded_at.then(|| (filled::LOADED_AT, self.now.to_owned()));
+        let lineage = self.file.fills_loaded_at.then(|| (filled::LOADED_AT, self.context.now.to_owned()));
         let more: Vec<_> = lineage.into_iter().chain(more.iter().map(|(name, value)| (*name, value.clone()))).collect();
         let names = list(names.chain(more.iter().map(|(name, _)| self.own(name))));
         let values = list(values.chain(more.iter().map(|(_, value)| value.clone())));
@@ -130,6 +155,28 @@ impl Sql<'_> {
         equal.join(" AND ")
     }
 
+    /// The memory of deleted keys, if the rows have the hashes of their keys.
+    fn deletes(&self) -> Option<&Deletes> {
+        self.context.deletes.filter(|_| has_key_hashes(self.dialect, self.file))
+    }
+
+    /// Drops staged changes from before the delete of their key.
+    fn drop_late(&self, staging: &str, order: &str, or_equal: bool) -> Option<String> {
+        let key = self.own(control::KEY);
+        let late = (staging, key.as_str(), order);
+        self.deletes().map(|deletes| deletes.drop_late(self.dialect, &self.file.table, late, or_equal))
+    }
+
+    /// Remembers the staged deletes.
+    fn note_deletes(&self, staging: &str, order: &str) -> Vec<String> {
+        let (key, deleted) = (self.own(control::KEY), self.own(control::DELETED));
+        let staged = (staging, key.as_str(), order);
+        let note = |deletes: &Deletes| {
+            deletes.note(self.dialect, &self.file.table, staged, &deleted, self.context.now).to_vec()
+        };
+        self.deletes().filter(|_| self.context.has_deletes).map(note).unwrap_or_default()
+    }
+
     fn partition_by_key(&self) -> String {
         list(self.file.key_columns.iter().map(|name| self.name(name)))
     }
@@ -141,7 +188,8 @@ fn list(items: impl Iterator<Item = String>) -> String {
 
 /// Empties the target: the source did. Rows with newer changes stay.
 pub(crate) fn truncate(dialect: &dyn Dialect, file: &PlannedFile, now: &str) -> Vec<String> {
-    let sql = Sql { dialect, file, now, newest_truncate: "" };
+    let context = Context { now, newest_truncate: "", deletes: None, has_deletes: false };
+    let sql = Sql { dialect, file, context };
     let (table, order) = (sql.name(&file.table), sql.own(filled::SOURCE_ORDER));
     let until = file.truncates_until.as_ref().map(|until| dialect.literal(until));
     let is_older = until.as_ref().map(|until| format!("({order} IS NULL OR {order} < {until})"));
@@ -173,15 +221,14 @@ pub(crate) fn truncate(dialect: &dyn Dialect, file: &PlannedFile, now: &str) -> 
     }]
 }
 
-/// The statements for rows that COPY brought into the first of the staging tables. `times` is SQL
-/// of the present, and of the order of the table's newest TRUNCATE.
+/// The statements for rows that COPY brought into the first of the staging tables.
 pub(crate) fn apply(
     dialect: &dyn Dialect,
     file: &PlannedFile,
     stagings: &[String],
-    times: (&str, &str),
+    context: &Context<'_>,
 ) -> Vec<String> {
-    let sql = Sql { dialect, file, now: times.0, newest_truncate: times.1 };
+    let sql = Sql { dialect, file, context: *context };
     let quoted: Vec<String> = stagings.iter().map(|name| dialect.quoted(name)).collect();
     match (file.mode, quoted.as_slice()) {
         (LoadMode::Append, [staging, ..]) => vec![sql.insert(staging, &[], "")],
@@ -208,24 +255,28 @@ fn upsert(sql: &Sql<'_>, staging: &str, newest: &str, soft: bool) -> Vec<String>
     )];
     if let Some(order) = &order {
         statements.push(format!("DELETE FROM {newest} USING {table} WHERE {}", sql.is_newer(newest, order, false)));
+        statements.extend(sql.drop_late(newest, order, false));
     }
     if soft {
         let deleted_at = sql.own(filled::DELETED_AT);
         let set_order = order.as_ref().map(|order| format!(", {order} = {newest}.{order}")).unwrap_or_default();
         statements.push(format!(
             "UPDATE {table} SET {deleted_at} = {}{set_order} FROM {newest} WHERE {same_key} AND {newest}.{deleted}",
-            sql.now
+            sql.context.now
         ));
         statements.push(format!("DELETE FROM {table} USING {newest} WHERE {same_key} AND NOT {newest}.{deleted}"));
     } else {
         statements.push(format!("DELETE FROM {table} USING {newest} WHERE {same_key}"));
     }
     statements.push(sql.insert(newest, &[], &format!(" WHERE NOT {deleted}")));
+    if let Some(order) = order.as_ref().filter(|_| !soft) {
+        statements.extend(sql.note_deletes(newest, order));
+    }
     if let Some(order) = order.filter(|_| soft) {
         // A delete is kept also if the table never had the row: older changes may still arrive.
         let is_unknown =
             format!(" WHERE {deleted} AND {order} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {table} WHERE {same_key})");
-        statements.push(sql.insert(newest, &[(filled::DELETED_AT, sql.now.to_owned())], &is_unknown));
+        statements.push(sql.insert(newest, &[(filled::DELETED_AT, sql.context.now.to_owned())], &is_unknown));
     }
     statements
 }
@@ -254,6 +305,7 @@ fn history(sql: &Sql<'_>, staging: &str, versions: &str) -> Vec<String> {
         Some(order) => {
             statements
                 .push(format!("DELETE FROM {staging} USING {table} WHERE {}", sql.is_newer(staging, &order, true)));
+            statements.extend(sql.drop_late(staging, &order, true));
             let over = format!("OVER (PARTITION BY {key} ORDER BY COALESCE({order}, ''), {sequence})");
             let ended = sql.own("trunkline_ended_order");
             let staged = sql.staged(staging, &order);
@@ -282,6 +334,9 @@ fn history(sql: &Sql<'_>, staging: &str, versions: &str) -> Vec<String> {
     let from =
         format!("(SELECT {columns}, LEAD({changed_at}) {over} AS {next}{next_order} FROM {changes}) AS versions");
     statements.push(sql.insert(&from, &more, &format!(" WHERE NOT {deleted}")));
+    if let Some(order) = sql.order() {
+        statements.extend(sql.note_deletes(staging, &order));
+    }
     statements
 }
 
@@ -406,6 +461,7 @@ mod tests {
             mode,
             key_columns: vec!["id".to_owned()],
             columns,
+            has_deletes: false,
             fills_loaded_at: false,
             truncates: false,
             truncates_until: None,
@@ -413,7 +469,38 @@ mod tests {
     }
 
     fn statements(mode: LoadMode, has_order: bool) -> Vec<String> {
-        apply(&Plain, &file(mode, has_order), &["a".to_owned(), "b".to_owned()], ("NOW", "LAST"))
+        let context = Context { now: "NOW", newest_truncate: "LAST", deletes: None, has_deletes: true };
+        apply(&Plain, &file(mode, has_order), &["a".to_owned(), "b".to_owned()], &context)
+    }
+
+    #[test]
+    fn deletes_are_remembered_only_where_keys_have_hashes_and_rows_are_deleted() {
+        let deletes = Deletes::new("d".to_owned(), String::new(), std::time::Duration::from_secs(60));
+        let of = |mode, has_hashes, has_deletes| {
+            let mut file = file(mode, true);
+            if has_hashes {
+                let column =
+                    FileColumn { name: control::KEY.to_owned(), column_type: ColumnType::Text(32), is_loaded: false };
+                file.columns.push(column);
+            }
+            let context = Context { now: "NOW", newest_truncate: "LAST", deletes: Some(&deletes), has_deletes };
+            let statements = apply(&Plain, &file, &["a".to_owned(), "b".to_owned()], &context);
+            statements.into_iter().filter(|sql| sql.contains(" d ")).collect::<Vec<_>>()
+        };
+        let drops_late = "DELETE FROM b USING d WHERE d.table_name = 't' AND d.row_key = b.trunkline_key AND d.source_order > \
+                          b._source_order";
+        assert_eq!(of(LoadMode::Upsert, true, false), [drops_late]);
+        let all = of(LoadMode::Upsert, true, true);
+        assert_eq!(all.len(), 3, "{all:?}");
+        assert_eq!(
+            all[1],
+            "INSERT INTO d (table_name, row_key, source_order, removed_at) SELECT 't', trunkline_key, MAX(_source_order), NOW FROM b \
+             WHERE trunkline_deleted AND _source_order IS NOT NULL GROUP BY trunkline_key"
+        );
+        assert!(all[2].starts_with("DELETE FROM d WHERE removed_at < CAST("), "{}", all[2]);
+        assert!(of(LoadMode::Upsert, false, true).is_empty());
+        let history = of(LoadMode::History, true, true);
+        assert!(history[0].starts_with("DELETE FROM a USING d") && history[0].contains(">="), "{history:?}");
     }
 
     #[test]

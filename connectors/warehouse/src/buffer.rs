@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::SchemaRef;
 use trunkline_connector::{Buffered, Error, Result, io_error};
 use trunkline_objects::{Encoders, Encoding};
 
+use crate::apply::control;
 use crate::intent::{FileColumn, LoadMode, PlannedFile};
 
 /// Rows stay in memory up to this size; small loads of many tables need no encoder at the same
@@ -35,6 +36,7 @@ pub(crate) struct Truncation {
 struct OpenFile {
     target: FileTarget,
     truncates: Option<Truncation>,
+    has_deletes: bool,
     temp: String,
     schema: Option<SchemaRef>,
     rows: u64,
@@ -182,7 +184,7 @@ impl OpenFile {
     fn new(target: FileTarget, truncates: Option<Truncation>) -> Self {
         let temp = format!("{}.parquet", uuid::Uuid::new_v4().simple());
         let (batches, encoding) = (Vec::new(), None);
-        Self { target, truncates, temp, schema: None, rows: 0, batches, bytes: 0, encoding }
+        Self { target, truncates, has_deletes: false, temp, schema: None, rows: 0, batches, bytes: 0, encoding }
     }
 
     fn bytes(&self) -> usize {
@@ -195,6 +197,7 @@ impl OpenFile {
 
     fn add(&mut self, context: &FileContext<'_>, batch: RecordBatch) -> Result<()> {
         self.rows += batch.num_rows() as u64;
+        self.has_deletes = self.has_deletes || has_deletes(&batch);
         self.schema.get_or_insert_with(|| batch.schema());
         if let Some(encoding) = &self.encoding {
             return encoding.add(batch);
@@ -244,9 +247,18 @@ impl OpenFile {
             mode: self.target.mode,
             key_columns: self.target.key_columns,
             columns: self.target.columns,
+            has_deletes: self.has_deletes,
             fills_loaded_at: self.target.fills_loaded_at,
             truncates: self.truncates.is_some(),
             truncates_until: self.truncates.and_then(|truncation| truncation.until),
         }))
     }
+}
+
+/// Whether a row of a batch deletes its key.
+fn has_deletes(batch: &RecordBatch) -> bool {
+    let names = batch.schema_ref().fields().iter().map(|field| field.name());
+    // The destination's case rule has changed the name.
+    let found = names.zip(batch.columns()).find(|(name, _)| name.eq_ignore_ascii_case(control::DELETED));
+    found.and_then(|(_, column)| column.as_boolean_opt()).is_some_and(|deleted| deleted.true_count() > 0)
 }

@@ -43,6 +43,20 @@ pub const OPTIONS: &[OptionSpec] = &[
         "With `upsert`: a delete removes the row, or sets its column `deleted_at`.",
     ),
     OptionSpec::with_default(
+        "remember_deletes",
+        "duration",
+        "\"7d\"",
+        "With `order`, for `upsert` with `deletes = \"hard\"` and for `history`: how long the sink remembers the keys of deleted rows, so \
+         that a change from before the delete that arrives late does not bring the row back. `0s`: not at all.",
+    ),
+    OptionSpec::with_default(
+        "takeover_timeout",
+        "duration",
+        "\"20s\"",
+        "How long a task waits for the session of an earlier task that holds locks, before it ends that session: the earlier worker \
+         hangs, or its network does.",
+    ),
+    OptionSpec::with_default(
         "order",
         "`source`, `position` or `arrival`",
         "\"source\"",
@@ -72,7 +86,8 @@ pub const OPTIONS: &[OptionSpec] = &[
     OptionSpec::required(
         "stage",
         "string or table",
-        "Where the files wait for their load: `s3://bucket/prefix`, or a table with the keys below.",
+        "Where the files wait for their load: `s3://bucket/prefix`, or a table with the keys below. `snowflake`: also a stage of the \
+         service, `@NAME/folder`.",
         "\"s3://lake/stage\"",
     ),
     OptionSpec::optional(
@@ -130,6 +145,10 @@ pub struct Options {
     pub(crate) order: OrderBy,
     pub(crate) lineage: bool,
     pub(crate) on_type_change: OnTypeChange,
+    /// How long deleted keys are remembered; `None`: not at all.
+    pub(crate) remember_deletes: Option<Duration>,
+    /// How long the session of an earlier task may be in the way.
+    pub(crate) takeover_timeout: Duration,
     every: Duration,
 }
 
@@ -161,12 +180,31 @@ impl Options {
         {
             section.mismatch("every", node, Mismatch::new("is zero"), "a duration such as `1m`".to_owned());
         }
+        let remember_deletes: Duration = section.value("remember_deletes");
+        let takeover_timeout: Duration = section.value("takeover_timeout");
+        if takeover_timeout.is_zero()
+            && let Some(node) = section.node("takeover_timeout")
+        {
+            section.mismatch("takeover_timeout", node, Mismatch::new("is zero"), "a duration such as `20s`".to_owned());
+        }
         let lineage = section.value("lineage");
         (section.report.len() == before).then_some(())?;
         let mode = if is_soft { LoadMode::UpsertSoft } else { mode };
         // Appended rows replace none.
         let order = if mode == LoadMode::Append { OrderBy::Arrival } else { order };
-        Some(Self { table: table?, mode, key, order, lineage, on_type_change, every })
+        let remembers = matches!(mode, LoadMode::Upsert | LoadMode::History) && order != OrderBy::Arrival;
+        let remember_deletes = Some(remember_deletes).filter(|keep| remembers && !keep.is_zero());
+        Some(Self {
+            table: table?,
+            mode,
+            key,
+            order,
+            lineage,
+            on_type_change,
+            remember_deletes,
+            takeover_timeout,
+            every,
+        })
     }
 
     /// When a topic partition is loaded.

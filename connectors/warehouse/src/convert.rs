@@ -11,6 +11,7 @@ use arrow::error::ArrowError;
 use trunkline_objects::columns::json_text;
 
 use crate::dialect::{ColumnType, Dialect};
+use crate::geography::{hexadecimal, is_geometry};
 
 /// A converted column.
 pub(crate) struct Converted {
@@ -26,6 +27,7 @@ pub(crate) fn accepts(data_type: &DataType, column_type: &ColumnType) -> bool {
     use DataType as D;
     match (data_type, column_type) {
         (_, C::Other(_)) => false,
+        (_, C::Geography) => is_geometry(data_type),
         (D::Binary, _) => matches!(column_type, C::Binary(_)),
         (_, C::Text(_) | C::Json) => true,
         (D::Boolean, C::Boolean) => true,
@@ -94,6 +96,7 @@ pub(crate) fn convert(
     let mut refused = Vec::new();
     let converted = match column_type {
         ColumnType::Text(_) => checked_text(&text_of(array)?, column_type, dialect, &mut refused),
+        ColumnType::Geography => hexadecimal(array, &mut refused)?,
         ColumnType::Json => checked_text(&json_of(array, is_json, &mut refused)?, column_type, dialect, &mut refused),
         ColumnType::Binary(most) => {
             let most = *most as usize;
@@ -135,7 +138,7 @@ fn natural_type(column_type: &ColumnType) -> DataType {
         ColumnType::Time => DataType::Time64(TimeUnit::Microsecond),
         ColumnType::Timestamp => DataType::Timestamp(TimeUnit::Microsecond, None),
         ColumnType::TimestampTz => DataType::Timestamp(TimeUnit::Microsecond, Some(Arc::from("+00:00"))),
-        ColumnType::Text(_) | ColumnType::Json | ColumnType::Other(_) => DataType::Utf8,
+        ColumnType::Text(_) | ColumnType::Json | ColumnType::Geography | ColumnType::Other(_) => DataType::Utf8,
     }
 }
 

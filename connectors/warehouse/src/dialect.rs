@@ -13,7 +13,7 @@ use crate::stage::StagedFile;
 
 /// A session of the destination: one connection, one transaction at most. Calls block. A load may
 /// take long, because the library runs loads in a thread. A server that is gone must end in an
-/// error all the same.
+/// error all the same. A statement outside of `BEGIN` and `COMMIT` commits by itself.
 ///
 /// After any error the library drops the session and opens another one, so a session needs no way
 /// to recover. A dropped session must not commit: the destination has to roll its open transaction
@@ -33,6 +33,28 @@ pub trait Session: Send {
     /// Runs one query and returns its rows as text; `None` is null. Used for few rows only:
     /// catalog, offsets row, counts.
     fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>>;
+
+    /// Runs statements in one transaction. A session that can sends them at once, so that a client
+    /// that hangs in between holds no lock.
+    fn transaction(&mut self, statements: &[String]) -> Result<()> {
+        self.execute("BEGIN")?;
+        statements.iter().try_for_each(|sql| self.execute(sql).map(drop))?;
+        self.execute("COMMIT").map(drop)
+    }
+
+    /// Names this session among all that the server had and will have, so that another one can end
+    /// it: at most 128 characters, without secrets. `None`: it is not known.
+    fn id(&self) -> Option<&str> {
+        None
+    }
+
+    /// Ends another session, whose transaction is rolled back. False: there is no session of this
+    /// id any more. Never ends one that only looks like it, such as a later session with the same
+    /// process id.
+    fn end_session(&mut self, id: &str) -> Result<bool> {
+        let _ = id;
+        Ok(false)
+    }
 }
 
 /// A type of a column at the destination, as far as the library has to know it.
@@ -61,6 +83,8 @@ pub enum ColumnType {
     TimestampTz,
     /// A semi-structured value: SUPER, VARIANT.
     Json,
+    /// A geometry on the earth, staged as well-known binary in hexadecimal digits.
+    Geography,
     /// A type that the sink cannot write (GEOMETRY, INTERVAL): its name. Such a column of an
     /// existing table is left out; a record with a value for it is rejected.
     Other(String),
@@ -99,6 +123,8 @@ pub enum Right<'a> {
     ReadStage,
     /// Changing this table.
     AlterTable(&'a str),
+    /// Reading and writing rows of this table.
+    LoadTable(&'a str),
 }
 
 /// What differs between warehouses. All names that methods take are names as the catalog has them
@@ -132,7 +158,8 @@ pub trait Dialect: Send + Sync {
     /// destination.
     fn literal(&self, text: &str) -> String;
 
-    /// The columns of a table in their order; `None` if there is no such table. One query.
+    /// The columns of a table in their order; `None` if there is no such table, or if the
+    /// destination hides a table on which the user or role has no right. An error if it says so.
     fn columns(&self, session: &mut dyn Session, table: &str) -> Result<Option<Vec<Column>>>;
 
     /// The type of a new column for values of this Arrow type (that of a schema, or inferred from
@@ -199,8 +226,8 @@ pub trait Dialect: Send + Sync {
     fn copy(&self, staging: &str, columns: &[StagingColumn], files: &[StagedFile], manifest: &str) -> String;
 
     /// Statements that insert a row unless a row with the same values in the first `keys` columns
-    /// exists, safe against another session that does the same. The library runs them between
-    /// `BEGIN` and `COMMIT`. `columns` and `values` are SQL.
+    /// exists, safe against another session that does the same. The library runs them with
+    /// [`Session::transaction`]. `columns` and `values` are SQL.
     fn insert_if_absent(&self, table: &str, keys: usize, columns: &[String], values: &[String]) -> Vec<String>;
 
     /// The expression for the value of a column as text (`column` is SQL), equal for equal values.
@@ -216,6 +243,12 @@ pub trait Dialect: Send + Sync {
 
     /// Whether the user or role may change a table; `None` if the destination does not say.
     fn may_alter(&self, session: &mut dyn Session, table: &str) -> Result<Option<bool>>;
+
+    /// The rights on the rows of a table that the user or role lacks, as SQL names them (`INSERT`).
+    fn missing_rights(&self, session: &mut dyn Session, table: &str) -> Result<Vec<&'static str>> {
+        let _ = (session, table);
+        Ok(Vec::new())
+    }
 
     /// The statement with which an administrator gives the sink this right; `None` if no statement
     /// does.

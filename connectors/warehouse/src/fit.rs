@@ -9,6 +9,7 @@ use crate::convert::{accepts, longest, wider};
 use crate::dialect::{Column, ColumnType, Dialect, Right};
 use crate::intent::LoadMode;
 use crate::layouts::{Layout, LayoutKey};
+use crate::preflight::{GRANTABLE, issue};
 use crate::sink::WarehouseSink;
 use crate::tables::{Incoming, OnTypeChange, new_column};
 use crate::write::Row;
@@ -45,9 +46,13 @@ impl WarehouseSink {
         }
         let mut issues: Vec<PreflightIssue> = Vec::new();
         for (key, rows) in groups {
-            let Some(needs) = self.needs(records, &key, &rows)? else { continue };
-            let found = self.issues_of(needs)?;
-            issues.extend(found);
+            match self.needs(records, &key, &rows) {
+                Ok(Some(needs)) => issues.extend(self.issues_of(needs)?),
+                Ok(None) => {}
+                // The catalog hides the table: the message has the statement that shows it.
+                Err(error) if GRANTABLE.contains(&error.code) => issues.push(issue(&error, None)),
+                Err(error) => return Err(error),
+            }
         }
         // The schemas of a topic may need the same.
         let mut seen = std::collections::HashSet::new();
@@ -114,18 +119,35 @@ impl WarehouseSink {
         Some(needs)
     }
 
+    /// The rights on the rows of an existing table that the sink lacks.
+    fn missing_rights(&mut self, table: &str) -> Result<Option<PreflightIssue>> {
+        let mut missing = self.sessions.run(|dialect, session| dialect.missing_rights(session, table))?;
+        missing.retain(|right| needed_rights(self.options.mode).contains(right));
+        let grant = self.sessions.dialect().grant(Right::LoadTable(table));
+        Ok((!missing.is_empty()).then(|| PreflightIssue {
+            code: "warehouse.missing_right",
+            message: format!("the sink lacks {} on the table {table}", missing.join(", ")),
+            fix: grant.map(|grant| format!("run `{grant}`")),
+        }))
+    }
+
     /// What an administrator has to do.
     fn issues_of(&mut self, needs: Needs) -> Result<Vec<PreflightIssue>> {
         let Needs { table, changes, misfits } = needs;
         let mut issues = misfits;
+        issues.extend(self.missing_rights(&table)?);
         if !changes.is_empty()
             && self.sessions.run(|dialect, session| dialect.may_alter(session, &table))? == Some(false)
         {
             let dialect = self.sessions.dialect();
             let grant = dialect.grant(Right::AlterTable(&table));
             let (here, qualified) = (dialect.quoted(&table), dialect.qualified(&table));
-            let changes: Vec<String> =
-                changes.iter().map(|sql| sql.replacen(&format!(" {here} "), &format!(" {qualified} "), 1)).collect();
+            let with_schema = |sql: &String| {
+                ["TABLE", "UPDATE"].iter().fold(sql.clone(), |sql, word| {
+                    sql.replace(&format!("{word} {here} "), &format!("{word} {qualified} "))
+                })
+            };
+            let changes: Vec<String> = changes.iter().map(with_schema).collect();
             let grant = grant.map(|grant| format!("run `{grant}`, or ")).unwrap_or_default();
             issues.push(PreflightIssue {
                 code: "warehouse.may_not_alter",
@@ -134,6 +156,16 @@ impl WarehouseSink {
             });
         }
         Ok(issues)
+    }
+}
+
+/// The rights on the rows of its table that a mode needs.
+fn needed_rights(mode: LoadMode) -> &'static [&'static str] {
+    match mode {
+        LoadMode::Append => &["INSERT"],
+        LoadMode::Upsert => &["SELECT", "INSERT", "DELETE"],
+        LoadMode::UpsertSoft => &["SELECT", "INSERT", "UPDATE", "DELETE"],
+        LoadMode::History => &["SELECT", "INSERT", "UPDATE"],
     }
 }
 

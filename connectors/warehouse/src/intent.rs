@@ -38,6 +38,9 @@ pub(crate) struct PlannedFile {
     /// The columns of the file, in order. Those of the sink itself, which the table lacks, are not
     /// in the target.
     pub(crate) columns: Vec<FileColumn>,
+    /// Some of its rows are deletes.
+    #[serde(default)]
+    pub(crate) has_deletes: bool,
     /// The load sets `_loaded_at`.
     pub(crate) fills_loaded_at: bool,
     /// The table is emptied before the rows are loaded.

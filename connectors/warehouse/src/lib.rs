@@ -18,11 +18,13 @@
 //! | `write` | route, decode, fit, stage |
 //! | `layouts` | the columns that rows are decoded with |
 //! | `tables` | target tables: creation and evolution |
-//! | `convert` | values as values of the target's columns, each one checked |
+//! | `convert`, `geography` | values as values of the target's columns, each one checked |
 //! | `buffer` | the open files of a topic partition |
 //! | `intent` | the stored form of plans and committables |
 //! | `stage`, `s3_stage` | where files wait |
 //! | `offsets` | the sink's offsets table, with epochs |
+//! | `takeover` | sessions of earlier tasks that hang and hold locks |
+//! | `deletes` | the memory of deleted keys |
 //! | `load`, `apply` | the transaction; its statements |
 //! | `preflight`, `fit` | what `validate --check` asks: rights and stage; tables that exist |
 //! | `replay` | replays: counts of rows, and the transaction that replaces rows |
@@ -36,8 +38,10 @@ mod buffer;
 mod change;
 mod config;
 mod convert;
+mod deletes;
 mod dialect;
 mod fit;
+mod geography;
 mod intent;
 mod layouts;
 mod load;
@@ -53,14 +57,16 @@ mod sink;
 mod stage;
 mod switch;
 mod tables;
+mod takeover;
 mod write;
 
 pub use config::{OPTIONS, Options, read_stage};
 pub use dialect::{Column, ColumnType, Dialect, Right, Session, StagingColumn};
+pub use geography::is_geometry;
 pub use preflight::{check, check_records};
 pub use read::read_contents;
 pub use replay::{count_rows, rows_in_the_way};
-pub use s3_stage::S3Stage;
+pub use s3_stage::{S3Location, S3Stage};
 pub use sink::open_sink;
 pub use stage::{Stage, StagedFile};
 pub use switch::{finish_switch, plan_switch, switch};

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! read the offsets rows       loads that were committed before are left out
+//! register the session        unless the rows name it: the next owner can end it if it hangs
 //! create staging tables       outside of the transaction: DDL may commit
 //! BEGIN
 //!   UPDATE offsets ..         must change one row for each load, else ROLLBACK and decide again
@@ -17,7 +18,8 @@ use std::time::Duration;
 
 use trunkline_connector::{Error, Result, TopicPartition, failpoint};
 
-use crate::apply;
+use crate::apply::{self, Context};
+use crate::deletes::Deletes;
 use crate::dialect::{Dialect, Session, StagingColumn};
 use crate::intent::{Committable, PlannedFile, manifest_key};
 use crate::offsets::{Offsets, missing_row};
@@ -34,6 +36,8 @@ const ATTEMPTS: u32 = 5;
 #[derive(Clone)]
 pub(crate) struct Loader {
     pub(crate) offsets: Offsets,
+    /// `None`: deletes are not remembered.
+    pub(crate) deletes: Option<Deletes>,
     /// Names staging tables: no other task's are equal.
     pub(crate) task: String,
 }
@@ -61,7 +65,7 @@ impl PendingLoad {
         Self { urls: urls.collect(), committable: committable.clone() }
     }
 
-    fn partition(&self) -> TopicPartition {
+    pub(crate) fn partition(&self) -> TopicPartition {
         TopicPartition::new(self.committable.plan.topic.as_str(), self.committable.plan.partition)
     }
 }
@@ -91,7 +95,11 @@ impl Loader {
     ) -> Result<()> {
         let mut attempt = 1;
         loop {
-            match sessions.run(&mut *work) {
+            let outcome = sessions.run(&mut *work);
+            if let (Err(_), Some(deletes)) = (&outcome, &self.deletes) {
+                deletes.forget();
+            }
+            match outcome {
                 Err(error) if error.code == CONFLICT && attempt < ATTEMPTS => {
                     tracing::debug!(%error, attempt, "a load met a conflict and is repeated");
                     // Different tasks must not meet again.
@@ -108,6 +116,8 @@ impl Loader {
         let partitions: Vec<TopicPartition> = loads.iter().map(PendingLoad::partition).collect();
         let rows = self.offsets.read(dialect, session, &partitions)?;
         let mut waiting = Vec::new();
+        let own_session = session.id().map(str::to_owned);
+        let mut unregistered = Vec::new();
         for (load, partition) in loads.iter().zip(&partitions) {
             let Committable { plan, previous, epoch } = &load.committable;
             let row = rows.get(partition).ok_or_else(|| missing_row(&self.offsets.table, partition))?;
@@ -119,10 +129,21 @@ impl Loader {
                 return Err(fenced(partition, *epoch, row.epoch));
             } else {
                 waiting.push(load);
+                if own_session.as_ref().is_some_and(|own| *own != row.session) {
+                    unregistered.push((partition.clone(), *epoch));
+                }
             }
         }
         if waiting.is_empty() {
             return Ok(());
+        }
+        if let Some(own) = own_session.filter(|_| !unregistered.is_empty())
+            && self.offsets.register(dialect, session, &own, &unregistered)? != unregistered.len() as u64
+        {
+            return Err(Error::external(
+                CONFLICT,
+                "another task claimed a topic partition of the load at the same time",
+            ));
         }
         let mut begin = |session: &mut dyn Session, now: &str| {
             for load in &waiting {
@@ -161,6 +182,7 @@ impl Loader {
                     run(session, &dialect.create_staging(name, &staging_columns(target)))?;
                 }
             }
+            self.prepare_memory(dialect, session, group)?;
         }
         let staged = staged_groups(&groups, &stagings);
         if let Some(rebuild) = rebuild {
@@ -183,7 +205,7 @@ impl Loader {
                 Some(rebuild) => rebuild.check_deletes(session, staged)?,
                 None => copy_group(dialect, session, group, names)?,
             }
-            apply_group(dialect, session, &self.offsets, group, names, &now)?;
+            self.apply_group(dialect, session, group, names, &now)?;
         }
         failpoint!("warehouse.commit.before")?;
         session.execute("COMMIT")?;
@@ -198,6 +220,47 @@ impl Loader {
         }
         Ok(())
     }
+
+    /// Creates what the statements of a group need to remember TRUNCATEs and deletes.
+    fn prepare_memory(&self, dialect: &dyn Dialect, session: &mut dyn Session, group: &Group<'_>) -> Result<()> {
+        let Some(target) = group.target() else { return Ok(()) };
+        if target.truncates_until.is_some() {
+            self.offsets.create_truncates_row(dialect, session, &target.table)?;
+        }
+        match &self.deletes {
+            Some(deletes) if apply::has_key_hashes(dialect, target) => deletes.create(dialect, session),
+            _ => Ok(()),
+        }
+    }
+
+    /// Brings the staged rows of a group into their table.
+    fn apply_group(
+        &self,
+        dialect: &dyn Dialect,
+        session: &mut dyn Session,
+        group: &Group<'_>,
+        names: &[String],
+        now: &str,
+    ) -> Result<()> {
+        let Some(target) = group.target() else { return Ok(()) };
+        if target.truncates {
+            if let Some(order) = &target.truncates_until {
+                session.execute(&self.offsets.remember_truncate(dialect, &target.table, order))?;
+            }
+            run(session, &apply::truncate(dialect, target, now))?;
+        }
+        if target.key.is_none() {
+            return Ok(());
+        }
+        let context = Context {
+            now,
+            newest_truncate: &self.offsets.newest_truncate(dialect, &target.table),
+            deletes: self.deletes.as_ref(),
+            has_deletes: group.files.iter().any(|(file, _)| file.has_deletes),
+        };
+        run(session, &apply::apply(dialect, target, names, &context))?;
+        failpoint!("warehouse.apply.after")
+    }
 }
 
 pub(crate) fn fenced(partition: &TopicPartition, own: i64, newer: i64) -> Error {
@@ -205,7 +268,7 @@ pub(crate) fn fenced(partition: &TopicPartition, own: i64, newer: i64) -> Error 
     Error::fenced("warehouse.fenced", message)
 }
 
-fn run(session: &mut dyn Session, statements: &[String]) -> Result<()> {
+pub(crate) fn run(session: &mut dyn Session, statements: &[String]) -> Result<()> {
     statements.iter().try_for_each(|sql| session.execute(sql).map(drop))
 }
 
@@ -290,28 +353,4 @@ fn copy_group(dialect: &dyn Dialect, session: &mut dyn Session, group: &Group<'_
         return Err(Error::external("warehouse.row_count", message));
     }
     Ok(())
-}
-
-/// Brings the staged rows of a group into their table.
-fn apply_group(
-    dialect: &dyn Dialect,
-    session: &mut dyn Session,
-    offsets: &Offsets,
-    group: &Group<'_>,
-    names: &[String],
-    now: &str,
-) -> Result<()> {
-    let Some(target) = group.target() else { return Ok(()) };
-    if target.truncates {
-        if let Some(order) = &target.truncates_until {
-            run(session, &offsets.remember_truncate(dialect, &target.table, order))?;
-        }
-        run(session, &apply::truncate(dialect, target, now))?;
-    }
-    if target.key.is_none() {
-        return Ok(());
-    }
-    let newest_truncate = offsets.newest_truncate(dialect, &target.table);
-    run(session, &apply::apply(dialect, target, names, (now, &newest_truncate)))?;
-    failpoint!("warehouse.apply.after")
 }

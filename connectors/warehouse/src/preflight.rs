@@ -16,7 +16,8 @@ use crate::stage::{Stage, StagedFile};
 const COLUMN: &str = "trunkline_check";
 
 /// The codes of errors that a grant resolves.
-const GRANTABLE: [&str; 3] = ["redshift.permission_denied", "snowflake.access_denied", "snowflake.no_warehouse"];
+pub(crate) const GRANTABLE: [&str; 3] =
+    ["redshift.permission_denied", "snowflake.access_denied", "snowflake.no_warehouse"];
 
 /// Checks that records such as the newest ones fit the tables that exist. Changes nothing.
 pub fn check_records(
@@ -68,7 +69,7 @@ pub fn check(dialect: &dyn Dialect, stage: Result<Box<dyn Stage>>, name: &str) -
 }
 
 /// Advice follows the reason in messages. `grant` is the statement for a missing right.
-fn issue(error: &Error, grant: Option<String>) -> PreflightIssue {
+pub(crate) fn issue(error: &Error, grant: Option<String>) -> PreflightIssue {
     let (message, fix) = match error.message().rsplit_once("; ") {
         Some((message, fix)) => (message.to_owned(), Some(fix.to_owned())),
         None => (error.message().to_owned(), None),

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 
 use trunkline_connector::{Error, LIVE_AHEAD, NOT_REBUILT, OffsetRanges, Result, TopicPartition};
 
-use crate::apply::{Sql, control, filled};
+use crate::apply::{Context, Sql, control, filled};
 use crate::dialect::{Dialect, Session, StagingColumn};
 use crate::intent::{FileColumn, LoadMode, PlannedFile};
 use crate::offsets::Offsets;
@@ -361,7 +361,8 @@ impl Rebuild<'_> {
     }
 
     fn sql<'s>(&'s self, file: &'s PlannedFile) -> Sql<'s> {
-        Sql { dialect: self.dialect, file, now: "", newest_truncate: "" }
+        let context = Context { now: "", newest_truncate: "", deletes: None, has_deletes: false };
+        Sql { dialect: self.dialect, file, context }
     }
 
     fn count(&self, session: &mut dyn Session, sql: &str) -> Result<u64> {

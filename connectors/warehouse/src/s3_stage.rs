@@ -6,8 +6,9 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{Delete, ObjectIdentifier, ServerSideEncryption};
 use tokio::runtime::Handle;
+use trunkline_connector::tls::{TlsCodes, TlsOptions};
 use trunkline_connector::{Error, Result, io_error};
-use trunkline_objects::{BucketOptions, Encryption, Failure, connect};
+use trunkline_objects::{AccessKey, BucketOptions, Checksum, Encryption, Failure, TLS_CA_CODE, connect};
 
 use crate::stage::Stage;
 
@@ -21,7 +22,39 @@ pub struct S3Stage {
     runtime: Handle,
 }
 
+/// A folder in S3 with temporary credentials for it.
+pub struct S3Location {
+    /// The bucket.
+    pub bucket: String,
+    /// The folder, without slashes at its ends.
+    pub prefix: String,
+    /// Address of the store, if it is not the region's.
+    pub endpoint: Option<String>,
+    /// The bucket's region.
+    pub region: Option<String>,
+    /// The credentials.
+    pub key: AccessKey,
+}
+
 impl S3Stage {
+    /// Connects to a folder that the destination has named.
+    pub fn of_location(location: S3Location, runtime: Handle) -> Result<Self> {
+        let S3Location { bucket, prefix, endpoint, region, key } = location;
+        let options = BucketOptions {
+            bucket,
+            prefix,
+            path_style: endpoint.is_some(),
+            endpoint,
+            region,
+            credentials: Some(key),
+            tls: TlsOptions::none(TlsCodes { ca: TLS_CA_CODE, cert: TLS_CA_CODE }),
+            encryption: Encryption::Bucket,
+            part_size: 16 << 20,
+            checksum: Checksum::Crc32c,
+        };
+        Self::open(options, runtime)
+    }
+
     /// Connects. The first upload shows whether objects can be written.
     pub fn open(options: BucketOptions, runtime: Handle) -> Result<Self> {
         let client = runtime.block_on(connect(&options))?;

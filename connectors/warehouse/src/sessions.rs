@@ -6,27 +6,43 @@ use std::sync::Arc;
 use trunkline_connector::Result;
 
 use crate::dialect::{Dialect, Session};
+use crate::takeover::OwnSessions;
 
 /// See the module's header.
 pub(crate) struct Sessions {
     dialect: Arc<dyn Dialect>,
     session: Option<Box<dyn Session>>,
+    own: OwnSessions,
 }
 
 impl Sessions {
     pub(crate) fn new(dialect: Arc<dyn Dialect>) -> Self {
-        Self { dialect, session: None }
+        Self { dialect, session: None, own: OwnSessions::default() }
+    }
+
+    /// Another session of the same task, which is opened when it is used.
+    pub(crate) fn another(&self) -> Self {
+        Self { dialect: Arc::clone(&self.dialect), session: None, own: self.own.clone() }
     }
 
     pub(crate) fn dialect(&self) -> &Arc<dyn Dialect> {
         &self.dialect
     }
 
+    /// The sessions of this task.
+    pub(crate) fn own(&self) -> &OwnSessions {
+        &self.own
+    }
+
     /// Runs `work` in a session, a new one if the last work failed.
     pub(crate) fn run<T>(&mut self, work: impl FnOnce(&dyn Dialect, &mut dyn Session) -> Result<T>) -> Result<T> {
         let mut session = match self.session.take() {
             Some(session) => session,
-            None => self.dialect.connect()?,
+            None => {
+                let session = self.dialect.connect()?;
+                session.id().into_iter().for_each(|id| self.own.add(id));
+                session
+            }
         };
         let done = work(self.dialect.as_ref(), session.as_mut())?;
         self.session = Some(session);

@@ -27,6 +27,7 @@ use crate::replay::Replacement;
 use crate::sessions::Sessions;
 use crate::stage::{Stage, StagedFile};
 use crate::tables::Tables;
+use crate::takeover::Takeover;
 
 /// A call of a sink ends within a minute; a load that takes longer continues, and the next call
 /// waits for it.
@@ -57,7 +58,7 @@ pub(crate) struct WarehouseSink {
     stage: Box<dyn Stage>,
     pub(crate) sessions: Sessions,
     pub(crate) tables: Tables,
-    loader: Loader,
+    pub(crate) loader: Loader,
     encoders: Arc<Encoders>,
     folder: PathBuf,
     pub(crate) schemas: Arc<dyn SchemaLookup>,
@@ -95,6 +96,7 @@ impl WarehouseSink {
             // The live sink removes unknown files from its own folder. Names of sinks have no `+`.
             prefix = format!("{prefix}+{run}");
         }
+        let deletes = options.remember_deletes.map(|keep| offsets.deletes(&context.name, keep, dialect.as_ref()));
         let live = Offsets::of(&context.name, None, dialect.as_ref());
         let replacement = context.replay.filter(|replay| replay.supersedes).map(|replay| Replacement {
             run: replay.run,
@@ -109,7 +111,7 @@ impl WarehouseSink {
             options,
             stage,
             sessions,
-            loader: Loader { offsets, task },
+            loader: Loader { offsets, deletes, task },
             encoders: Arc::new(Encoders::new(context.runtime, writer)),
             folder: context.scratch,
             schemas: context.schemas,
@@ -132,14 +134,17 @@ impl WarehouseSink {
         format!("{}/{}+{}/", self.prefix, partition.topic, partition.partition)
     }
 
-    /// The epoch of this task for a topic partition.
-    fn claim(&mut self, partition: &TopicPartition) -> Result<i64> {
+    /// The epoch of this task for a topic partition. Every task claims it before it changes a table
+    /// or loads a file: the session of an earlier task may hold the locks of both.
+    pub(crate) fn claim(&mut self, partition: &TopicPartition) -> Result<i64> {
         if let Some(epoch) = self.claims.get(partition) {
             return Ok(*epoch);
         }
-        let offsets = &self.loader.offsets;
         failpoint!("warehouse.claim.before")?;
-        let row = self.sessions.run(|dialect, session| offsets.claim(dialect, session, partition))?;
+        let patience = self.options.takeover_timeout;
+        let offsets = &self.loader.offsets;
+        let row = Takeover { offsets, partition, patience }
+            .run(&mut self.sessions, &mut |dialect, session| offsets.claim(dialect, session, partition))?;
         failpoint!("warehouse.claim.after")?;
         self.claims.insert(partition.clone(), row.epoch);
         Ok(row.epoch)
@@ -184,8 +189,16 @@ impl WarehouseSink {
 
     fn start_job(&mut self, loads: Vec<String>, committables: &[Committable]) -> Result<LoadJob> {
         let pending = pending_loads(self.stage.as_ref(), committables);
+        let (offsets, patience) = (&self.loader.offsets, self.options.takeover_timeout);
+        for partition in pending.iter().map(PendingLoad::partition) {
+            // An earlier task has prepared the load, and its session may hold the locks.
+            if !self.claims.contains_key(&partition) {
+                Takeover { offsets, partition: &partition, patience }
+                    .run(&mut self.sessions, &mut |dialect, session| offsets.adopt(dialect, session, &partition))?;
+            }
+        }
         let loader = self.loader.clone();
-        let fresh = Sessions::new(Arc::clone(self.sessions.dialect()));
+        let fresh = self.sessions.another();
         let mut sessions = std::mem::replace(&mut self.sessions, fresh);
         let (send, outcome) = channel();
         let work = move || {

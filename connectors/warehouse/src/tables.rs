@@ -9,7 +9,8 @@ use arrow::array::{Array, ArrayRef};
 use trunkline_connector::{Error, Result};
 
 use crate::convert::{Converted, accepts, convert, longest, wider};
-use crate::dialect::{Column, ColumnType, Dialect, Session};
+use crate::dialect::{Column, ColumnType, Dialect, Right, Session};
+use crate::preflight::GRANTABLE;
 use crate::replay::plain;
 use crate::sessions::Sessions;
 
@@ -117,7 +118,7 @@ impl Tables {
                 // again.
                 Err(error) => match read(dialect.connect()?.as_mut())? {
                     Some(columns) => Ok(columns),
-                    None => Err(error.context(format!("creating the table {table}"))),
+                    None => Err(cannot_create(dialect, table, error)),
                 },
             }
         })
@@ -215,6 +216,18 @@ impl Tables {
             }
             return Err(type_change(table, &have, &dialect.sql_type(&have.column_type), &dialect.sql_type(&wanted)));
         }
+    }
+}
+
+/// The error of a CREATE TABLE, with the statement that gives the missing right.
+pub(crate) fn cannot_create(dialect: &dyn Dialect, table: &str, error: Error) -> Error {
+    let creating = format!("creating the table {table}");
+    // Snowflake shows a role no table on which it has no right.
+    let exists = error.message().contains("already exists");
+    let right = if exists { Right::LoadTable(table) } else { Right::CreateTables };
+    match dialect.grant(right).filter(|_| GRANTABLE.contains(&error.code)) {
+        Some(grant) => Error::external(error.code, format!("{creating}: {}: run `{grant}`", error.message())),
+        None => error.context(creating),
     }
 }
 

@@ -16,6 +16,7 @@ use crate::apply::{control, filled};
 use crate::buffer::{FileTarget, Truncation};
 use crate::change::{Change, Operation, member_names};
 use crate::convert::convert;
+use crate::deletes::{KEY_LENGTH, key_hashes};
 use crate::dialect::{Column, ColumnType};
 use crate::intent::{FileColumn, LoadMode};
 use crate::layouts::{Layout, LayoutKey};
@@ -55,6 +56,7 @@ impl WarehouseSink {
         records: &Batch,
         rejected: &mut Rejections,
     ) -> Result<()> {
+        self.claim(partition)?;
         // Changes of one table must keep their order, so rows of another schema start a new group.
         let mut open: HashMap<String, Rows<'_>> = HashMap::new();
         let first = self.buffer(partition).0.numbers(records.len()).start;
@@ -263,6 +265,13 @@ impl WarehouseSink {
             let array = converted.map_err(internal)?.array;
             let name = dialect.folded(column.name);
             columns.push((FileColumn { name, column_type: column.column_type, is_loaded: column.is_loaded }, array));
+        }
+        if has_order && self.loader.deletes.is_some() && matches!(mode, LoadMode::Upsert | LoadMode::History) {
+            let field = |name: &String| incoming.iter().find(|column| column.name == *name).map(|column| column.array);
+            let fields: Vec<&ArrayRef> = key_columns.iter().filter_map(field).collect();
+            let hashes = key_hashes(&fields, rows.len()).map_err(internal)?;
+            let column_type = ColumnType::Text(KEY_LENGTH);
+            columns.push((FileColumn { name: dialect.folded(control::KEY), column_type, is_loaded: false }, hashes));
         }
         self.add_to_file(partition, records, table, key_columns, columns, rows, &refused)?;
         Ok(refused)

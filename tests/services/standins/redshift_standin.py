@@ -10,6 +10,7 @@ restrictions:
 - TRUNCATE commits the open transaction.
 - Distribution keys, sort keys and encodings are ignored; primary keys are not enforced; SUPER is jsonb; VARBYTE
   is bytea.
+- STV_SESSIONS shows the sessions of PostgreSQL.
 - COPY through the extended query protocol is refused.
 """
 
@@ -56,6 +57,10 @@ TABLE_SYNTAX = [(re.compile(pattern, FLAGS), by) for pattern, by in [
 FUNCTIONS = [(re.compile(r"\bjson_parse\s*\(([^()]*)\)", FLAGS), r"(\1)::jsonb"),
              (re.compile(r"\bjson_serialize\s*\(([^()]*)\)", FLAGS), r"(\1)::varchar"),
              (re.compile(r"\bto_hex\s*\(([^()]*)\)", FLAGS), r"encode(\1, 'hex')")]
+# The catalog of sessions, whose ids are those that pg_terminate_backend ends.
+SESSIONS = (re.compile(r"\bfrom\s+stv_sessions\b", FLAGS),
+            "from (select pid as process, backend_start at time zone 'UTC' as starttime, usename as user_name "
+            "from pg_stat_activity) as stv_sessions")
 # A statement that fails with a syntax error: it aborts an open transaction, as a rejected statement does.
 FAILING = "select redshift_syntax_error_x"
 
@@ -81,7 +86,7 @@ def with_postgres_syntax(query):
     if TABLE_DEFINITION.search(query):
         for pattern, by in TABLE_SYNTAX:
             query = pattern.sub(by, query)
-    for pattern, by in FUNCTIONS:
+    for pattern, by in FUNCTIONS + [SESSIONS]:
         query = pattern.sub(by, query)
     return query
 
@@ -151,6 +156,7 @@ class Connection:
 
     async def run(self):
         self.postgres, self.to_postgres = await asyncio.open_connection("127.0.0.1", POSTGRES_PORT)
+        ended = asyncio.create_task(self.close_with_postgres())
         try:
             if await self.start() and await self.authenticate():
                 while await self.handle_message():
@@ -158,8 +164,16 @@ class Connection:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # one side closed its connection
         finally:
+            ended.cancel()
             self.to_postgres.close()
             self.to_client.close()
+
+    async def close_with_postgres(self):
+        """Closes the client's connection when PostgreSQL has ended the session, also while it is idle."""
+        # at_eof() is false as long as the last message has not been read.
+        while not self.postgres._eof:
+            await asyncio.sleep(0.2)
+        self.to_client.close()
 
     async def start(self):
         """Passes on the startup message; refuses encryption, and parameters that Redshift refuses."""

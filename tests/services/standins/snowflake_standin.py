@@ -4,9 +4,10 @@ Arguments: PORT STAGE_FOLDER S3_ENDPOINT. STAGE_FOLDER holds the internal stages
 the local S3 server, so that a client can upload to them with S3 requests; the folder above it holds the
 buckets of external stages.
 
-It adds: password, key-pair (RS256 JWT) and token logins that are checked, MERGE in a transaction, SWAP WITH, COPY with
-FILES, stages in S3, session tokens that expire, slow statements, lost replies and killed sessions. Tests
-control them with POST /__ctl and a JSON body:
+It adds: password, key-pair (RS256 JWT) and token logins that are checked, MERGE in a transaction, SWAP WITH,
+COPY with FILES, stages in S3, session tokens that expire, slow statements, lost replies and killed sessions,
+AUTOCOMMIT = FALSE, CURRENT_TRANSACTION(), SHOW TRANSACTIONS, SYSTEM$ABORT_SESSION and
+SYSTEM$ABORT_TRANSACTION. Tests control the faults with POST /__ctl and a JSON body:
 
     {"user": NAME, "pubkey": PEM}            lets this user log in with a key pair
     {"user": NAME, "token": TOKEN}           lets this user log in with this OAuth or programmatic access token
@@ -20,6 +21,8 @@ control them with POST /__ctl and a JSON body:
     {"drop": TEXT, "when": "before|after"}   loses the reply to the next statement that contains TEXT,
                                              before or after (default) the statement runs
     {"kill": true}                           ends all sessions and rolls back their transactions
+    {"encrypted_stages": true}               the files of the service's own stages are encrypted by clients
+    {"abort": true}                          rolls back the transactions of all sessions, which go on
     {"database": NAME, "schema": NAME, "sql": QUERY}
                                              runs a query in another session; the answer holds its rows, as texts
 
@@ -61,8 +64,8 @@ BUCKETS = os.path.dirname(STAGE_FOLDER)
 
 TEMPORARY_TABLE = r"(?i)^(\s*create\s+(?:or\s+replace\s+)?)temporary(\s+table\b)"
 SWAP = re.compile(r'(?i)^\s*alter\s+table\s+("[^"]+")\s+swap\s+with\s+("[^"]+")\s*$')
-# An open transaction that blocks another one is rolled back after this time; Snowflake takes 5 minutes.
-IDLE_SECONDS = 2
+# An open transaction that blocks another one is rolled back after this time without a statement.
+IDLE_SECONDS = 300
 
 PASSWORDS = {"FAKE": "snow"}
 # Session parameters that fakesnow does not know; they have no effect here.
@@ -138,10 +141,16 @@ def abort_idle_transactions():
     """Snowflake rolls back a transaction that blocks another one, after five minutes without a statement."""
     for token, session in list(fakesnow.server.sessions.items()):
         if time.monotonic() - last_used.get(token, 0) > IDLE_SECONDS:
-            try:
-                session._duck_conn.rollback()
-            except Exception:
-                pass  # it has no transaction
+            roll_back(token)
+
+
+def roll_back(token):
+    """Ends the open transaction of a session, if it has one."""
+    transactions.pop(token, None)
+    try:
+        fakesnow.server.sessions[token]._duck_conn.rollback()
+    except Exception:
+        pass  # it has no transaction
 
 
 def patch_conflicts():
@@ -176,8 +185,10 @@ class Faults:
     refuse_times = 0          # how many
     slow_polls = 0            # polls until the next statement with the text is answered
     slow_text = ""
+    slow_running = 0          # statements whose answer will be polled, and that have not ended yet
     drop_text = None          # loses the reply to the next statement with this text
     drop_before_run = False
+    encrypted_stages = False
 
 
 # Answers of slow statements, by query id: [polls left, answer].
@@ -185,6 +196,9 @@ pending = {}
 # Ids of sessions, and when they ran their last statement, by token.
 session_ids = {}
 last_used = {}
+# Ids of open transactions, by token, and the tokens of sessions with AUTOCOMMIT = FALSE.
+transactions = {}
+manual_commit = set()
 
 
 async def body_of(request):
@@ -258,15 +272,31 @@ async def renew_token(request):
     session_ids[new] = session_ids.pop(old)
     if Faults.replace_session:
         Faults.replace_session = False
-        session._duck_conn.rollback()
+        transactions.pop(old, None)
+        try:
+            session._duck_conn.rollback()
+        except Exception:
+            pass  # it has no transaction
         session_ids[new] = new_session_id()
     fakesnow.server.sessions[new] = session
+    if old in transactions:
+        transactions[new] = transactions.pop(old)
+    if old in manual_commit:
+        manual_commit.add(new)
     Faults.expired.discard(old)
     return JSONResponse({
         "data": {"sessionToken": new, "validityInSecondsST": 3600, "masterToken": "M" + new,
                  "validityInSecondsMT": 14400, "sessionId": session_ids[new]},
         "code": None, "message": None, "success": True,
     })
+
+
+async def close_session(request):
+    """A session that logs out rolls back its transaction."""
+    token = fakesnow.server.to_token(request)
+    if request.query_params.get("delete") and token in fakesnow.server.sessions:
+        roll_back(token)
+    return await fakesnow.server.session(request)
 
 
 def failure(code, message):
@@ -294,10 +324,98 @@ def in_progress(query_id, code, **more):
     return JSONResponse({"data": data, "code": code, "message": "in progress", "success": True})
 
 
+def control_answer(sql, token):
+    """The answer to a statement about sessions and transactions; none for others."""
+    words = sql.upper()
+    if "CURRENT_TRANSACTION()" in words:
+        return table_answer(["CURRENT_TRANSACTION()"], [[transactions.get(token)]])
+    if words.startswith("SHOW TRANSACTIONS"):
+        rows = [[id, str(session_ids[of])] for of, id in transactions.items() if of in fakesnow.server.sessions]
+        return table_answer(["id", "session"], rows)
+    found = re.match(r"\s*SELECT SYSTEM\$ABORT_(SESSION|TRANSACTION)\((\d+)\)", words)
+    if not found:
+        return None
+    kind, id = found.groups()
+    if kind == "TRANSACTION":
+        for other in [other for other, open_id in transactions.items() if open_id == id]:
+            roll_back(other)
+    for other in [other for other, session in session_ids.items() if kind == "SESSION" and str(session) == id]:
+        if other in fakesnow.server.sessions:
+            roll_back(other)
+            fakesnow.server.sessions.pop(other)
+    return table_answer(["status"], [["terminated"]])
+
+
+def table_answer(columns, rows):
+    return {"data": {"rowtype": [{"name": name, "type": "text", "nullable": True} for name in columns], "rowset": rows,
+                     "total": len(rows), "queryResultFormat": "json", "queryId": str(uuid.uuid4())},
+            "code": None, "message": None, "success": True}
+
+
+def note_transaction(sql, token):
+    """Follows BEGIN, COMMIT and ROLLBACK; begins a transaction where AUTOCOMMIT = FALSE does."""
+    word = sql.split(None, 1)[0].upper() if sql.strip() else ""
+    if "AUTOCOMMIT = FALSE" in sql.upper():
+        manual_commit.add(token)
+    if word in ("COMMIT", "ROLLBACK"):
+        if transactions.pop(token, None) is None and token in manual_commit:
+            return False
+    elif word == "BEGIN":
+        if token in transactions:
+            return False  # it is ignored
+        transactions[token] = str(uuid.uuid4().int >> 66)
+    elif word in ("INSERT", "UPDATE", "DELETE", "MERGE", "COPY") and token in manual_commit and token not in transactions:
+        transactions[token] = str(uuid.uuid4().int >> 66)
+        fakesnow.server.sessions[token]._duck_conn.begin()
+    return True
+
+
+STAGE_STATEMENT = re.compile(r"\s*(PUT|LIST|REMOVE)\s.*?'@([\w$.]+)((?:/[^']*)?)'", re.IGNORECASE)
+
+
+def stage_answer(sql, session):
+    """The answer to a statement about a stage of the service: a folder of the S3 server."""
+    found = STAGE_STATEMENT.match(sql)
+    if not found:
+        return None
+    kind, name, path = found[1].upper(), found[2].rsplit(".", 1)[-1], found[3].strip("/")
+    try:
+        session.cursor().execute(f"LIST @{name}")
+    except snowflake.connector.errors.ProgrammingError:
+        return {"data": None, "code": "002003", "success": False,
+                "message": f"SQL compilation error: Stage '{name}' does not exist or not authorized."}
+    root = os.path.join(STAGE_FOLDER, name.lower())
+    if kind == "PUT":
+        info = {**upload_target(None, None, {"stageInfo": {"location": os.path.join(root, path)}}),
+                "isClientSideEncrypted": Faults.encrypted_stages}
+        return {"data": {"command": "UPLOAD", "stageInfo": info}, "code": None, "message": None, "success": True}
+    files = [os.path.relpath(os.path.join(folder, file), root) for folder, _, names in os.walk(root) for file in names]
+    files = sorted(file for file in files if file.startswith(path))
+    if kind == "REMOVE":
+        for file in files:
+            os.remove(os.path.join(root, file))
+    return table_answer(["name", "size"], [[f"{name.lower()}/{file}", "1"] for file in files])
+
+
+async def answer_of(request, sql, token):
+    if token in fakesnow.server.sessions:
+        answer = control_answer(sql, token)
+        if not answer:
+            answer = await run_in_threadpool(stage_answer, sql, fakesnow.server.sessions[token])
+        if not answer and not note_transaction(sql, token):
+            answer = table_answer(["status"], [["ignored"]])
+        if answer:
+            return complete(answer)
+    return complete(json_of(await fakesnow.server.query_request(request)))
+
+
 async def run_statement(request):
     body = await body_of(request)
     # COPY of fakesnow does not find temporary tables.
     sql = re.sub(TEMPORARY_TABLE, r"\1transient\2", body["sqlText"])
+    # A stage of the service is a folder, as an external one is.
+    sql = re.sub(r"(?i)^(COPY INTO .*? FROM )'@(?:\w+\.)*(\w+)/",
+                 lambda found: f"{found[1]}'s3://{os.path.basename(STAGE_FOLDER)}/{found[2].lower()}/", sql)
     replace_body(request, {**body, "sqlText": sql})
     token = fakesnow.server.to_token(request)
     last_used[token] = time.monotonic()
@@ -309,14 +427,18 @@ async def run_statement(request):
     if Faults.drop_text and Faults.drop_text.lower() in sql.lower():
         Faults.drop_text = None
         if not Faults.drop_before_run:
-            await fakesnow.server.query_request(request)
+            await answer_of(request, sql, token)
         return JSONResponse({"error": "connection lost"}, status_code=400)
     if swap := SWAP.match(sql):
         return await exchange_tables(request, body, *swap.groups())
     polls = Faults.slow_polls if Faults.slow_text.lower() in sql.lower() else 0
     if polls:
         Faults.slow_polls = 0
-    answer = complete(json_of(await fakesnow.server.query_request(request)))
+        Faults.slow_running += 1
+    try:
+        answer = await answer_of(request, sql, token)
+    finally:
+        Faults.slow_running -= polls > 0
     if polls:
         query_id = str(uuid.uuid4())
         pending[query_id] = [polls, answer]
@@ -369,22 +491,23 @@ async def control(request):
     if "expire" in body:
         Faults.expired.update(fakesnow.server.sessions)
         Faults.master_expired = body["expire"] == "master"
+    if "encrypted_stages" in body:
+        Faults.encrypted_stages = body["encrypted_stages"]
     if "replace" in body:
         Faults.replace_session = body["replace"]
     if "refuse" in body:
         Faults.refuse, Faults.refuse_times = (body["refuse"], body["code"], body["message"]), body.get("times", 1)
+    if body.get("kill") or body.get("abort"):
+        for token in list(fakesnow.server.sessions):
+            roll_back(token)
     if body.get("kill"):
-        for session in fakesnow.server.sessions.values():
-            try:
-                session._duck_conn.rollback()
-            except Exception:
-                pass  # it has no transaction
         fakesnow.server.sessions.clear()
     if "slow" in body:
         Faults.slow_polls, Faults.slow_text = body["slow"], body.get("text", "")
     if "drop" in body:
         Faults.drop_text, Faults.drop_before_run = body["drop"], body.get("when", "after") == "before"
-    return JSONResponse({"left": Faults.refuse_times + (Faults.slow_polls > 0) + (Faults.drop_text is not None)})
+    left = Faults.refuse_times + (Faults.slow_polls > 0) + Faults.slow_running + (Faults.drop_text is not None)
+    return JSONResponse({"left": left})
 
 
 def main():
@@ -394,6 +517,7 @@ def main():
     routes = [
         Route("/session/v1/login-request", log_in, methods=["POST"]),
         Route("/session/token-request", renew_token, methods=["POST"]),
+        Route("/session", close_session, methods=["POST"]),
         Route("/queries/v1/query-request", run_statement, methods=["POST"]),
         Route("/queries/{query_id}/result", poll_result, methods=["GET"]),
         Route("/__ctl", control, methods=["POST"]),

@@ -62,6 +62,12 @@ impl Bench {
         self.open_with(&format!("{}{options}", self.redshift.sink_options(port, self.name, self.name)))
     }
 
+    /// A sink of another user.
+    pub(crate) fn open_as(&self, (user, password): (&str, &str), options: &str) -> Result<Box<dyn ErasedTwoPhaseSink>> {
+        let own = self.redshift.sink_options(self.redshift.port(), self.name, self.name);
+        self.open_with(&format!("{}{options}", own.replace("rs:rspass1", &format!("{user}:{password}"))))
+    }
+
     /// A sink whose options have `to` in place of `from`.
     pub(crate) fn open_changed(&self, from: &str, to: &str) -> Result<Box<dyn ErasedTwoPhaseSink>> {
         self.open_changed_at(self.redshift.port(), from, to)

@@ -41,6 +41,50 @@ pub(super) struct Data {
     rowset: Option<Vec<Vec<Option<String>>>>,
     rowset_base64: Option<String>,
     total: Option<u64>,
+    /// The answer to PUT.
+    stage_info: Option<StageInfo>,
+}
+
+/// Where a stage of the service is, and temporary credentials for it.
+#[derive(Deserialize, Clone, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct StageInfo {
+    /// `S3`, `AZURE`, `GCS`.
+    pub(crate) location_type: String,
+    /// Bucket and folder.
+    pub(crate) location: String,
+    #[serde(default)]
+    pub(crate) region: Option<String>,
+    #[serde(default)]
+    pub(crate) end_point: Option<String>,
+    /// Clients encrypt the files of other stages with a key of the stage.
+    #[serde(default = "yes")]
+    pub(crate) is_client_side_encrypted: bool,
+    #[serde(default)]
+    pub(crate) creds: StageCredentials,
+}
+
+impl std::fmt::Debug for StageInfo {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The credentials are secret (I8).
+        write!(formatter, "StageInfo({} {})", self.location_type, self.location)
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// See [`StageInfo`].
+#[derive(Deserialize, Clone, PartialEq, Eq, Default)]
+#[serde(default)]
+pub(crate) struct StageCredentials {
+    #[serde(rename = "AWS_KEY_ID")]
+    pub(crate) id: String,
+    #[serde(rename = "AWS_SECRET_KEY")]
+    pub(crate) secret: String,
+    #[serde(rename = "AWS_TOKEN")]
+    pub(crate) token: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -53,6 +97,8 @@ struct Column {
 pub(crate) struct Answer {
     pub(crate) columns: Vec<String>,
     pub(crate) rows: Vec<Vec<Option<String>>>,
+    /// Where to upload the files of a PUT.
+    pub(crate) upload: Option<StageInfo>,
 }
 
 impl Envelope {
@@ -93,7 +139,7 @@ impl Data {
             let message = format!("the result has {total} rows, and the answer holds {} of them", rows.len());
             return Err(SqlError::new(ErrorKind::StatementFailed, message));
         }
-        Ok(Answer { columns, rows })
+        Ok(Answer { columns, rows, upload: self.stage_info })
     }
 }
 

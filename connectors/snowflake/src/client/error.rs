@@ -209,6 +209,8 @@ fn kind_of(code: &str, sql_state: &str, message: &str) -> ErrorKind {
         "000608" | "000622" | "090064" => ErrorKind::Busy,
         "000604" | "000630" => ErrorKind::Cancelled,
         "000603" | "000605" | "000709" => ErrorKind::SessionLost,
+        // CREATE TABLE IF NOT EXISTS of a table that the role may not see.
+        _ if message.contains("current role has no privileges on it") => ErrorKind::AccessDenied,
         _ if code.starts_with("3943") => ErrorKind::LoginRefused,
         _ if sql_state.starts_with("22") || (code.len() == 6 && code.starts_with("100")) => ErrorKind::DataRefused,
         _ if message.contains("lock timeout") || message.contains("waiters for this lock") => ErrorKind::Conflict,

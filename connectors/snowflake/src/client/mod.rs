@@ -24,7 +24,7 @@ mod key;
 mod login;
 mod session;
 
-pub(crate) use answer::Answer;
+pub(crate) use answer::{Answer, StageInfo};
 pub(crate) use error::{ErrorKind, SqlError};
 pub(crate) use key::KeyPair;
 pub(crate) use login::{ClientOptions, Credentials};

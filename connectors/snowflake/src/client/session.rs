@@ -71,6 +71,11 @@ impl Session {
         Ok(session)
     }
 
+    /// The id of the session, which no other one ever has.
+    pub(crate) fn id(&self) -> Option<u64> {
+        self.id
+    }
+
     /// Runs a statement and waits for its result, also behind a suspended or queued warehouse.
     pub(crate) async fn execute(&mut self, sql: &str) -> SqlResult<Answer> {
         if let Some(lost) = &self.lost {

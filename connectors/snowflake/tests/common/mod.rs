@@ -58,12 +58,17 @@ impl Account {
     pub(crate) fn options(&self, schema: &str, mode: &str) -> String {
         format!(
             "account = \"xy12345\"\nurl = \"{}\"\nuser = \"fake\"\npassword = \"snow\"\nwarehouse = \"LOADING\"\n\
-             database = \"DB\"\nschema = \"{schema}\"\ntable = \"rows\"\nmode = \"{mode}\"\n\
+             database = \"DB\"\nschema = \"{schema}\"\ntable = \"rows\"\nmode = \"{mode}\"\ntakeover_timeout = \"300ms\"\n\
              stage = {{ url = \"s3://{BUCKET}/{schema}\", endpoint = \"{}\", path_style = true, region = \"us-east-1\", \
              access_key_id = \"AKTEST\", secret_access_key = \"SKTESTSK\" }}\n",
             self.server.origin(),
             self.s3.endpoint()
         )
+    }
+
+    /// Files in stages of the service.
+    pub(crate) fn internal_files(&self) -> Vec<String> {
+        files_below(&self.s3.folder.join("root/snowstage"))
     }
 
     /// Files that wait for a load of a sink of this schema.
@@ -107,6 +112,12 @@ impl StandIn {
     pub(crate) fn control(&self, body: &str) {
         let (status, answer) = self.post(body);
         assert_eq!(status, 200, "{body} answered {answer}");
+    }
+
+    /// The number of faults of statements that have not happened yet.
+    pub(crate) fn faults_left(&self) -> u64 {
+        let answer: serde_json::Value = serde_json::from_str(&self.post("{}").1).unwrap();
+        answer["left"].as_u64().unwrap()
     }
 
     /// The rows of a query, as texts; `None` if it fails.
