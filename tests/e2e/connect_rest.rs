@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
@@ -359,7 +360,10 @@ fn write_records(kafka: &Kafka, topic: &str, records: usize) {
         let value = json!({ "number": number }).to_string();
         producer.send(BaseRecord::<(), _>::to(topic).partition(0).payload(&value)).map_err(|(error, _)| error).unwrap();
     }
-    producer.flush(LONG).unwrap();
+    wait::until("the records are sent", LONG, || {
+        producer.poll(Duration::from_millis(1));
+        (producer.in_flight_count() == 0).then_some(())
+    });
 }
 
 fn is_set(variable: &str) -> bool {
