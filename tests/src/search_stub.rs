@@ -41,8 +41,8 @@ struct Stored {
     document: Value,
 }
 
-/// The answers for a document that was written, that is there in a newer version, and that found the
-/// server busy.
+/// The answers for a document that was written, that is there in a newer version, and that found
+/// the server busy.
 const WRITTEN: &str = r#"{"index":{"status":201}}"#;
 const CONFLICT: &str =
     r#"{"index":{"status":409,"error":{"type":"version_conflict_engine_exception","reason":"version conflict"}}}"#;

@@ -1,8 +1,8 @@
 //! Counts the documents of offsets, for `trunkline audit`: ids of the form
 //! `topic+partition+offset` name their records.
 //!
-//! Servers do not search for the beginning of an id, so all ids of the sink's indices are read, page
-//! by page, without the documents. Memory: a bit for each offset.
+//! Servers do not search for the beginning of an id, so all ids of the sink's indices are read,
+//! page by page, without the documents. Memory: a bit for each offset.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
