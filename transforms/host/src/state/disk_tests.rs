@@ -85,7 +85,7 @@ impl Changelog {
 
     /// Opens the copy on disk, and reads what it lacks. Returns the number of read changes, too.
     fn restore(&self, disk: &StateDisk, max_age: Duration) -> (StateStore, usize) {
-        let mut store = StateStore::on_disk(1 << 20, disk, PARTITION, Some(identity(self.topic)), max_age).unwrap();
+        let mut store = StateStore::on_disk(1 << 30, disk, PARTITION, Some(identity(self.topic)), max_age).unwrap();
         let from = store.position().unwrap_or(0);
         let mut read = 0;
         for (_, key, entry) in self.changes.iter().filter(|(offset, ..)| *offset >= from) {
