@@ -1,17 +1,19 @@
 //! Plugins in this process, on one core, in batches of 1000: one that passes every record, bundled
-//! transforms, and state. The figure of a round is the median of its calls.
+//! transforms, and state. The figure of a round is the median of its calls; of state on disk, it is
+//! their mean, because a few calls write for the others. Compactions have a thread of their own.
 //!
 //! The no-op plugin is compared with a native call that does the remaining work: copying the table
 //! of the batch. Their calls alternate.
 
 use std::hint::black_box;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use trunkline_connector::{Batch, Rejections};
 use trunkline_tests::test_plugin;
-use trunkline_transform_host::{Host, HostOptions, Instance, Limits, StateEntry, StateStore};
+use trunkline_transform_host::{Host, HostOptions, Instance, Limits, StateDisk, StateEntry, StateStore};
 
 use crate::measure::{Sampling, median};
 use crate::records::Lines;
@@ -23,6 +25,12 @@ const BATCH: usize = 1000;
 const BATCHES: usize = 100;
 /// Entries of a state that is restored.
 const ENTRIES: usize = 200_000;
+/// Entries of a state on disk. Each one counts about 230 bytes.
+const DISK_ENTRIES: usize = 500_000;
+/// A tenth of it.
+const DISK_CACHE: usize = DISK_ENTRIES * 230 / 10;
+/// A cache that is larger than any state here.
+const LARGE_CACHE: usize = 2 << 30;
 
 /// All rows.
 pub(crate) fn rows(sampling: Sampling) -> Vec<Row> {
@@ -47,7 +55,10 @@ pub(crate) fn rows(sampling: Sampling) -> Vec<Row> {
             Target::AtMost(2_000.0),
         ),
         stateful(&host, sampling, ("aggregate: sessions of many groups", "aggregate.wasm"), &session, Target::None),
-        restore(sampling),
+        random_keys(&host, sampling, "previous: state that fits into the cache", LARGE_CACHE, Target::None),
+        random_keys(&host, sampling, "previous: state of ten times the cache", DISK_CACHE, Target::AtMost(3_000.0)),
+        restore(sampling, "state: restore, without Kafka", ENTRIES, LARGE_CACHE),
+        restore(sampling, "state: restore to disk, ten times the cache", DISK_ENTRIES, DISK_CACHE),
     ]
 }
 
@@ -105,7 +116,8 @@ fn stateful(host: &Host, sampling: Sampling, (name, plugin): (&str, &str), confi
     let batches: Vec<Batch> = (0..BATCHES).map(json_records).collect();
     let measured = (0..sampling.rounds).map(|_| {
         let mut instance = start(host, plugin, config);
-        let mut store = StateStore::new(1 << 30);
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = open(folder.path(), LARGE_CACHE);
         let mut calls = Vec::new();
         let started = Instant::now();
         for (turn, original) in batches.iter().cycle().enumerate() {
@@ -121,8 +133,7 @@ fn stateful(host: &Host, sampling: Sampling, (name, plugin): (&str, &str), confi
                 let mut rejected = Rejections::default();
                 instance.process_with_state(batch, &mut rejected, &mut store).unwrap();
                 assert!(rejected.is_empty());
-                black_box(store.changes().count());
-                store.commit();
+                commit(&mut store);
             }));
         }
         median(&calls)
@@ -130,9 +141,65 @@ fn stateful(host: &Host, sampling: Sampling, (name, plugin): (&str, &str), confi
     Row { name: name.to_owned(), unit: "ns per record", reference: Vec::new(), measured: measured.collect(), target }
 }
 
+/// Gets and puts random keys of a large state.
+fn random_keys(host: &Host, sampling: Sampling, name: &str, cache: usize, target: Target) -> Row {
+    let config = json!({ "fields": ["id"], "into": "before", "take": ["status"] });
+    let mut number = 1u64;
+    let batches: Vec<Batch> = (0..BATCHES)
+        .map(|_| {
+            let ids = (0..BATCH).map(|_| {
+                number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (number >> 33) as usize % DISK_ENTRIES
+            });
+            json_records_of(ids)
+        })
+        .collect();
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = open(folder.path(), cache);
+    let mut instance = start(host, "previous.wasm", &config);
+    let mut process = |original: &Batch| {
+        call(original, |batch| {
+            let mut rejected = Rejections::default();
+            instance.process_with_state(batch, &mut rejected, &mut store).unwrap();
+            assert!(rejected.is_empty());
+            commit(&mut store);
+        })
+    };
+    // All keys once.
+    for number in 0..DISK_ENTRIES / BATCH {
+        process(&json_records(number));
+    }
+    let measured = (0..sampling.rounds).map(|_| {
+        let (mut sum, mut calls) = (0.0, 0);
+        let started = Instant::now();
+        for original in batches.iter().cycle() {
+            if started.elapsed() >= sampling.run {
+                break;
+            }
+            (sum, calls) = (sum + process(original), calls + 1);
+        }
+        sum / f64::from(calls)
+    });
+    Row { name: name.to_owned(), unit: "ns per record", reference: Vec::new(), measured: measured.collect(), target }
+}
+
+fn open(folder: &Path, cache: usize) -> StateStore {
+    let disk = StateDisk::new(folder, cache);
+    StateStore::on_disk(4 << 30, &disk, ("bench", "in", 0), None, Duration::ZERO).unwrap()
+}
+
+/// Ends a transaction, as a stage does.
+fn commit(store: &mut StateStore) {
+    black_box(store.changes().count());
+    store.commit();
+    if store.is_write_due() {
+        store.write().unwrap();
+    }
+}
+
 /// The entries of a changelog go into an empty store. The reads from Kafka are not measured.
-fn restore(sampling: Sampling) -> Row {
-    let entries: Vec<(Vec<u8>, Arc<[u8]>)> = (0..ENTRIES as u64)
+fn restore(sampling: Sampling, name: &str, count: usize, cache: usize) -> Row {
+    let entries: Vec<(Vec<u8>, Arc<[u8]>)> = (0..count as u64)
         .map(|number| {
             let number = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
             (format!("passed\0device-{number:016x}").into_bytes(), Arc::from(number.to_string().into_bytes()))
@@ -142,18 +209,22 @@ fn restore(sampling: Sampling) -> Row {
         let mut runs = Vec::new();
         let started = Instant::now();
         while started.elapsed() < sampling.run {
+            let folder = tempfile::tempdir().unwrap();
             let begun = Instant::now();
-            let mut store = StateStore::new(1 << 30);
+            let mut store = open(folder.path(), cache);
             for (key, value) in &entries {
                 store.restore(key, Some(StateEntry { value: value.clone(), expires_at: Some(1_700_000_000_000) }));
+                if store.is_write_due() {
+                    store.write().unwrap();
+                }
             }
-            runs.push(ENTRIES as f64 / begun.elapsed().as_secs_f64());
-            black_box(store.len());
+            runs.push(count as f64 / begun.elapsed().as_secs_f64());
+            assert_eq!(store.len(), count);
         }
         median(&runs)
     });
     Row {
-        name: "state: restore, without Kafka".to_owned(),
+        name: name.to_owned(),
         unit: "entries/s",
         reference: Vec::new(),
         measured: measured.collect(),
@@ -195,10 +266,14 @@ fn log_lines() -> Batch {
 
 /// Records of 300 bytes: a batch of this number.
 fn json_records(number: usize) -> Batch {
+    json_records_of(number * BATCH..(number + 1) * BATCH)
+}
+
+/// The same, with these ids.
+fn json_records_of(ids: impl Iterator<Item = usize>) -> Batch {
     let mut batch = Batch::default();
     let topic = batch.topic_index("web");
-    for index in 0..BATCH {
-        let id = number * BATCH + index;
+    for id in ids {
         let value = format!(
             "{{\"id\":\"request-{id:08}\",\"time\":\"2026-11-29T02:30:00.000Z\",\"host\":\"web-{}.example.org\",\"user\":{{\"name\":\
              \"user-{:05}\",\"country\":\"DE\"}},\"method\":\"GET\",\"path\":\"/products/{}/reviews\",\"status\":{},\"ms\":{}.25,\

@@ -126,6 +126,8 @@ impl<'a> Fixture<'a> {
     ) -> Result<Self, Skip> {
         let mut random = Random::new(plan.seed ^ hash(&plan.label()));
         case.set("TRUNKLINE_TOPICS_PARTITIONS", "3");
+        // State is larger than its cache, and is copied to disk with almost every commit.
+        case.set("TRUNKLINE_STATE_CACHE", "4KiB");
         if let Ok(filter) = std::env::var("CHAOS_LOG") {
             case.set("TRUNKLINE_LOG", &filter);
         }

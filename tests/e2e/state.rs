@@ -273,3 +273,63 @@ fn a_killed_replay_of_a_transform_fills_a_shadow_topic_once() {
     let again = replay(&["--into", &into]);
     assert!(again.stderr.contains("[replay.output_exists]"), "{}", again.describe());
 }
+
+const UNIQUE: &str = r#"
+name = "$NAME"
+
+[sources.numbers]
+connector = "logfile"
+paths = ["$DIR/logs/*.log"]
+parser = "json"
+partitions = 1
+
+[transforms.unique]
+inputs = ["numbers"]
+plugin = "dedupe.wasm"
+config = { fields = ["n"], within = "30d" }
+topic = "$NAME.unique"
+"#;
+
+/// A worker that starts again reads what its copy of the state lacks. Without the copy, it reads
+/// everything, and the result is the same.
+#[test]
+fn a_restart_restores_only_the_difference() {
+    let kafka = need!(Kafka::any());
+    let case = Case::new("state-copy", kafka);
+    case.pipeline("unique", UNIQUE);
+    let mut log = LogWriter::new(case.path("logs/numbers.log"), 1803);
+    let lines = |from: u32, to: u32| (from..to).map(|n| format!("{{\"n\":{n}}}\n")).collect::<String>();
+    log.append_raw(lines(0, 5_000).as_bytes());
+    case.until_idle("a", LONG);
+    let unique = format!("{}.unique", case.name());
+    let restored = || {
+        let worker = case.start("a", &[]);
+        let records = wait::until("the state is restored", LONG, || {
+            let exit = case.ask_worker("status", "a", &["--json"], LONG);
+            let status: serde_json::Value = serde_json::from_str(&exit.stdout).ok()?;
+            let task = status["tasks"].as_array()?.iter().find(|task| task["component"] == "unique")?.clone();
+            assert!(task["state_entries"].as_u64()? >= 5_000, "{task}");
+            task["state_restored_records"].as_u64()
+        });
+        (worker, records)
+    };
+
+    let (worker, after_end) = restored();
+    // At most the last transaction is read again.
+    assert!(after_end < 2_500, "{after_end} records were read after a clean end");
+    log.append_raw(lines(4_000, 5_500).as_bytes());
+    wait::until("the new numbers", LONG, || (kafka.count(&unique) == 5_500).then_some(()));
+    worker.kill9();
+    let (worker, after_kill) = restored();
+    assert!(after_kill < 4_500, "{after_kill} records were read after a kill");
+    worker.kill9();
+    fs::remove_dir_all(case.path("data-a/state")).unwrap();
+    let (worker, without_copy) = restored();
+    assert!(without_copy >= 5_500, "{without_copy} records were read without a copy");
+    worker.kill9();
+
+    log.append_raw(lines(0, 6_000).as_bytes());
+    let summary = case.until_idle("a", LONG);
+    assert_eq!(kafka.count(&unique), 6_000);
+    assert_eq!(summary.of(case.name(), "unique").dropped, 1_000 + 5_500);
+}

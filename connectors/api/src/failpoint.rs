@@ -40,6 +40,8 @@ pub enum Reached {
     Delivery,
     /// A materialised transform.
     Transform,
+    /// A transform that keeps state.
+    State,
     /// A source that follows a database.
     Database,
     /// A source of a database while it reads existing rows.
@@ -84,6 +86,8 @@ pub const FAILPOINTS: &[Failpoint] = &[
     at("transform.checkpoint.before", Reached::Transform),
     at("transform.checkpoint.after", Reached::Transform),
     at("transform.commit.after", Reached::Transform),
+    at("transform.copy.before", Reached::State),
+    at("transform.copy.after", Reached::State),
     at("transform.abort.before", Reached::Rebalance),
     at("transform.abort.after", Reached::Rebalance),
     at("producer.offsets.before", Reached::Always),

@@ -53,7 +53,8 @@ pub use schemas::Schemas;
 pub use superseding::SupersedingRows;
 pub use task_owner::TaskOwner;
 pub use topic_owners::{TopicClaim, TopicOwners};
-pub use transform_state::{StateChangelog, state_topic};
+pub(crate) use transform_state::now_ms;
+pub use transform_state::{ChangelogFacts, Restored, StateChangelog, state_topic};
 pub use worker_rows::WorkerRows;
 
 use std::collections::BTreeMap;

@@ -42,6 +42,11 @@ pub(super) struct Layer {
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    state_folder: Option<PathBuf>,
+    /// In bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_cache: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     commit_interval: Option<Duration>,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_initial_failures: Option<u64>,
@@ -115,6 +120,8 @@ impl Layer {
             prefix: identifier(&section, "prefix"),
             node: identifier(&section, "node"),
             memory: memory(&section),
+            state_folder: path("state_folder"),
+            state_cache: section.optional::<ByteSize>("state_cache").map(|size| size.0),
             commit_interval: section.optional("commit_interval"),
             max_initial_failures: section.optional("max_initial_failures"),
             secrets: path("secrets"),

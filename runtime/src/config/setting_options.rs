@@ -50,6 +50,21 @@ pub const SETTINGS: &[OptionSpec] = &[
         "\"256MiB\"",
         "The byte budget of all buffers, at least 4MiB. At the limit, reading pauses and files are closed early.",
     ),
+    OptionSpec::optional(
+        "state_folder",
+        "path",
+        "`state` in the folder `data`",
+        "Folder for the state of transforms on disk: a copy that Kafka restores when it is lost. Each worker needs its own.",
+        "\"/mnt/fast/trunkline-state\"",
+    ),
+    OptionSpec::optional(
+        "state_cache",
+        "size",
+        "an eighth of `memory`",
+        "Memory for the caches of all states, at most half of `memory`; part of it. State that fits into the cache is as \
+         fast as one in memory.",
+        "\"1GiB\"",
+    ),
     OptionSpec::with_default(
         "commit_interval",
         "duration",

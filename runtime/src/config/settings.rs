@@ -16,6 +16,7 @@ use figment::Figment;
 use figment::providers::Serialized;
 use serde::{Deserialize, Deserializer, Serialize};
 use trunkline_connector::config::ByteSize;
+use trunkline_transform_host::StateDisk;
 
 use super::diagnostics::{FileProblems, problem_at};
 use super::setting_layers::{Layer, environment_layer, file_layer, flag_layer};
@@ -40,6 +41,11 @@ pub struct Settings {
     /// The byte budget of all buffers (I6).
     #[serde(deserialize_with = "byte_size")]
     pub memory: ByteSize,
+    /// Folder for the state of transforms on disk.
+    pub state_folder: Option<PathBuf>,
+    /// Memory for the caches of these states.
+    #[serde(default, deserialize_with = "optional_byte_size")]
+    pub state_cache: Option<ByteSize>,
     /// Longest time between commits of a source or transform.
     pub commit_interval: Duration,
     /// A stage stops if its first records, as many as this, all fail; 0 turns the check off.
@@ -100,6 +106,8 @@ impl fmt::Debug for Settings {
             .field("prefix", &self.prefix)
             .field("node", &self.node)
             .field("memory", &self.memory)
+            .field("state_folder", &self.state_folder)
+            .field("state_cache", &self.state_cache)
             .field("commit_interval", &self.commit_interval)
             .field("max_initial_failures", &self.max_initial_failures)
             .field("secrets", &self.secrets)
@@ -160,6 +168,8 @@ impl Settings {
             node,
             is_default_node: _,
             memory,
+            state_folder,
+            state_cache,
             commit_interval,
             max_initial_failures,
             secrets,
@@ -177,6 +187,8 @@ impl Settings {
             ("prefix", *prefix != other.prefix),
             ("node", *node != other.node),
             ("memory", *memory != other.memory),
+            ("state_folder", *state_folder != other.state_folder),
+            ("state_cache", *state_cache != other.state_cache),
             ("commit_interval", *commit_interval != other.commit_interval),
             ("max_initial_failures", *max_initial_failures != other.max_initial_failures),
             ("secrets", *secrets != other.secrets),
@@ -188,6 +200,14 @@ impl Settings {
             ("log_format", *log_format != other.log_format),
         ];
         differ.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+    }
+
+    /// Where the state of transforms is on disk, with its cache.
+    pub fn state_disk(&self) -> StateDisk {
+        let memory = usize::try_from(self.memory.0).unwrap_or(usize::MAX);
+        let cache = self.state_cache.map_or(memory / 8, |size| usize::try_from(size.0).unwrap_or(usize::MAX));
+        let folder = self.state_folder.clone().unwrap_or_else(|| self.data.join("state"));
+        StateDisk::new(&folder, cache.min(memory / 2))
     }
 
     /// The name of the cluster in Kafka.
@@ -225,6 +245,10 @@ impl Settings {
 
 fn byte_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
     u64::deserialize(deserializer).map(ByteSize)
+}
+
+fn optional_byte_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteSize>, D::Error> {
+    byte_size(deserializer).map(Some)
 }
 
 #[cfg(test)]

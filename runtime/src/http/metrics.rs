@@ -71,7 +71,7 @@ type Gauge = (&'static str, &'static str, fn(&TaskStatus) -> Option<f64>);
 
 /// What is known of each task now.
 fn gauges(page: &mut Page, tasks: &[TaskStatus]) {
-    let gauges: [Gauge; 7] = [
+    let gauges: [Gauge; 12] = [
         ("trunkline_lag_records", "Records that were not committed.", |task| task.lag_records.map(|lag| lag as f64)),
         ("trunkline_lag_bytes", "Bytes that were not read.", |task| task.lag_bytes.map(|lag| lag as f64)),
         ("trunkline_lag_seconds", "Age of the oldest change that was not read.", |task| task.lag_seconds),
@@ -85,6 +85,21 @@ fn gauges(page: &mut Page, tasks: &[TaskStatus]) {
             "Largest state of a topic partition, of a transform that keeps state, or the table of a lookup.",
             |task| task.state_bytes.map(|bytes| bytes as f64),
         ),
+        ("trunkline_state_limit_bytes", "Limit of this state or table: at the limit, the stage stops.", |task| {
+            task.state_limit_bytes.map(|bytes| bytes as f64)
+        }),
+        ("trunkline_state_entries", "Entries of the states of a task.", |task| {
+            task.state_entries.map(|entries| entries as f64)
+        }),
+        ("trunkline_state_disk_bytes", "Bytes of the states of a task on disk.", |task| {
+            task.state_disk_bytes.map(|bytes| bytes as f64)
+        }),
+        ("trunkline_state_restore_seconds", "How long restores of state took since the task started.", |task| {
+            task.state_restore_seconds
+        }),
+        ("trunkline_state_restored_records", "Records that these restores read from the changelog.", |task| {
+            task.state_restored_records.map(|records| records as f64)
+        }),
         ("trunkline_task_memory_bytes", "Bytes of the byte budget that a task holds.", |task| {
             Some(task.memory_bytes as f64)
         }),

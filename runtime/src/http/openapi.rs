@@ -138,7 +138,9 @@ fn schemas() -> Value {
     let mut task_status = object(json!({
         "pipeline": string, "component": string, "task": count, "kind": kind, "state": state,
         "lag_records": maybe_number, "lag_bytes": maybe_number, "lag_seconds": maybe_number,
-        "retention_left_seconds": maybe_number, "state_bytes": maybe_number, "memory_bytes": count,
+        "retention_left_seconds": maybe_number, "state_bytes": maybe_number, "state_limit_bytes": maybe_number, "memory_bytes": count,
+        "state_entries": maybe_number, "state_disk_bytes": maybe_number, "state_restore_seconds": maybe_number,
+        "state_restored_records": maybe_number,
         "commit_seconds": maybe_number, "since_commit_seconds": maybe_number, "failures": count,
         "last_error": maybe_string, "components": { "type": "object", "additionalProperties": counters },
     }));

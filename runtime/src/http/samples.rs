@@ -209,6 +209,8 @@ mod tests {
             counters,
             lag,
             state_bytes: None,
+            state_limit: None,
+            state_figures: None,
             memory_bytes: 0,
             since_commit: None,
             commits,

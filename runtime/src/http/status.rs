@@ -65,6 +65,21 @@ pub struct TaskStatus {
     pub retention_left_seconds: Option<f64>,
     /// The largest state of a topic partition, of a transform that keeps state.
     pub state_bytes: Option<u64>,
+    /// The limit of this state, or of the table.
+    #[serde(default)]
+    pub state_limit_bytes: Option<u64>,
+    /// Entries of all states of the task.
+    #[serde(default)]
+    pub state_entries: Option<u64>,
+    /// Bytes of these states on disk.
+    #[serde(default)]
+    pub state_disk_bytes: Option<u64>,
+    /// How long their restores took since the task started.
+    #[serde(default)]
+    pub state_restore_seconds: Option<f64>,
+    /// Records of the changelog that the restores read.
+    #[serde(default)]
+    pub state_restored_records: Option<u64>,
     /// Bytes of the byte budget that the task held at its last batch.
     #[serde(default)]
     pub memory_bytes: u64,
@@ -168,6 +183,11 @@ impl TaskStatus {
             lag_seconds: lag.age.map(|age| age.as_secs_f64()),
             retention_left_seconds: lag.retention_left.map(|left| left.as_secs_f64()),
             state_bytes: snapshot.state_bytes,
+            state_limit_bytes: snapshot.state_limit,
+            state_entries: snapshot.state_figures.map(|state| state.entries),
+            state_disk_bytes: snapshot.state_figures.map(|state| state.disk_bytes),
+            state_restore_seconds: snapshot.state_figures.map(|state| state.restore.as_secs_f64()),
+            state_restored_records: snapshot.state_figures.map(|state| state.restored_records),
             memory_bytes: snapshot.memory_bytes,
             commit_seconds: rates.and_then(|rates| rates.commit_seconds),
             since_commit_seconds: snapshot.since_commit.map(|since| since.as_secs_f64()),
@@ -225,6 +245,11 @@ mod tests {
             lag_seconds: None,
             retention_left_seconds: None,
             state_bytes: None,
+            state_limit_bytes: None,
+            state_entries: None,
+            state_disk_bytes: None,
+            state_restore_seconds: None,
+            state_restored_records: None,
             memory_bytes: 0,
             commit_seconds: None,
             since_commit_seconds: since_commit,

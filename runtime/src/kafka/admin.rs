@@ -26,6 +26,9 @@ const METADATA_RETRY: Duration = Duration::from_millis(200);
 /// The topic property that limits the size of records.
 const MAX_MESSAGE_BYTES: &str = "max.message.bytes";
 
+/// The topic property that says how long a compacted topic keeps deletions.
+const DELETE_RETENTION: &str = "delete.retention.ms";
+
 /// Topics per request. A broker refuses a request with more than 10,000 partitions.
 const TOPICS_PER_REQUEST: usize = 250;
 
@@ -49,6 +52,17 @@ pub struct EnsuredTopics {
     pub partitions: BTreeMap<String, i32>,
     /// One line for each difference between an existing topic and its request.
     pub differences: Vec<String>,
+}
+
+/// What makes a topic this topic, and how long it keeps deletions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicIdentity {
+    /// The id of the cluster.
+    pub cluster: Option<String>,
+    /// The id of the topic. One that was created again has another one.
+    pub topic: Option<String>,
+    /// `delete.retention.ms`; `None` if this client may not read the configuration.
+    pub delete_retention: Option<Duration>,
 }
 
 /// What a client may do with a topic or group.
@@ -142,11 +156,26 @@ impl Admin {
         let doing = format!("looking up topic `{topic}`");
         let mut found = self.client.describe_topics(&[topic]).map_err(|failure| classify_failure(&doing, &failure))?;
         match found.pop() {
-            Some(Ok(partitions)) => Ok(Some(partitions)),
+            Some(Ok(described)) => Ok(Some(described.partitions)),
             Some(Err(failure)) if is_unknown(&failure) => Ok(None),
             Some(Err(failure)) => Err(classify_failure(&doing, &failure)),
             None => Err(Error::internal("kafka.admin", format!("{doing}: an empty answer"))),
         }
+    }
+
+    /// What makes a topic this topic, and how long it keeps deletions.
+    pub fn topic_identity(&self, topic: &str) -> Result<TopicIdentity> {
+        let doing = format!("looking up topic `{topic}`");
+        let described = self.client.describe_topics(&[topic]).map_err(|failure| classify_failure(&doing, &failure))?;
+        let configs = self.client.describe_configs(&[topic]).map_err(|failure| classify_failure(&doing, &failure))?;
+        // The right to read the configuration is not needed to write records.
+        let retention = configs.into_iter().next().and_then(std::result::Result::ok);
+        let retention = retention.and_then(|config| config.get(DELETE_RETENTION)?.parse().ok());
+        Ok(TopicIdentity {
+            cluster: self.client.client().fetch_cluster_id(CALL_TIMEOUT),
+            topic: described.into_iter().next().and_then(|described| described.ok()?.id),
+            delete_retention: retention.map(Duration::from_millis),
+        })
     }
 
     /// What this client may do with topics, in order.
@@ -177,7 +206,7 @@ impl Admin {
         let (mut existing, mut missing) = (Vec::new(), Vec::new());
         for (spec, outcome) in topics.iter().zip(found) {
             match outcome {
-                Ok(partitions) => existing.push((spec, partitions)),
+                Ok(described) => existing.push((spec, described.partitions)),
                 // A broker also hides the existence of a topic from a principal without rights on
                 // it.
                 Err(failure) if is_unknown(&failure) || is_denied(&failure) => missing.push(spec),

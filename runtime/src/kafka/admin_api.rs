@@ -34,6 +34,13 @@ const SERVE_INTERVAL_MS: c_int = 50;
 /// has passed.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
+/// What the brokers know of a topic.
+pub(super) struct DescribedTopic {
+    pub(super) partitions: i32,
+    /// `None` if the brokers give topics no ids.
+    pub(super) id: Option<String>,
+}
+
 /// Configuration values of a topic by name.
 pub(super) type TopicConfig = BTreeMap<String, String>;
 
@@ -110,8 +117,8 @@ impl AdminClient {
         Ok(in_order(names.iter().copied(), results))
     }
 
-    /// The number of partitions of each topic, in order. Never creates a topic.
-    pub(super) fn describe_topics(&self, names: &[&str]) -> Outcome<Vec<Outcome<i32>>> {
+    /// Describes topics, in order. Never creates a topic.
+    pub(super) fn describe_topics(&self, names: &[&str]) -> Outcome<Vec<Outcome<DescribedTopic>>> {
         let texts = names.iter().map(|name| c_text(name)).collect::<Outcome<Vec<_>>>()?;
         let mut pointers: Vec<*const c_char> = texts.iter().map(|name| name.as_ptr()).collect();
         let event = self.call(Operation::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, |client, options, queue| {
@@ -133,7 +140,20 @@ impl AdminClient {
                 let failure = check(bindings::rd_kafka_error_code(error), bindings::rd_kafka_error_string(error));
                 let mut partitions = 0;
                 bindings::rd_kafka_TopicDescription_partitions(*topic, &raw mut partitions);
-                (name, failure.map(|()| i32::try_from(partitions).unwrap_or(i32::MAX)))
+                let id = bindings::rd_kafka_TopicDescription_topic_id(*topic);
+                let id = (!id.is_null()).then(|| {
+                    let (high, low) = (
+                        bindings::rd_kafka_Uuid_most_significant_bits(id),
+                        bindings::rd_kafka_Uuid_least_significant_bits(id),
+                    );
+                    format!("{high:016x}{low:016x}")
+                });
+                let described = DescribedTopic {
+                    partitions: i32::try_from(partitions).unwrap_or(i32::MAX),
+                    // Brokers before Kafka 2.8 answer with zeros.
+                    id: id.filter(|id| id.bytes().any(|digit| digit != b'0')),
+                };
+                (name, failure.map(|()| described))
             };
             array(topics, count).iter().map(read).collect::<BTreeMap<_, _>>()
         };

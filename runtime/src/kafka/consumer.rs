@@ -437,6 +437,14 @@ impl GroupConsumer {
         Ok(partitions.iter().map(offset_of).collect())
     }
 
+    /// The last stable offset of a partition of any topic, asked of its broker: no transaction that
+    /// is open now wrote before it.
+    pub fn stable_end(&self, topic: &str, partition: i32) -> Result<i64> {
+        let found = self.consumer.fetch_watermarks(topic, partition, CALL_TIMEOUT);
+        let (_, end) = found.map_err(|error| self.failed(&format!("reading the end of topic `{topic}`"), &error))?;
+        Ok(end)
+    }
+
     /// All partitions of all subscribed topics, whichever member owns them.
     pub fn subscribed_partitions(&self) -> Result<Vec<TopicPartition>> {
         let subscription =

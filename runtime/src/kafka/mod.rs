@@ -53,7 +53,7 @@ mod topic_limits;
 pub mod topic_reader;
 mod unassigned;
 
-pub use admin::{Admin, EnsuredTopics, Permission, TopicSpec};
+pub use admin::{Admin, EnsuredTopics, Permission, TopicIdentity, TopicSpec};
 pub use admin_facts::{BrokerFacts, TopicFacts};
 pub use client::{Cluster, DUPLICATE_WORKER, grant, wait_for_closed_clients};
 pub use consumer::{FillLimits, GroupConsumer};

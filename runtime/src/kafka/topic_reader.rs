@@ -93,6 +93,30 @@ impl PartitionScanner {
         self.committed.partitions_of(topic)
     }
 
+    /// The first offset and the end of a partition, with open transactions; `None` if it does not
+    /// exist.
+    pub fn bounds(&self, topic: &str, partition: i32) -> Result<Option<(i64, i64)>> {
+        if !self.partitions_of(topic)?.contains(&partition) {
+            return Ok(None);
+        }
+        self.uncommitted.watermarks(topic, partition).map(Some)
+    }
+
+    /// Passes the committed records of a partition in a range of offsets, in order. Waits for open
+    /// transactions before the end.
+    pub fn scan_range(
+        &self,
+        topic: &str,
+        partition: i32,
+        range: (i64, i64),
+        each: &mut dyn FnMut(RecordRef<'_>) -> Result<()>,
+    ) -> Result<()> {
+        self.committed.scan(topic, partition, range, &mut |record| {
+            each(record)?;
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+
     /// Passes the committed records that a partition has now, in order. Returns the offset after
     /// them; `None` if the partition does not exist.
     pub fn scan(
@@ -101,14 +125,8 @@ impl PartitionScanner {
         partition: i32,
         each: &mut dyn FnMut(RecordRef<'_>) -> Result<()>,
     ) -> Result<Option<i64>> {
-        if !self.partitions_of(topic)?.contains(&partition) {
-            return Ok(None);
-        }
-        let (_, end) = self.uncommitted.watermarks(topic, partition)?;
-        self.committed.scan(topic, partition, (0, end), &mut |record| {
-            each(record)?;
-            Ok(ControlFlow::Continue(()))
-        })?;
+        let Some((_, end)) = self.bounds(topic, partition)? else { return Ok(None) };
+        self.scan_range(topic, partition, (0, end), each)?;
         Ok(Some(end))
     }
 

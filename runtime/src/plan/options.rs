@@ -151,12 +151,14 @@ pub const TRANSFORM: &[OptionSpec] = &[
         "false",
         "Runs the plugin without the checks that interrupt endless loops. Only for plugins that you wrote.",
     ),
-    OptionSpec::with_default(
+    OptionSpec::optional(
         "state.max_bytes",
         "size",
-        "\"64MiB\"",
-        "Limit on the state of each topic partition, for a plugin that keeps state; for `lookup.wasm`, on its table. It is \
-         kept in memory. The stage stops with `plugin.state_full` or `plugin.table_full` when the limit is reached.",
+        "`1GiB`; `64MiB` for the table of `lookup.wasm`",
+        "Limit on the state of each topic partition, for a plugin that keeps state; for `lookup.wasm`, on its table. State \
+         is on disk with a cache (setting `state_cache`), a table in memory. The stage stops with `plugin.state_full` or \
+         `plugin.table_full` when the limit is reached.",
+        "\"4GiB\"",
     ),
     OptionSpec::optional(
         "fuse",

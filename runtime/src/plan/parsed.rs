@@ -77,7 +77,7 @@ pub(super) struct ParsedTransform<'a> {
     pub(super) partitions: Option<i32>,
     pub(super) on_error: OnError,
     /// Limit on the state of each topic partition.
-    pub(super) max_state_bytes: usize,
+    pub(super) max_state_bytes: Option<usize>,
     pub(super) tasks: u32,
 }
 
@@ -289,11 +289,11 @@ fn table(section: &Section<'_>) -> Option<Spanned<String>> {
 }
 
 /// `state = { max_bytes = ".." }`.
-fn max_state_bytes(section: &Section<'_>) -> usize {
-    let Some(state) = section.section("state") else { return DEFAULT_STATE_BYTES };
+fn max_state_bytes(section: &Section<'_>) -> Option<usize> {
+    let state = section.section("state")?;
     let size = state.optional::<ByteSize>("max_bytes");
     state.finish();
-    size.map_or(DEFAULT_STATE_BYTES, |size| usize::try_from(size.0).unwrap_or(usize::MAX))
+    size.map(|size| usize::try_from(size.0).unwrap_or(usize::MAX))
 }
 
 fn parse_sink<'a>(key: &'a Key, section: Section<'a>, registry: &Registry) -> ParsedSink<'a> {
@@ -318,8 +318,6 @@ fn parse_sink<'a>(key: &'a Key, section: Section<'a>, registry: &Registry) -> Pa
 }
 
 const MAX_TASKS: u32 = 1000;
-/// As `options::TRANSFORM` says.
-const DEFAULT_STATE_BYTES: usize = 64 << 20;
 const INPUTS_RULE: &str = "an array of components, `component.port` or `topic:NAME`";
 
 fn source_connector(section: &Section<'_>, registry: &Registry) -> Option<&'static str> {

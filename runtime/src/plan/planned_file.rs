@@ -22,6 +22,10 @@ use super::{
 };
 use crate::config::{Document, FileProblems};
 
+// As `options::TRANSFORM` says.
+const DEFAULT_STATE_BYTES: usize = 1 << 30;
+const DEFAULT_TABLE_BYTES: usize = 64 << 20;
+
 /// A file with its plan or its problems.
 pub(super) struct PlannedFile {
     pub(super) document: Document,
@@ -287,11 +291,12 @@ fn build_transforms(graph: &Graph<'_, '_>) -> Option<Vec<TransformPlan>> {
             partitions: transform.partitions,
             on_error: transform.on_error,
             state: (transform.uses_state() && !transform.reads_table())
-                .then_some(StatePlan { max_bytes: transform.max_state_bytes }),
+                .then(|| StatePlan { max_bytes: transform.max_state_bytes.unwrap_or(DEFAULT_STATE_BYTES) }),
             table: match &graph.references.of_tables[index] {
-                Some(table) => {
-                    Some(TablePlan { topic: tables::topic(graph, table)?, max_bytes: transform.max_state_bytes })
-                }
+                Some(table) => Some(TablePlan {
+                    topic: tables::topic(graph, table)?,
+                    max_bytes: transform.max_state_bytes.unwrap_or(DEFAULT_TABLE_BYTES),
+                }),
                 None => None,
             },
             tasks: transform.tasks,

@@ -153,6 +153,7 @@ impl Job<'_> {
             append: false,
             stop: stop.clone(),
             scratch: data.scratch().to_owned(),
+            state: settings.state_disk(),
             share: resource_share(memory, self.work.tasks() as usize),
         })
     }
@@ -217,12 +218,15 @@ pub fn prepare_topics(job: &Job<'_>) -> Result<()> {
     admin.ensure(&specs).map(drop)
 }
 
-/// Removes what only an unfinished run needs: the changelog of its state.
+/// Removes what only an unfinished run needs: its state and the changelog.
 pub fn clean_up(job: &Job<'_>) {
     let Work::Transform(TransformPlan { state: Some(_), .. }) = job.work else { return };
     let topic = job.cluster.own_topic(&state_topic(&job.component()));
     if let Err(error) = Admin::new(job.cluster).and_then(|admin| admin.delete(&topic)) {
         tracing::warn!(%error, topic, "the state of the run is not needed any more: delete the topic");
+    }
+    if let Err(error) = job.settings.state_disk().remove(&job.component()) {
+        tracing::warn!("the state of the run is not needed any more: {error}");
     }
 }
 

@@ -40,7 +40,7 @@ pub use sink::SinkStage;
 pub use sink_transforms::SinkTransforms;
 pub(crate) use snapshot_deletes::PendingDeletes;
 pub use source::SourceStage;
-pub use status::{CommitDurations, StageKind, StageSnapshot, StageState, StageStatus};
+pub use status::{CommitDurations, StageKind, StageSnapshot, StageState, StageStatus, StateFigures};
 pub use stop_signal::StopSignal;
 pub use straight::StraightStages;
 pub use supervise::{Ended, GIVE_UP, Stage, supervise};

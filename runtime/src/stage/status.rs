@@ -62,11 +62,26 @@ struct Inner {
     counters: Counters,
     lag: SourceLag,
     state_bytes: Option<u64>,
+    state_limit: Option<u64>,
+    plugin_state: Option<StateFigures>,
     memory_bytes: u64,
     last_commit: Option<Instant>,
     commits: CommitDurations,
     last_error: Option<String>,
     failures: u64,
+}
+
+/// The state of the topic partitions of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateFigures {
+    /// Number of entries.
+    pub entries: u64,
+    /// Bytes of its files.
+    pub disk_bytes: u64,
+    /// How long restores took since the task started.
+    pub restore: Duration,
+    /// Records of the changelog that they read.
+    pub restored_records: u64,
 }
 
 /// How long commits took: a histogram.
@@ -107,6 +122,10 @@ pub struct StageSnapshot {
     pub lag: SourceLag,
     /// The largest state of a topic partition, if its plugin keeps state.
     pub state_bytes: Option<u64>,
+    /// The limit of this state, in bytes.
+    pub state_limit: Option<u64>,
+    /// The state of its topic partitions, if its plugin keeps state.
+    pub state_figures: Option<StateFigures>,
     /// Bytes of the byte budget (I6) that it held at its last batch.
     pub memory_bytes: u64,
     /// The time since its last commit.
@@ -128,6 +147,8 @@ impl StageStatus {
             counters: Counters::default(),
             lag: SourceLag::default(),
             state_bytes: None,
+            state_limit: None,
+            plugin_state: None,
             memory_bytes: 0,
             last_commit: None,
             commits: CommitDurations::default(),
@@ -191,9 +212,11 @@ impl StageStatus {
         self.lock().commits.add(took);
     }
 
-    /// The largest state of a topic partition has this size.
-    pub(super) fn set_state_bytes(&self, bytes: Option<u64>) {
-        self.lock().state_bytes = bytes;
+    /// The largest state of a topic partition, or the table, has this size and this limit.
+    pub(super) fn set_plugin_state(&self, largest: Option<(u64, u64)>, figures: Option<StateFigures>) {
+        let mut inner = self.lock();
+        (inner.state_bytes, inner.state_limit) = largest.unzip();
+        inner.plugin_state = figures;
     }
 
     /// It holds this many bytes of the byte budget.
@@ -231,6 +254,8 @@ impl StageStatus {
             counters: inner.counters.clone(),
             lag: inner.lag,
             state_bytes: inner.state_bytes,
+            state_limit: inner.state_limit,
+            state_figures: inner.plugin_state,
             memory_bytes: inner.memory_bytes,
             since_commit: inner.last_commit.map(|at| at.elapsed()),
             commits: inner.commits.clone(),

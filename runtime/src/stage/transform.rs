@@ -3,7 +3,8 @@
 //! committed every `commit_interval`.
 //!
 //! The state of a topic partition is restored when the partition is assigned, and dropped when it
-//! is revoked; see `checkpoint/transform_state.rs`.
+//! is revoked; see `checkpoint/transform_state.rs`. Committed changes are copied to disk every few
+//! seconds, so that the next start on this machine reads only the rest of the changelog.
 //!
 //! The table of a lookup is read before the first record, and followed afterwards; see
 //! `lookup_table.rs`.
@@ -16,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use trunkline_connector::{Batch, Error, RecordRef, Result, Schema, TopicPartition, failpoint};
+use trunkline_connector::{Batch, Error, RecordRef, Reservation, Result, Schema, TopicPartition, failpoint};
 use trunkline_transform_host::StateStore;
 
 use super::bounds::{Bounds, Throttle};
@@ -30,17 +31,21 @@ use super::lag::LagReport;
 use super::lookup_table::LookupTable;
 use super::output::Topics;
 use super::routes::Routes;
-use super::status::StageStatus;
+use super::status::{StageStatus, StateFigures};
 use super::stop_signal::StopSignal;
 use super::supervise::Stage;
 use super::upstream::{Drain, Upstream};
 use super::worker_context::WorkerContext;
-use crate::checkpoint::{CHECKPOINTS, Counters, Positions, StateChangelog};
+use crate::checkpoint::{CHECKPOINTS, ChangelogFacts, Counters, Positions, Restored, StateChangelog, now_ms};
 use crate::kafka::topic_reader::PartitionScanner;
 use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, RebalanceEvent, TransactionalProducer};
 use crate::plan::TransformPlan;
 
 const POLL: Duration = Duration::from_millis(100);
+
+/// Time between two copies of state to disk, while it changes. A worker that is killed restores at
+/// most the changes of this time.
+const COPY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Records of one poll.
 const POLL_RECORDS: usize = 10_000;
@@ -118,6 +123,9 @@ impl TransformStage {
                 &self.dead_letters,
             ),
             partitions: BTreeMap::new(),
+            memory: context.budget.empty(),
+            last_copy: Instant::now(),
+            restored: (Duration::ZERO, 0),
             commit_timer: CommitTimer::new(context.commit_interval),
             one_by_one,
             delivered: 0,
@@ -125,7 +133,7 @@ impl TransformStage {
             error_limits: ErrorLimits::new(&self.plan.name, self.plan.on_error, &[], &self.plan.inputs),
             throttle: self.bounds.as_ref().and_then(|bounds| bounds.rate).map(Throttle::new),
         };
-        let outcome = task.run(stop);
+        let outcome = task.run(stop).and_then(|()| task.close_states());
         if outcome.is_ok() {
             task.consumer.leave();
         } else {
@@ -178,6 +186,12 @@ struct TransformTask<'a> {
     table: Option<LookupTable>,
     topics: Topics,
     partitions: BTreeMap<TopicPartition, PartitionState>,
+    /// The part of the byte budget for the caches of states (I6).
+    memory: Reservation,
+    /// When states were last copied to disk.
+    last_copy: Instant,
+    /// The time and the records of all restores of state.
+    restored: (Duration, u64),
     commit_timer: CommitTimer,
     one_by_one: bool,
     /// The records that the last batch became and that were sent.
@@ -199,7 +213,7 @@ impl TransformTask<'_> {
         let mut lag = LagReport::new();
         loop {
             if stop.is_set() {
-                return self.commit();
+                return self.commit_and_copy();
             }
             let partitions = self.partitions.iter();
             let partitions = partitions.map(|(partition, state)| (partition, state.committed, state.next.is_some()));
@@ -225,16 +239,17 @@ impl TransformTask<'_> {
                 }
                 batch.clear();
             }
-            let stores = self.partitions.values().filter_map(|state| state.state.as_ref());
-            let changed: usize = stores.map(StateStore::changed_bytes).sum();
-            if self.commit_timer.is_due(self.producer.transaction_bytes() + changed) {
+            let changed: usize = self.stores().map(StateStore::changed_bytes).sum();
+            if self.is_copy_due() {
+                self.commit_and_copy()?;
+            } else if self.commit_timer.is_due(self.producer.transaction_bytes() + changed) {
                 self.commit()?;
             }
             let is_throttled = self.throttle.as_ref().is_some_and(|throttle| throttle.allowance() == 0);
             if self.context.until_idle && records == 0 && !is_throttled && self.stage.upstream.is_over() {
                 self.commit()?;
                 if drain.is_complete(&self.consumer)? {
-                    return Ok(());
+                    return self.commit_and_copy();
                 }
             }
         }
@@ -321,29 +336,38 @@ impl TransformTask<'_> {
         for event in self.consumer.rebalance_events() {
             match event {
                 RebalanceEvent::Revoked(partitions) => {
+                    let mut stores = Vec::new();
                     for partition in &partitions {
                         batches.remove(partition);
-                        self.partitions.remove(partition);
+                        stores.extend(self.partitions.remove(partition).and_then(|state| state.state));
                     }
                     if self.producer.in_transaction() {
                         self.abort_transaction(batches)?;
                     }
+                    // The copies have what this member committed while it owned the partitions.
+                    stores
+                        .into_iter()
+                        .try_for_each(|store| store.close().map_err(|error| self.stage.in_transform(error)))?;
                 }
                 RebalanceEvent::Assigned(partitions) => {
                     let committed =
                         if partitions.is_empty() { Vec::new() } else { self.consumer.committed(&partitions)? };
                     // The same clients restore the state of all partitions.
                     let mut scanner = None;
+                    let facts = match self.stage.plan.state {
+                        Some(_) => Some(self.changelog.facts(&self.context.admin)?),
+                        None => None,
+                    };
                     for (partition, committed) in partitions.into_iter().zip(committed) {
                         let task = format!("{}/{}/{}", self.component, partition.topic, partition.partition);
                         let positions = Positions::load(&self.context.cluster, &self.component, &task)?;
-                        let state = match self.stage.plan.state {
-                            Some(plan) => {
+                        let state = match self.stage.plan.state.zip(facts.as_ref()) {
+                            Some((plan, facts)) => {
                                 let scanner = match &mut scanner {
                                     Some(scanner) => scanner,
                                     None => scanner.insert(PartitionScanner::new(&self.context.cluster)?),
                                 };
-                                Some(self.restore_state(scanner, &partition, plan.max_bytes)?)
+                                Some(self.restore_state(scanner, facts, &partition, plan.max_bytes)?)
                             }
                             None => None,
                         };
@@ -359,6 +383,7 @@ impl TransformTask<'_> {
                     }
                     if let Some(scanner) = scanner {
                         scanner.close();
+                        self.show_states();
                     }
                     failpoint!("transform.assign.after")?;
                 }
@@ -369,17 +394,86 @@ impl TransformTask<'_> {
 
     /// Restores the state of a partition whose committed offset has been read.
     fn restore_state(
-        &self,
+        &mut self,
         scanner: &PartitionScanner,
+        facts: &ChangelogFacts,
         partition: &TopicPartition,
         max_bytes: usize,
     ) -> Result<StateStore> {
-        let begun = Instant::now();
-        let restored = self.changelog.restore(scanner, partition, max_bytes);
-        let store = restored.map_err(|error| self.stage.in_transform(error))?;
-        let (entries, took) = (store.len(), begun.elapsed());
-        tracing::debug!(stage = self.status.name(), topic = %partition.topic, partition = partition.partition, entries, ?took, "state restored");
+        let restored = self.changelog.restore(scanner, facts, partition, &self.context.state, max_bytes);
+        let Restored { store, records, took } = restored.map_err(|error| self.stage.in_transform(error))?;
+        self.restored = (self.restored.0 + took, self.restored.1 + records);
+        let entries = store.len();
+        tracing::info!(stage = self.status.name(), topic = %partition.topic, partition = partition.partition, entries, records, ?took, "state restored");
         Ok(store)
+    }
+
+    fn stores(&self) -> impl Iterator<Item = &StateStore> {
+        self.partitions.values().filter_map(|state| state.state.as_ref())
+    }
+
+    /// Whether changes of state should be copied to disk.
+    fn is_copy_due(&self) -> bool {
+        self.stores().any(StateStore::is_write_due)
+            || (self.last_copy.elapsed() >= COPY_INTERVAL && self.stores().any(StateStore::is_outdated))
+    }
+
+    /// Commits, and copies the committed changes of states to disk. The positions of the copies are
+    /// read before the commit, which the group's generation fences (I4): no other member can have
+    /// written before them.
+    fn commit_and_copy(&mut self) -> Result<()> {
+        let since = now_ms();
+        let mut ends = Vec::new();
+        for (partition, state) in &mut self.partitions {
+            let Some(store) = &state.state else { continue };
+            if store.is_outdated() || store.changed_bytes() > 0 {
+                // The commit covers the partition also if none of its records are pending.
+                state.next = state.next.or((state.committed >= 0).then_some(state.committed));
+                let end = match state.next {
+                    Some(_) => Some(self.consumer.stable_end(self.changelog.topic(), partition.partition)?),
+                    None => None,
+                };
+                ends.push((partition.clone(), end));
+            }
+        }
+        self.commit()?;
+        self.last_copy = Instant::now();
+        failpoint!("transform.copy.before")?;
+        for (partition, end) in ends {
+            let store = self.partitions.get_mut(&partition).and_then(|state| state.state.as_mut());
+            if let Some(store) = store {
+                if let Some(end) = end {
+                    store.advance(end, since);
+                }
+                store.write().map_err(|error| self.stage.in_transform(error))?;
+            }
+        }
+        failpoint!("transform.copy.after")
+    }
+
+    /// Closes the states at the end of a run: what is committed is on disk.
+    fn close_states(&mut self) -> Result<()> {
+        let stores = std::mem::take(&mut self.partitions).into_values().filter_map(|state| state.state);
+        stores.into_iter().try_for_each(StateStore::close).map_err(|error| self.stage.in_transform(error))
+    }
+
+    /// Shows the sizes of the states, and reserves their memory.
+    fn show_states(&mut self) {
+        let sum = |of: fn(&StateStore) -> u64| self.stores().map(of).sum::<u64>();
+        let table = self.table.as_ref().map(|table| table.bytes() as u64);
+        let figures = self.stage.plan.state.map(|_| StateFigures {
+            entries: sum(|store| store.len() as u64),
+            disk_bytes: sum(StateStore::disk_bytes),
+            restore: self.restored.0,
+            restored_records: self.restored.1,
+        });
+        let largest = self.stores().map(|store| store.bytes() as u64).chain(table).max();
+        let plan = &self.stage.plan;
+        let limit = plan.state.map(|state| state.max_bytes).or(plan.table.as_ref().map(|table| table.max_bytes));
+        let memory = self.stores().map(StateStore::memory).sum();
+        self.memory.resize(memory);
+        self.status.set_memory_bytes(memory);
+        self.status.set_plugin_state(largest.zip(limit.map(|bytes| bytes as u64)), figures);
     }
 
     fn abort_transaction(&mut self, batches: &mut PartitionBatches) -> Result<()> {
@@ -451,9 +545,7 @@ impl TransformTask<'_> {
         self.status.commit_took(begun.elapsed());
         failpoint!("transform.commit.after")?;
         self.status.committed(&committed);
-        let stores = self.partitions.values().filter_map(|state| state.state.as_ref());
-        let sizes = stores.map(StateStore::bytes).chain(self.table.as_ref().map(LookupTable::bytes));
-        self.status.set_state_bytes(sizes.max().map(|bytes| bytes as u64));
+        self.show_states();
         Ok(())
     }
 }

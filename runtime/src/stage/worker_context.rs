@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trunkline_connector::{MemoryBudget, Result, io_error};
+use trunkline_transform_host::StateDisk;
 
 use super::names::Names;
 use super::stop_signal::StopSignal;
@@ -45,6 +46,8 @@ pub struct WorkerContext {
     pub stop: StopSignal,
     /// Scratch space; each task has a folder in it.
     pub scratch: PathBuf,
+    /// The folder for the state of transforms, with its cache.
+    pub state: StateDisk,
     /// This stage's share of the memory.
     pub share: ResourceShare,
 }

@@ -6,7 +6,7 @@
 //! first set is handled as a change from an empty set.
 //!
 //! A worker keeps no state that matters: its data directory has the worker's id (by which Kafka
-//! recognises it after a restart), scratch files and compiled plugins.
+//! recognises it after a restart), scratch files, compiled plugins and copies of state.
 
 mod agreement;
 pub mod control;
@@ -73,6 +73,10 @@ pub const STOPPED_CUT_OFF: &str = "worker.stopped_cut_off";
 
 /// Time between two checks for another worker with the same id.
 const ID_CHECK: Duration = Duration::from_secs(1);
+
+/// Copies of state on disk that were not written for this long are removed when a worker starts:
+/// they are too old to be trusted.
+const MAX_STATE_AGE: Duration = Duration::from_hours(24);
 
 /// A follower repeats the same warning after this time.
 const REPEAT_WARNING: Duration = Duration::from_secs(60);
@@ -154,8 +158,10 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         append: options.append,
         stop: options.stop.clone(),
         scratch: data.scratch().to_owned(),
+        state: settings.state_disk(),
         share: resource_share(memory, 1),
     };
+    context.state.remove_older_than(MAX_STATE_AGE);
     options.overview.set_budget(context.budget.clone());
     tracing::info!(brokers = options.brokers, "connecting to Kafka");
     let agreement = Agreement::spawn(&context, options.allow_divergence)?;

@@ -296,7 +296,7 @@ impl fmt::Display for Changes {
 #[cfg(test)]
 mod tests {
     use trunkline_connector::MemoryBudget;
-    use trunkline_transform_host::{Host, HostOptions};
+    use trunkline_transform_host::{Host, HostOptions, StateDisk};
 
     use super::*;
     use crate::checkpoint::{Schemas, TopicOwners};
@@ -327,6 +327,7 @@ mod tests {
             append: false,
             stop: StopSignal::default(),
             scratch: std::env::temp_dir(),
+            state: StateDisk::new(&std::env::temp_dir(), 0),
             share: ResourceShare { client_buffer_bytes: 1 << 20, batch_bytes: 1 << 20 },
         }
     }

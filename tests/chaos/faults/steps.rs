@@ -87,6 +87,7 @@ pub(crate) fn is_reachable(point: &Failpoint, path: Path) -> bool {
         Reached::Bucket => path.ends_in_bucket(),
         Reached::Database | Reached::Snapshot => path.begins_with_tables(),
         Reached::Directory | Reached::Transform => matches!(path, Path::Topics | Path::State),
+        Reached::State => path == Path::State,
         Reached::Delivery => path == Path::Search,
         Reached::Warehouse => path.ends_in_warehouse(),
         Reached::Rebalance | Reached::Replay => false,

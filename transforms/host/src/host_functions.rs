@@ -237,7 +237,7 @@ fn add_state(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     let mut functions = linker.instance(STATE_INTERFACE)?;
     functions.func_wrap("get", |mut store, (keys,): Keys| {
         let values = with_state(&mut store, |state, memory| {
-            Ok(keys.iter().map(|key| state.get(key.as_le_slice(memory))).collect::<Vec<_>>())
+            Ok(keys.iter().map(|key| state.get(key.as_le_slice(memory))).collect::<Result<Vec<_>, _>>()?)
         })?;
         Ok((values,))
     })?;
@@ -259,7 +259,7 @@ fn add_state(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     })?;
     functions.func_wrap("range", |mut store, (start, end, limit): Range| {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let found = with_state(&mut store, |state, _| Ok(state.range(&start, end.as_deref(), limit)))?;
+        let found = with_state(&mut store, |state, _| Ok(state.range(&start, end.as_deref(), limit)?))?;
         Ok((found.into_iter().map(|(key, value)| Entry { key, value }).collect::<Vec<_>>(),))
     })?;
     Ok(())

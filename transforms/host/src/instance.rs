@@ -183,7 +183,8 @@ impl Instance {
     /// use. The changes stay in the store's transaction. After an error, the state is unchanged.
     ///
     /// # Errors
-    /// Also `plugin.state_full`: the state has reached its limit.
+    /// Also `plugin.state_full`: the state has reached its limit; and errors of the disk that has
+    /// the state.
     pub fn process_with_state(
         &mut self,
         batch: &mut Batch,
@@ -357,6 +358,11 @@ impl Instance {
         let (Some(state), Some(savepoint)) = (&mut self.state, savepoint) else { return Ok(()) };
         if !crashed {
             state.end_batch();
+        }
+        if let Some(failure) = state.take_failure() {
+            return Err(failure);
+        }
+        if !crashed {
             state.release(savepoint);
             return Ok(());
         }

@@ -45,7 +45,7 @@ pub use instance::Instance;
 pub use limits::Limits;
 pub use plugin::{Plugin, StartError};
 pub use schema_fits::SchemaStore;
-pub use state::{StateEntry, StateStore, table_key};
+pub use state::{StateDisk, StateEntry, StateIdentity, StateStore, table_key};
 pub use verdict::Counts;
 
 /// Version of the WIT package that this host implements.

@@ -252,6 +252,9 @@ fn details_of(status: &TaskStatus, add: &mut impl FnMut(&str, String)) {
     if let Some(state) = status.state_bytes {
         add("state", bytes(state));
     }
+    if let Some(disk) = status.state_disk_bytes {
+        add("state on disk", bytes(disk));
+    }
     add("failures", status.failures.to_string());
     for (name, counters) in &status.components {
         let rates = counters.per_second.unwrap_or_default();
