@@ -239,6 +239,7 @@ fn run() -> Run {
         },
         ranges: vec![PartitionRange { topic: "t".to_owned(), partition: 0, from: RANGE.0, to: RANGE.1 }],
         supersede: Some(Superseding::default()),
+        switch: None,
         state: RunState::Running,
         error: None,
         node: "n".to_owned(),
