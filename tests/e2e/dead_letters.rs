@@ -398,7 +398,10 @@ fn records_are_redriven_in_order_while_the_worker_runs_and_stay_after_five_attem
         let headers = OwnedHeaders::new().insert(header);
         producer.send(BaseRecord::to(&input).key(&key).payload(&value).headers(headers)).unwrap();
     }
-    producer.flush(LONG).unwrap();
+    wait::until("the records are sent", LONG, || {
+        producer.poll(Duration::from_millis(1));
+        (producer.in_flight_count() == 0).then_some(())
+    });
     case.pipeline("split", &SPLIT.replace("$PLUGIN", plugin.to_str().unwrap()));
     let worker = case.start("a", &[]);
     let letters = format!("{}.dead-letters", case.name());
