@@ -145,7 +145,7 @@ fn connectors_and_plugins_are_listed_and_described() {
     let folder = folder(&[]);
     let (code, stdout, _) = trunkline(folder.path(), &["connectors"]);
     let kinds: Vec<&str> = stdout.lines().map(|line| line.split("  ").next().unwrap()).collect();
-    let expected: Vec<&str> = ["source"; 2].into_iter().chain(["sink"; 4]).chain(["plugin"; 13]).collect();
+    let expected: Vec<&str> = ["source"; 2].into_iter().chain(["sink"; 4]).chain(["plugin"; 14]).collect();
     assert_eq!((code, kinds), (Some(0), expected), "{stdout}");
     assert!(stdout.lines().all(|line| line.split_whitespace().count() > 4), "a line without a summary: {stdout}");
 
