@@ -208,7 +208,7 @@ impl TestSource {
         let begun = Instant::now();
         loop {
             let before = self.seen.len() + self.rejected.len();
-            let filled = self.fill(1000, Duration::from_millis(if self.until_idle { 2000 } else { 60 }))?;
+            let filled = self.fill(1000, Duration::from_millis(if self.until_idle { 2000 } else { 150 }))?;
             // The notifications of a change may arrive one by one.
             let is_quiet = self.until_idle || self.seen.len() + self.rejected.len() == before;
             if filled == Fill::CaughtUp && is_quiet {
