@@ -15,7 +15,7 @@ use crate::{LONG, access_logs, stop, wait_for_rows};
 /// and its records are not rejected.
 const ABSENT: [&str; 8] = [
     "trunkline_retention_left_seconds",
-    "trunkline_state_bytes",
+    "trunkline_state_",
     "trunkline_dead_letters_total",
     "trunkline_otlp_",
     // Only while records are behind.
