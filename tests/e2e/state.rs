@@ -45,6 +45,7 @@ state = { max_bytes = "8MiB" }
 inputs = ["unique"]
 plugin = "absence.wasm"
 config = { fields = ["device"], after = "3s", take = ["device"] }
+topic = "$NAME.watch"
 partitions = 3
 "#;
 
@@ -205,6 +206,7 @@ config = { field = "at", from = "unix_ms", set_timestamp = true }
 inputs = ["clock"]
 plugin = "absence.wasm"
 config = { fields = ["device"], after = "500ms" }
+topic = "$NAME.watch"
 timers = { idle = "1s" }
 "#;
 

@@ -282,9 +282,7 @@ fn a_session_that_hangs_in_a_load_is_ended_by_the_next_owner() {
     let Some(setup) = Setup::find() else { return };
     // Where only administrators may end a session, its transaction is ended.
     let refuse = "{\"refuse\":\"abort_session\",\"code\":\"003001\",\"message\":\"Insufficient privileges\"}";
-    for (schema, way, code) in
-        [("HUNG", None, "snowflake.session_lost"), ("HUNG_TRANSACTION", Some(refuse), "warehouse.row_count")]
-    {
+    for (schema, way) in [("HUNG", None), ("HUNG_TRANSACTION", Some(refuse))] {
         let count = || setup.query(schema, "SELECT COUNT(*) FROM \"ROWS\"")[0].clone();
         let mut zombie = setup.open(schema, "append");
         write(zombie.as_mut(), &batch(0, &ROWS, None));
@@ -307,7 +305,9 @@ fn a_session_that_hangs_in_a_load_is_ended_by_the_next_owner() {
             let (mut zombie, outcome) = hanging.join().unwrap();
             let error =
                 outcome.err().unwrap_or_else(|| panic!("{schema}: the transaction of the zombie was committed"));
-            assert_eq!((error.domain, error.code), (Domain::External, code), "{schema}: {error}");
+            // Without its transaction, the zombie finds no staged rows, unless its session ends, too.
+            let is_expected = ["snowflake.session_lost", "warehouse.row_count"].contains(&error.code);
+            assert!(error.domain == Domain::External && is_expected, "{schema}: {error}");
             zombie.commit(&committables).unwrap();
             assert_eq!(count(), "6", "{schema}: the statements after the aborted transaction were committed");
         });

@@ -129,7 +129,8 @@ impl<'a> Switch<'a> {
         for partition in &partitions {
             lows.insert(partition.clone(), offsets.watermarks(partition)?.0);
         }
-        let ends = shadow_ends(&runs.list()?, &run, &lows)?;
+        // After the switch, the shadow is what was live: nothing is compared or moved any more.
+        let ends = if is_done(&run) { committed.clone() } else { shadow_ends(&runs.list()?, &run, &lows)? };
         let moves = partitions.iter().map(|partition| {
             let after = ends.get(partition).or_else(|| lows.get(partition)).copied().unwrap_or(0);
             Move { before: committed.get(partition).copied(), after, partition: partition.clone() }
@@ -156,7 +157,7 @@ impl<'a> Switch<'a> {
     }
 
     fn run(&self) -> Result<Exit, Refusal> {
-        if self.run.switch.as_ref().is_some_and(|switch| switch.step == SwitchStep::Done) {
+        if is_done(&self.run) {
             // The last step may have been interrupted.
             self.finish()?;
             print_error(format_args!("the shadow of the run {} is the live destination already", self.run.id));
@@ -383,8 +384,11 @@ fn not_switched(id: &str, problem: &str) -> Error {
 
 /// Whether a run wrote into the same shadow.
 fn fills_shadow(run: &Run, of: &Run) -> bool {
-    let was_switched = run.switch.as_ref().is_some_and(|switch| switch.step == SwitchStep::Done);
-    run.is_of(of) && run.destination == of.destination && run.state != RunState::Discarded && !was_switched
+    run.is_of(of) && run.destination == of.destination && run.state != RunState::Discarded && !is_done(run)
+}
+
+fn is_done(run: &Run) -> bool {
+    run.switch.as_ref().is_some_and(|switch| switch.step == SwitchStep::Done)
 }
 
 /// The offset after the last record in the shadow, for each partition that the runs into it have
