@@ -215,12 +215,10 @@ impl Server {
         for step in STEPS {
             match step {
                 Ask(method, path, body, _) => {
-                    // Tasks of a stopped connector may still leave their group, and a worker that starts
-                    // connects to Kafka: clients ask again.
+                    // Tasks of a stopped connector may still leave their group: clients ask again.
                     let is_offsets = path.ends_with("/offsets");
-                    let is_early = |status: u16| status == 503 || (status == 409 && is_offsets);
                     let (status, answer) = wait::until(path, LONG, || {
-                        Some(self.ask(method, path, body)).filter(|(status, _)| !is_early(*status))
+                        Some(self.ask(method, path, body)).filter(|(status, _)| *status != 409 || !is_offsets)
                     });
                     answers.push((format!("{method} {path} {body}"), (status, self.general(&answer))));
                 }
@@ -390,7 +388,11 @@ fn a_worker_answers_as_kafka_connect_does() {
     });
     let words = words(&topic, "s3", &format!("{}.", case.name()), &sink, &source);
     let address = address(&worker);
-    let (ours, theirs) = (Server { address, words }.run(), read_record());
+    let server = Server { address, words };
+    wait::until("the worker is connected to Kafka", LONG, || {
+        server.ask("GET", "/", "").1["kafka_cluster_id"].is_string().then_some(())
+    });
+    let (ours, theirs) = (server.run(), read_record());
     stop(worker);
     assert_eq!(ours.len(), theirs.len(), "record the answers again: TRUNKLINE_UPDATE_CONNECT=1");
     let relations = STEPS.iter().filter_map(|step| match step {
