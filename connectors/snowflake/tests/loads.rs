@@ -305,7 +305,8 @@ fn a_session_that_hangs_in_a_load_is_ended_by_the_next_owner() {
             let (mut zombie, outcome) = hanging.join().unwrap();
             let error =
                 outcome.err().unwrap_or_else(|| panic!("{schema}: the transaction of the zombie was committed"));
-            // Without its transaction, the zombie finds no staged rows, unless its session ends, too.
+            // Without its transaction, the zombie finds no staged rows, unless its session ends,
+            // too.
             let is_expected = ["snowflake.session_lost", "warehouse.row_count"].contains(&error.code);
             assert!(error.domain == Domain::External && is_expected, "{schema}: {error}");
             zombie.commit(&committables).unwrap();

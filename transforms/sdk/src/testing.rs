@@ -33,6 +33,8 @@ struct MockState {
     /// The greatest timestamp of the records, including the current batch.
     time: i64,
     timers: BTreeMap<Vec<u8>, i64>,
+    /// The earliest time that a timer got in the last call, even if it was moved later.
+    earliest_timer: Option<i64>,
     in_process: bool,
 }
 
@@ -71,7 +73,11 @@ pub(crate) fn state_range(start: &[u8], end: &[u8], limit: u32) -> Vec<(Vec<u8>,
 }
 
 pub(crate) fn timers_set(timers: Vec<(Vec<u8>, i64)>) {
-    with_state(|state| state.timers.extend(timers));
+    with_state(|state| {
+        let earliest = timers.iter().map(|(_, time)| *time).min();
+        state.earliest_timer = state.earliest_timer.into_iter().chain(earliest).min();
+        state.timers.extend(timers);
+    });
 }
 
 pub(crate) fn timers_delete(keys: Vec<Vec<u8>>) {
@@ -262,7 +268,10 @@ impl<T: Transform> MockHost<T> {
 
     fn process_in_order(&mut self, records: &[Input], before: &MockState) -> Result<Vec<Outcome>, String> {
         let greatest = records.iter().filter_map(|record| record.timestamp).max().unwrap_or(0);
-        let is_due = |state: &MockState| state.timers.values().any(|time| *time <= state.time.max(greatest));
+        let is_due = |state: &MockState| {
+            let mut times = state.timers.values().copied().chain(state.earliest_timer);
+            times.any(|time| time <= state.time.max(greatest))
+        };
         if !is_due(before) {
             let outcomes = self.call(records, greatest, false)?;
             if !CALL_STATE.with_borrow(|call| is_due(&call.state)) {
@@ -283,6 +292,7 @@ impl<T: Transform> MockHost<T> {
     fn call(&mut self, entries: &[Input], time: i64, are_timers: bool) -> Result<Vec<Outcome>, String> {
         CALL_STATE.with_borrow_mut(|call| {
             call.state.time = call.state.time.max(time);
+            call.state.earliest_timer = None;
             call.state.in_process = true;
         });
         let inputs = if are_timers { Inputs::ALL } else { self.inputs };

@@ -212,7 +212,8 @@ fn results_are_read() {
     assert_eq!(answer.columns, ["ID", "Name"]);
     let text = |text: &str| Some(text.to_owned());
     assert_eq!(answer.rows, [[text("-2"), None], [text("1"), text("x")]]);
-    // Statements that fail by themselves leave the session usable, after the end of their transaction.
+    // Statements that fail by themselves leave the session usable, after the end of their
+    // transaction.
     run(&runtime, &mut session, "COMMIT").unwrap();
     let missing = run(&runtime, &mut session, "SELECT * FROM MISSING").unwrap_err();
     assert_eq!((missing.kind, missing.code.as_str()), (ErrorKind::AccessDenied, "002003"));
