@@ -189,6 +189,7 @@ impl SinkTask<'_> {
                 oldest: self.committer.oldest(partition).or(state.oldest),
             });
             lag.update(status, consumer, partitions);
+            let is_full = !self.committer.accepts_more();
             let records = self.poll(&mut batches)?;
             self.rebalance(&mut batches)?;
             let records = self.drop_out_of_bounds(&mut batches, records)?;
@@ -215,7 +216,8 @@ impl SinkTask<'_> {
             let due = self.due_partitions();
             self.committer.commit(&mut self.transactions, &due)?;
             let is_throttled = self.throttle.as_ref().is_some_and(|throttle| throttle.allowance() == 0);
-            if context.until_idle && records == 0 && !is_throttled && upstream.is_over() {
+            let was_asked = !is_full && !is_throttled;
+            if context.until_idle && records == 0 && was_asked && upstream.is_over() {
                 // The run ends: the buffered output is committed before it is due.
                 self.committer.flush(&mut self.transactions)?;
                 if drain.is_complete(&self.transactions.consumer)? {
