@@ -16,7 +16,7 @@ type Pair = (String, String);
 
 impl Options {
     /// The places of the tables of topics; see
-    /// [`SinkSpec::places`](trunkline_connector::SinkSpec::places).
+    /// [`SinkSpec::places`].
     /// `schema` is the destination without a table; `folded` gives a name in the catalog.
     pub fn places(&self, schema: &str, folded: impl Fn(&str) -> String, topics: &[Arc<str>]) -> Option<Vec<String>> {
         let place = |topic: &Arc<str>| Some(format!("{schema}/{}", folded(&plain(&self.table.for_topic(topic)?))));
@@ -25,7 +25,7 @@ impl Options {
 }
 
 /// Plans to exchange the tables; see
-/// [`SinkSpec::plan_switch`](trunkline_connector::SinkSpec::plan_switch).
+/// [`SinkSpec::plan_switch`].
 pub fn plan_switch(
     dialect: &dyn Dialect,
     options: &Options,
@@ -54,7 +54,7 @@ pub fn plan_switch(
     })
 }
 
-/// Exchanges the tables; see [`SinkSpec::switch`](trunkline_connector::SinkSpec::switch).
+/// Exchanges the tables; see [`SinkSpec::switch`].
 pub fn switch(
     dialect: &dyn Dialect,
     options: &Options,
@@ -82,7 +82,7 @@ pub fn switch(
 }
 
 /// Removes the columns of a switch; see
-/// [`SinkSpec::finish_switch`](trunkline_connector::SinkSpec::finish_switch).
+/// [`SinkSpec::finish_switch`].
 pub fn finish_switch(
     dialect: &dyn Dialect,
     options: &Options,
