@@ -250,7 +250,7 @@ impl Server {
             Value::Array(items) => self.general_items(items),
             Value::String(text) => {
                 let text = text.replace(&self.words["$TOPIC"], "TOPIC").replace(&self.words["$PLUGIN"], "PLUGIN");
-                json!(text)
+                json!(without_locations(&text))
             }
             other => other.clone(),
         }
@@ -325,6 +325,14 @@ fn words(topic: &str, plugin: &str, others: &str, sink: &Value, source: &Value) 
         ("$OFFSETS", offsets(topic, &json!(5), &json!(0))),
         ("$TEXT_OFFSETS", offsets(topic, &json!("7"), &json!("0"))),
     ])
+}
+
+/// The text without the folders of plugins, which Kafka Connect names as `location='FOLDER'`.
+fn without_locations(text: &str) -> String {
+    const START: &str = "location='";
+    let mut parts = text.split(START);
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |kept, part| kept + START + part.find('\'').map_or(part, |end| &part[end..]))
 }
 
 /// Asks Kafka Connect.
