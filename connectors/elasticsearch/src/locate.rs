@@ -45,9 +45,7 @@ pub(crate) async fn find(config: &Config, records: &Batch) -> Result<Vec<String>
             Err(reason) => {
                 format!("none: the sink would reject the record today: {} ({})", reason.message, reason.code)
             }
-            Ok(Appended::Nothing | Appended::Held(_)) => {
-                "none of its own: an earlier record deleted the document".to_owned()
-            }
+            Ok(Appended::Nothing | Appended::Held(_)) => "none: an earlier record deleted the document".to_owned(),
             Ok(Appended::Operation(_)) => {
                 let (name, action) = action_of(&body)?;
                 match &action.id {

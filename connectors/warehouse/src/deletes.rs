@@ -74,7 +74,7 @@ impl Deletes {
         Ok(())
     }
 
-    /// The next load looks for the table again: somebody may have dropped it.
+    /// The next load looks for the table again: it may have been dropped.
     pub(crate) fn forget(&self) {
         self.exists.store(false, Ordering::Relaxed);
     }

@@ -55,7 +55,7 @@ impl<'a> Drain<'a> {
         Self { targets, ..self }
     }
 
-    /// The group has consumed and committed all records, whichever member did it. Call it when no
+    /// The group has consumed and committed all records, by any of its members. Call it when no
     /// record is pending.
     pub(super) fn is_complete(&mut self, consumer: &GroupConsumer) -> Result<bool> {
         if !self.upstream.is_over() || self.asked.is_some_and(|at| at.elapsed() < ASK_AGAIN) {

@@ -138,7 +138,7 @@ pub trait SinkSpec: Send + Sync {
     }
 
     /// What the destination has of records that the sink has written, where each record is a
-    /// document with an id of its own: one text for each record of `records`, which are as the sink
+    /// document with a separate id: one text for each record of `records`, which are as the sink
     /// receives them today. `None` where it cannot be looked up.
     fn find_documents(&self, records: &Batch, runtime: &tokio::runtime::Handle) -> Result<Option<Vec<String>>> {
         let _ = (records, runtime);

@@ -6,7 +6,7 @@ use std::process::Command;
 use super::*;
 
 /// An authority, certificates for the server and a client that it has signed, and a certificate
-/// that nobody has signed: `ca`, `server`, `client`, `stranger`, each with `.pem` and `.key`.
+/// that no authority has signed: `ca`, `server`, `client`, `stranger`, each with `.pem` and `.key`.
 fn files() -> Option<tempfile::TempDir> {
     let folder = tempfile::tempdir().unwrap();
     let run = |arguments: &str| {
