@@ -72,7 +72,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
             if !["target", "tests", "examples", "testing", "conformance", "bench"].contains(&name.as_str()) {
                 sources(&path, found);
             }
-        } else if name.ends_with(".rs") && name != "fuzz.rs" && name != "failpoint.rs" {
+        } else if name.ends_with(".rs") && !name.ends_with("tests.rs") && name != "fuzz.rs" && name != "failpoint.rs" {
             found.push(path);
         }
     }
@@ -88,7 +88,7 @@ fn codes_in_sources() -> BTreeMap<String, String> {
                     schema|sink|snapshot|snowflake|source|stage|test|timestamp|transform|unwrap_envelope|warehouse|worker|http|file|stdout";
     let code = format!(r#""((?:{families})(?:\.[a-z][a-z0-9_]*)+)""#);
     let constructs = Regex::new(&format!(
-        r"(?s)(?:Error::[a-z_]+\(|Reason::new\(|problem_at\([^;]{{0,80}}?,|code:|ca:|cert:|code =|problem\(|lack\(|issue\(|\.stop\(|\.reject\(|=>|=> \(|\(|\{{|str =|,)\s*{code}"
+        r"(?s)(?:Error::[a-z_]+\(|Reason::new\(|problem_at\([^;]{{0,80}}?,|code:|ca:|cert:|code =|failed =|problem\(|lack\(|issue\(|\.stop\(|\.reject\(|=>|=> \(|\(|\{{|str =|,)\s*{code}"
     ))
     .unwrap();
     let mut files = Vec::new();
@@ -98,7 +98,7 @@ fn codes_in_sources() -> BTreeMap<String, String> {
     let mut codes = BTreeMap::new();
     for file in files {
         let text = std::fs::read_to_string(&file).unwrap();
-        let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
         for found in constructs.captures_iter(text) {
             let literal = found.get(1).unwrap();
             if is_other_literal(text, found.get(0).unwrap().start(), literal.as_str()) {
