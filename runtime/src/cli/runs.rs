@@ -9,7 +9,7 @@ use super::SettingsArgs;
 use super::dlq::connect;
 use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
 use super::record::record;
-use super::replay_progress::replaced;
+use super::replay::replaced;
 use crate::config::Settings;
 use crate::kafka::Cluster;
 use crate::replay::execution::{Progress, Watch};

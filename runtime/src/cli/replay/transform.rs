@@ -6,8 +6,8 @@ use std::path::Path;
 use regex::Regex;
 use trunkline_connector::{Error, Result, Template};
 
-use super::replay_target::{Refusal, check_file, check_secrets, host, sets_inputs};
-use super::selection;
+use super::super::selection;
+use super::target::{Refusal, check_file, check_secrets, host, sets_inputs};
 use crate::config::Settings;
 use crate::kafka::GroupOffsets;
 use crate::plan::{Pipeline, Registry, TransformPlan, load_with_options};

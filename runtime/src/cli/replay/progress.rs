@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::json;
 use trunkline_connector::Result;
 
-use super::output::{Exit, print_data, print_error};
+use super::super::output::{Exit, print_data, print_error};
 use crate::kafka::Cluster;
 use crate::replay::execution::{Progress, Watch};
 use crate::replay::run::{Run, RunState, Step, Superseding};
@@ -163,7 +163,7 @@ impl Reporter {
 }
 
 /// How far a run is with the output that it replaces, in one line.
-pub(super) fn replaced(superseding: &Superseding) -> String {
+pub(in crate::cli) fn replaced(superseding: &Superseding) -> String {
     let files = superseding.files;
     let overlap = superseding.overlap().unwrap_or(0);
     if let Some(rows) = superseding.rows {

@@ -7,8 +7,8 @@ use std::path::Path;
 use trunkline_connector::{Error, OutputFile, Result, Supersede, TopicPartition};
 use trunkline_transform_host::{Host, HostOptions};
 
-use super::replay_supersede::{self, check_destination as check_superseded, check_kind};
-use super::selection::{self, components};
+use super::super::selection::{self, components};
+use super::supersede::{self, check_destination as check_superseded, check_kind};
 use crate::config::{FileProblems, Settings};
 use crate::plan::{Pipeline, Registry, SinkPlan, load_with_options};
 use crate::replay::run::{PartitionRange, Run, overlap};
@@ -150,7 +150,7 @@ impl Choice<'_> {
 }
 
 /// The host of plugins.
-pub(super) fn host(settings: &Settings) -> Result<Host> {
+pub(in crate::cli) fn host(settings: &Settings) -> Result<Host> {
     Host::new(HostOptions { cache_dirs: plugin_cache_dirs(Some(&settings.data)) })
         .map_err(|error| Error::external("environment.plugins", format!("plugins cannot run here: {error}")))
 }
@@ -242,7 +242,7 @@ pub(super) fn check_output(target: &Target, run: &Run) -> Result<()> {
 /// What the run does to existing data, in one sentence.
 pub(super) fn effect(target: &Target, replacement: Option<&Replacement>) -> String {
     if target.supersede {
-        return replay_supersede::effect(target, replacement);
+        return supersede::effect(target, replacement);
     }
     let effect = match (target.is_live, target.sink.spec.repeats_change_nothing()) {
         (true, _) => {

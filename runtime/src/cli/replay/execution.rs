@@ -9,9 +9,9 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 use trunkline_connector::{Error, Result};
 
-use super::output::{Exit, print_data, print_error};
-use super::replay_progress::Reporter;
-use super::run::{StopSignals, stop_on_signals};
+use super::super::output::{Exit, print_data, print_error};
+use super::super::run::{StopSignals, stop_on_signals};
+use super::progress::Reporter;
 use crate::replay::execution::{Ending, Job, Progress, Watch, clean_up, execute};
 use crate::replay::run::{Execution, Run, RunState, Runs};
 use crate::replay::superseding::{self, Completion};
