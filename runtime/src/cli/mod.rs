@@ -106,7 +106,7 @@ enum Verb {
     /// Let a sink or transform read a range of its topics again, as a separate run: into another
     /// destination, or in the place of what it wrote
     Replay(Box<replay::ReplayCommand>),
-    /// List, show, pause, resume and stop replays
+    /// List, show, pause, resume and stop runs: what all workers run, and replays
     Runs(runs::RunsArgs),
     /// Show positions, and move those of sinks and transforms
     Offsets(offsets::OffsetsArgs),

@@ -140,7 +140,10 @@ fn check_run(run: &Run) -> Result<()> {
     let problem = if run.request.supersede {
         "it took the place of the live output, so that there is no shadow"
     } else if run.is_unfinished() {
-        "it has not processed its range: complete it with `trunkline replay .. --resume`"
+        &format!(
+            "it has not processed its range: complete it with `trunkline replay PIPELINES {} --resume {}`",
+            run.pipeline, run.id
+        )
     } else {
         return Ok(());
     };

@@ -22,6 +22,7 @@ use crate::kafka::{Admin, Cluster, topic_reader};
 use crate::plan::{Pipeline, TransformPlan};
 use crate::replay::diff::{Comparison, Differences, Place, Sample, Side};
 use crate::replay::inspection::line;
+use crate::replay::listing::time_text;
 use crate::replay::run::Run;
 
 /// The column of the record's key.
@@ -242,8 +243,8 @@ impl Topics<'_> {
             Some((first, last)) if self.compacted.len() < self.pairs.len() => notes.push(format!(
                 "live records with times from {} to {} are compared, which are those of the range: records of the same times from before or \
                  after it count as missing in the shadow",
-                super::super::runs::time(first),
-                super::super::runs::time(last)
+                time_text(first),
+                time_text(last)
             )),
             Some(_) => {}
             None => notes.push(

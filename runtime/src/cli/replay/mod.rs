@@ -25,7 +25,7 @@ use self::switch::SwitchArgs;
 use self::target::Refusal;
 pub(super) use self::target::host;
 use super::SettingsArgs;
-use super::output::{Exit, report_error, report_problems};
+use super::output::{Exit, print_error, report_error, report_problems};
 use super::validate::load_to_inspect;
 
 /// `trunkline replay`.
@@ -114,7 +114,8 @@ pub(super) struct ReplayArgs {
     /// its documents are written again with the same versions
     #[arg(long, conflicts_with_all = ["into", "dead_letters", "to_stdout", "resume"])]
     supersede: bool,
-    /// Give up a run with --supersede that has not published anything: remove what it has prepared
+    /// Give up a run that is not finished: one with --supersede removes what it has prepared, if it
+    /// has not replaced anything; what another one has written stays
     #[arg(long, value_name = "ID", conflicts_with_all = [
         "from", "by", "into", "partitions", "dead_letters", "dry_run", "supersede", "resume", "to_stdout", "rate"
     ])]
@@ -163,6 +164,11 @@ fn run_replay(args: &ReplayArgs) -> Exit {
     match outcome {
         Ok(exit) => exit,
         Err(Refusal::Error(error)) => report_error(&error),
-        Err(Refusal::Problems(problems)) => report_problems(&[problems], args.json),
+        Err(Refusal::Problems(problems)) => {
+            if !args.json && !args.into.is_empty() {
+                print_error(format_args!("with the options of --into, the pipeline file has these problems:"));
+            }
+            report_problems(&[problems], args.json)
+        }
     }
 }

@@ -17,14 +17,14 @@ use super::execution::{discard_run, execute_run};
 use super::supersede::{check_other_sinks, check_removal, replacement};
 use super::target::{Choice, Refusal, Target, check_output, effect};
 use super::transform::{TransformChoice, TransformTarget, check_failed_only};
-use crate::checkpoint::AuditEntry;
+use crate::checkpoint::user_name;
 use crate::config::Settings;
 use crate::dead_letters::Failed;
 use crate::kafka::{Cluster, GroupOffsets};
 use crate::plan::{Input, Pipeline, TransformPlan};
 use crate::replay::event_time::EventTimes;
 use crate::replay::execution::{Job, Watch, Work, prepare_topics};
-use crate::replay::range::{Bound, compacted_topics, open_transactions, partitions_of, resolve};
+use crate::replay::range::{Bound, check_order, compacted_topics, open_transactions, partitions_of, resolve};
 use crate::replay::run::{PartitionRange, Request, Run, RunState, Runs, Superseding, new_id, overlap};
 use crate::replay::widening::Replacement;
 use crate::stage::component_name;
@@ -305,6 +305,7 @@ impl Replay<'_> {
     ) -> Result<(GroupOffsets, Ranges, Vec<String>)> {
         let now = Timestamp::now();
         let (from, to) = (Bound::parse(&request.from, now)?, Bound::parse(&request.to, now)?);
+        check_order(&from, &to)?;
         let by = request.by.as_deref().map(|field| EventTimes::new(field, &from, &to)).transpose()?;
         let (from, to) = if by.is_some() { (Bound::Earliest, Bound::Latest) } else { (from, to) };
         let group = component_name(&self.settings.cluster_name(), pipeline, name);
@@ -369,7 +370,7 @@ impl Replay<'_> {
             state: RunState::Running,
             error: None,
             node: self.settings.node.clone(),
-            user: AuditEntry::of_command(&self.settings.cluster_name(), "replay", json!({})).user,
+            user: user_name(),
             rate: replayed.rate(self.args.rate),
             executed: None,
             started: now.as_millisecond(),
@@ -473,13 +474,15 @@ fn check_runs(runs: &[Run], run: &Run, counts: impl Fn(&Run) -> bool) -> Result<
         return Ok(());
     };
     let message = format!(
-        "the run {} ({}.{}, {}) writes to {}: choose another destination, or complete that run with `trunkline replay .. \
-         --resume {}`",
+        "the run {} ({}.{}, {}) writes to {}: choose another destination, complete that run with `trunkline replay \
+         PIPELINES {} --resume {}`, or give it up with `--discard {}`",
         other.id,
         other.pipeline,
         other.sink,
         other.state.name(),
         other.destination,
+        other.pipeline,
+        other.id,
         other.id
     );
     Err(Error::config("replay.destination_in_use", message))

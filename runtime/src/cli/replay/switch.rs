@@ -366,7 +366,10 @@ fn check_run(run: &Run) -> Result<()> {
     } else if run.request.supersede {
         "it took the place of the live output, so that there is nothing to switch to"
     } else if run.is_unfinished() {
-        "it has not processed its range: complete it with `trunkline replay .. --resume`"
+        &format!(
+            "it has not processed its range: complete it with `trunkline replay PIPELINES {} --resume {}`",
+            run.pipeline, run.id
+        )
     } else if run.state == RunState::Discarded {
         "it was given up"
     } else if run.into.trim().is_empty() {
