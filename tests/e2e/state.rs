@@ -318,7 +318,7 @@ fn a_killed_replay_of_a_transform_fills_a_shadow_topic_once() {
     let arguments = [case.name(), "--transform", "sums", "--from", "earliest"];
     let replay = |more: &[&str]| case.run_command("replay", &[], &[&arguments[..], more].concat(), LONG);
     let runs = || -> Vec<serde_json::Value> {
-        let listed = case.ask_worker("runs", "replay", &["--json"], LONG);
+        let listed = case.ask_worker("runs", "replay", &["--kind", "replay", "--json"], LONG);
         serde_json::from_str(&listed.stdout).unwrap_or_default()
     };
     let refused = replay(&[]);
