@@ -25,6 +25,7 @@ mod routes;
 mod sink;
 mod snapshot_deletes;
 mod source;
+mod source_reader;
 mod status;
 mod stop_signal;
 mod straight;
