@@ -1,10 +1,12 @@
 //! Sink connector `redshift`: tables in Amazon Redshift, each record loaded exactly once.
 //!
 //! The library `trunkline-warehouse` stages, loads and evolves; this crate adds the options
-//! (`config`), types and SQL texts (`dialect`), and sessions over sqlx (`session`).
+//! (`config`), types and SQL texts (`dialect`), sessions over sqlx (`session`), and logins with
+//! temporary credentials (`iam`).
 
 mod config;
 mod dialect;
+mod iam;
 mod session;
 
 use std::sync::{Arc, LazyLock};

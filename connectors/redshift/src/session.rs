@@ -11,6 +11,7 @@ use trunkline_connector::{Error, Result, Retry};
 use trunkline_warehouse::Session;
 
 use crate::config::{Server, Tls};
+use crate::iam::Login;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// For catalog queries and counts. COPY and DML have the server's `statement_timeout`.
@@ -30,7 +31,7 @@ const UNAVAILABLE: &str = "redshift.unavailable";
 const REFUSED: &str = "redshift.refused";
 pub(crate) const PERMISSION_DENIED: &str = "redshift.permission_denied";
 /// The code of an error that says that the user or the password is wrong.
-const LOGIN_REFUSED: &str = "redshift.login";
+pub(crate) const LOGIN_REFUSED: &str = "redshift.login";
 /// The code of an error that says that a value was refused.
 const DATA_REFUSED: &str = "redshift.data_refused";
 
@@ -57,6 +58,7 @@ impl RedshiftSession {
     /// administrators. `secrets` are those of statements.
     pub(crate) fn connect(
         server: &Server,
+        login: &Login,
         schema: &str,
         application: &str,
         secrets: Vec<String>,
@@ -65,8 +67,8 @@ impl RedshiftSession {
         let mut options = PgConnectOptions::new_without_pgpass()
             .host(&server.host)
             .port(server.port)
-            .username(&server.user)
-            .password(&server.password)
+            .username(&login.user)
+            .password(&login.password)
             .database(&server.database)
             .application_name(application)
             .statement_cache_capacity(0)
