@@ -234,8 +234,11 @@ pub(crate) fn load_row(redshift: &Redshift, s3: &S3, sampling: Sampling) -> Row 
             .report("by hand", sampling)
         },
         |_| {
+            let committables = setup.prepare(setup.open("loaded").as_mut());
+            // The rows are in a staging table of that task. Another one copies them again, so that
+            // its statements are those by hand.
             let mut sink = setup.open("loaded");
-            let committables = setup.prepare(sink.as_mut());
+            sink.recover(&partition(), &committables).unwrap();
             timed(|| {
                 // A call that ends before the load is repeated, as the stage does.
                 while let Err(error) = sink.commit(&committables) {

@@ -2,12 +2,16 @@
 //! is killed.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-use trunkline_tests::{Kafka, Mysql, Random, Redshift, S3, need, repetitions, repository};
+use trunkline_tests::{
+    Case, Kafka, LogWriter, Mysql, Random, Redshift, RedshiftFault, RedshiftFaults, S3, need, repetitions, repository,
+    wait,
+};
 
-use crate::LONG;
 use crate::shop::{SMALL_CHUNKS, Shop, case, writes};
+use crate::{LONG, SOURCE, stop};
 
 /// A worker that lives shorter than this has hardly joined its groups.
 const LONGEST_LIFE_MS: u64 = 4_000;
@@ -180,4 +184,75 @@ fn killed_workers_keep_the_warehouse_equal_to_the_source() {
             assert!(found == expected, "{source}.{table}: {rows} rows found, {wanted} expected");
         }
     }
+}
+
+/// Log lines in JSON that are loaded into the table `t`, in small loads.
+fn lines_to_table(options: &str) -> String {
+    let source = SOURCE.replace("combined", "json").replace("[sources.web]", "[sources.web]\npartitions = 1");
+    format!(
+        "{source}[sinks.dw]\nconnector = \"redshift\"\ninputs = [\"web\"]\ntable = \"t\"\n\
+         commit = {{ records = 200, age = \"1s\", idle = \"500ms\" }}\n{options}"
+    )
+}
+
+/// Redshift refuses two rows for a reason that the sink does not check: they are dead letters,
+/// once, and all others are rows, once. The stand-in refuses texts such as `refuse:1220:why`.
+#[test]
+fn refused_rows_are_dead_letters_and_the_others_are_loaded() {
+    let (kafka, s3, redshift) = (need!(Kafka::any()), need!(S3::shared()), need!(Redshift::shared()));
+    s3.bucket("refusals");
+    redshift.run("CREATE SCHEMA refusals");
+    let case = Case::new("refusals", kafka);
+    let mut log = LogWriter::new(case.path("logs/app.log"), 207);
+    let line = |id: u32| match id {
+        40 | 333 => format!("{{\"id\":{id},\"text\":\"refuse:1220:bad code point\"}}\n"),
+        _ => format!("{{\"id\":{id},\"text\":\"fine\"}}\n"),
+    };
+    (0..400).for_each(|id| log.append_raw(line(id).as_bytes()));
+    case.pipeline("refusals", &lines_to_table(&redshift.sink_options(redshift.port(), "refusals", "refusals")));
+    // Sometimes it dies in the search for the refused rows.
+    let exit = case.start("a", &[]).kill9_after(Duration::from_millis(2_500));
+    assert_eq!(exit.signal, Some(libc::SIGKILL), "it ended by itself: {}", exit.describe());
+    let summary = case.until_idle("a", LONG);
+    let counters = summary.of(case.name(), "dw");
+    assert_eq!((counters.input, counters.output, counters.dead_lettered), (400, 398, 2), "{counters:?}");
+    let rows = redshift.run("SELECT COUNT(*), COUNT(DISTINCT id) FROM refusals.t");
+    assert_eq!(rows, ["398\t398"]);
+    let mut dead_letters = kafka.read(&format!("{}.dead-letters", case.name()));
+    dead_letters.sort_by_key(|letter| letter.json()["id"].as_u64());
+    let ids: Vec<u64> = dead_letters.iter().map(|letter| letter.json()["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids, [40, 333]);
+    let letter = &dead_letters[0];
+    assert_eq!(letter.header("__connect.errors.exception.class.name"), "warehouse.row_refused");
+    let reason = letter.header("__connect.errors.exception.message");
+    assert!(reason.ends_with("column `text`: bad code point (load error 1220)"), "{reason}");
+}
+
+/// A pipeline without records wakes no warehouse.
+#[test]
+fn an_idle_pipeline_runs_no_statement() {
+    let (kafka, s3, redshift) = (need!(Kafka::any()), need!(S3::shared()), need!(Redshift::shared()));
+    let stage = s3.bucket("idle").join("stage");
+    redshift.run("CREATE SCHEMA idle");
+    let proxy = RedshiftFaults::start(redshift.port());
+    let case = Case::new("idle", kafka);
+    let mut log = LogWriter::new(case.path("logs/app.log"), 208);
+    log.append_raw(b"{\"id\":1}\n");
+    case.pipeline("idle", &lines_to_table(&redshift.sink_options(proxy.port(), "idle", "idle")));
+    let worker = case.start("a", &[]);
+    let is_loaded = || redshift.try_run("SELECT id FROM idle.t").is_ok_and(|rows| rows == ["1"]);
+    // Its file is removed at the end of a load.
+    let is_over = || is_loaded() && !has_files(&stage);
+    wait::until("the row is loaded", LONG, || is_over().then_some(()));
+    proxy.break_at("", RedshiftFault::Unsent);
+    let sent = wait::within(Duration::from_secs(4), || proxy.is_done().then_some(()));
+    assert!(sent.is_none(), "a statement was sent without a record");
+    log.append_raw(b"{\"id\":2}\n");
+    wait::until("a record needs a statement", LONG, || proxy.is_done().then_some(()));
+    stop(worker);
+}
+
+fn has_files(folder: &Path) -> bool {
+    let entries = fs::read_dir(folder).map(|entries| entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>());
+    entries.is_ok_and(|entries| entries.iter().any(|path| path.is_file() || has_files(path)))
 }

@@ -34,9 +34,9 @@ pub use schema::{Field, Schema, SchemaError, SchemaId, headers};
 pub use schema_fit::Fit;
 pub use sink::{
     Buffered, CommitPolicy, Contents, Delivery, EachContent, EachRow, ErasedTwoPhaseSink, IdempotentSink, InFlight,
-    LIVE_AHEAD, NOT_REBUILT, OffsetRanges, OutputFile, OutputListing, PartitionRecords, PendingRecord, RecordIndex,
-    RecordSample, RowCount, RowCounts, SchemaLookup, Sink, SinkConnector, SinkContext, SinkReplay, SinkSpec,
-    SinkWriter, Supersede, SwitchPlan, TopicPartition, TwoPhaseSink,
+    LIVE_AHEAD, NOT_REBUILT, OffsetRanges, OutputFile, OutputListing, PartitionRecords, PendingRecord, READ_AGAIN,
+    RecordIndex, RecordSample, RowCount, RowCounts, SchemaLookup, Sink, SinkConnector, SinkContext, SinkReplay,
+    SinkSpec, SinkWriter, Supersede, SwitchPlan, TopicPartition, TwoPhaseSink,
 };
 pub use source::{
     Fill, IncrementalSnapshots, Placement, PositionChange, PreflightIssue, Reparser, SnapshotRequest, Source,

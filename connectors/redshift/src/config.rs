@@ -3,8 +3,10 @@
 use percent_encoding::percent_decode_str;
 use trunkline_connector::config::{Mismatch, OptionSpec, Section};
 use trunkline_connector::tls::{self, TlsCodes, TlsOptions};
-use trunkline_warehouse::{BucketOptions, Options, read_stage};
+use trunkline_warehouse::{AccessKey, BucketOptions, Options, read_stage};
 use url::Url;
+
+use crate::iam::Login;
 
 /// The connector's own options.
 pub(crate) const OPTIONS: &[OptionSpec] = &[
@@ -12,8 +14,65 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "url",
         "string",
         "`postgres://USER:PASSWORD@HOST:5439/DATABASE` of the cluster or the serverless workgroup. Write `${env:..}` or `${file:..}` \
-         for the password; special characters in it need percent encoding.",
+         for the password; special characters in it need percent encoding. With `auth = \"aws\"`: without user and password.",
         "\"postgres://loader:${env:REDSHIFT_PASSWORD}@cluster.eu-central-1.redshift.amazonaws.com:5439/dev\"",
+    ),
+    OptionSpec::optional(
+        "auth",
+        "`aws`",
+        "user and password in `url`",
+        "`aws`: logins with temporary credentials of an IAM identity, which are renewed (`redshift:GetClusterCredentialsWithIAM`, or \
+         `redshift-serverless:GetCredentials`).",
+        "\"aws\"",
+    ),
+    OptionSpec::optional(
+        "aws.cluster",
+        "string",
+        "the one in `url`",
+        "Identifier of the provisioned cluster, where `url` does not have Amazon's address of it.",
+        "\"shop\"",
+    ),
+    OptionSpec::optional(
+        "aws.workgroup",
+        "string",
+        "the one in `url`",
+        "Name of the serverless workgroup, where `url` does not have Amazon's address of it.",
+        "\"shop\"",
+    ),
+    OptionSpec::optional(
+        "aws.region",
+        "string",
+        "the one in `url`, else the environment's",
+        "Region of the cluster or workgroup.",
+        "\"eu-central-1\"",
+    ),
+    OptionSpec::optional(
+        "aws.endpoint",
+        "string",
+        "the region's",
+        "Address of the service that issues the credentials, with `https://` or `http://`: a VPC endpoint.",
+        "\"https://vpce-1.redshift.eu-central-1.vpce.amazonaws.com\"",
+    ),
+    OptionSpec::optional(
+        "aws.access_key_id",
+        "string",
+        "the AWS chain",
+        "Access key, given together with `aws.secret_access_key`. The chain: environment, profile, web identity, container, instance.",
+        "\"AKIAIOSFODNN7EXAMPLE\"",
+    ),
+    OptionSpec::optional(
+        "aws.secret_access_key",
+        "string",
+        "none",
+        "Secret of `aws.access_key_id`. Write `${env:..}` or `${file:..}`.",
+        "\"${file:/run/secrets/loader}\"",
+    ),
+    OptionSpec::optional(
+        "aws.session_token",
+        "string",
+        "none",
+        "Token of temporary credentials, which goes with `aws.access_key_id`.",
+        "\"${env:AWS_SESSION_TOKEN}\"",
     ),
     OptionSpec::with_default("schema", "string", "\"public\"", "The schema of the tables. It must exist."),
     OptionSpec::with_default(
@@ -66,10 +125,70 @@ pub(crate) struct Server {
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) database: String,
-    pub(crate) user: String,
-    pub(crate) password: String,
+    pub(crate) auth: Auth,
     pub(crate) tls: Tls,
     pub(crate) files: TlsOptions,
+}
+
+/// How a session logs in. No `Debug`: it holds secrets (I8).
+#[derive(Clone)]
+pub(crate) enum Auth {
+    Password(Login),
+    /// With credentials that AWS issues.
+    Aws(IamOptions),
+}
+
+/// Where temporary credentials come from. No `Debug`: it holds a secret (I8).
+#[derive(Clone)]
+pub(crate) struct IamOptions {
+    pub(crate) target: IamTarget,
+    /// `None`: that of the AWS chain.
+    pub(crate) region: Option<String>,
+    /// Another address of the service.
+    pub(crate) endpoint: Option<String>,
+    /// `None`: the credentials of the AWS chain.
+    pub(crate) key: Option<AccessKey>,
+}
+
+/// What temporary credentials are for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum IamTarget {
+    /// A provisioned cluster.
+    Cluster(String),
+    /// A serverless workgroup.
+    Workgroup(String),
+}
+
+impl IamTarget {
+    /// The option that names it.
+    pub(crate) fn option(&self) -> &'static str {
+        match self {
+            Self::Cluster(_) => "`aws.cluster`",
+            Self::Workgroup(_) => "`aws.workgroup`",
+        }
+    }
+
+    /// The target and the region in Amazon's addresses, such as
+    /// `shop.abc1.eu-central-1.redshift.amazonaws.com`.
+    fn of_host(host: &str) -> Option<(Self, String)> {
+        let labels: Vec<&str> = host.split('.').collect();
+        let [name, _, region, service, "amazonaws", ..] = labels.as_slice() else { return None };
+        let target = match *service {
+            "redshift" => Self::Cluster((*name).to_owned()),
+            "redshift-serverless" => Self::Workgroup((*name).to_owned()),
+            _ => return None,
+        };
+        Some((target, (*region).to_owned()))
+    }
+}
+
+impl std::fmt::Display for IamTarget {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cluster(name) => write!(formatter, "the cluster `{name}`"),
+            Self::Workgroup(name) => write!(formatter, "the workgroup `{name}`"),
+        }
+    }
 }
 
 /// How the server proves who it is.
@@ -107,9 +226,19 @@ impl Config {
 const TLS_CODES: TlsCodes = TlsCodes { ca: "redshift.tls_ca", cert: "redshift.tls_cert" };
 
 const URL_FORM: &str = "`postgres://USER:PASSWORD@HOST:5439/DATABASE`";
+const URL_FORM_OF_AWS: &str = "`postgres://HOST:5439/DATABASE`";
 
 fn read_server(section: &Section<'_>) -> Option<Server> {
     let text = section.required::<String>("url");
+    let is_aws = section.choice("auth", &[("aws", true)], false);
+    let aws = section.section("aws");
+    if aws.is_some()
+        && !is_aws
+        && let Some(node) = section.node("aws")
+    {
+        let mismatch = Mismatch::new("has no effect without `auth = \"aws\"`");
+        section.mismatch("aws", node, mismatch, "`auth = \"aws\"` too".to_owned());
+    }
     let choices = [
         ("verify-full", Tls::VerifyFull),
         ("verify-ca", Tls::VerifyCa),
@@ -120,7 +249,8 @@ fn read_server(section: &Section<'_>) -> Option<Server> {
     let files = TlsOptions::read(section, TLS_CODES);
     let wrong = |message: &str| {
         if let Some(node) = section.node("url") {
-            section.mismatch("url", node, Mismatch::new(message), URL_FORM.to_owned());
+            let form = if is_aws { URL_FORM_OF_AWS } else { URL_FORM };
+            section.mismatch("url", node, Mismatch::new(message), form.to_owned());
         }
         None
     };
@@ -137,12 +267,72 @@ fn read_server(section: &Section<'_>) -> Option<Server> {
     let Some(database) = decoded(url.path().trim_start_matches('/')).filter(|name| !name.is_empty()) else {
         return wrong("names no database");
     };
-    if user.is_empty() || host.is_empty() {
-        return wrong("names no user");
+    match (user.is_empty() || host.is_empty(), is_aws) {
+        (true, false) => return wrong("names no user"),
+        (false, true) => return wrong("names a user, and `auth = \"aws\"` logs in with the one that AWS names"),
+        _ => {}
     }
     if url.query().is_some() {
         return wrong("has parameters: use the options `tls` and `tls_ca` instead");
     }
+    let auth = if is_aws { Auth::Aws(read_aws(section, aws, host)?) } else { Auth::Password(Login { user, password }) };
     let port = url.port().unwrap_or(5439);
-    Some(Server { host: host.to_owned(), port, database, user, password, tls, files })
+    Some(Server { host: host.to_owned(), port, database, auth, tls, files })
+}
+
+/// `aws`: what temporary credentials are for, and who asks for them.
+fn read_aws(section: &Section<'_>, aws: Option<Section<'_>>, host: &str) -> Option<IamOptions> {
+    let found = IamTarget::of_host(host);
+    let (mut cluster, mut workgroup) = (None, None);
+    let (mut region, mut endpoint, mut key) = (None, None, None);
+    if let Some(aws) = aws {
+        cluster = aws.optional::<String>("cluster");
+        workgroup = aws.optional::<String>("workgroup");
+        if cluster.is_some()
+            && let Some(node) = aws.node("workgroup")
+        {
+            let mismatch = Mismatch::new("is given together with `cluster`");
+            aws.mismatch("workgroup", node, mismatch, "`cluster` or `workgroup`".to_owned());
+        }
+        region = aws.optional("region");
+        endpoint = aws.optional::<String>("endpoint");
+        if let (Some(address), Some(node)) = (&endpoint, aws.node("endpoint"))
+            && !address.starts_with("http://")
+            && !address.starts_with("https://")
+        {
+            let mismatch = Mismatch::new("has no `http://` or `https://`");
+            aws.mismatch("endpoint", node, mismatch, "an address such as `https://vpce-1.redshift..`".to_owned());
+        }
+        key = AccessKey::read(&aws);
+        aws.finish();
+    }
+    let region = region.or(found.as_ref().map(|(_, region)| region.clone()));
+    let target = cluster.map(IamTarget::Cluster).or(workgroup.map(IamTarget::Workgroup));
+    let Some(target) = target.or(found.map(|(target, _)| target)) else {
+        if let Some(node) = section.node("url") {
+            let mismatch = Mismatch::new("has no address of Amazon's, so `auth = \"aws\"` does not know the cluster");
+            let expected = "`aws = { cluster = \"..\" }` or `aws = { workgroup = \"..\" }` too";
+            section.mismatch("url", node, mismatch, expected.to_owned());
+        }
+        return None;
+    };
+    Some(IamOptions { target, region, endpoint, key })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_target_of_temporary_credentials_is_in_the_address() {
+        let of = |host: &str| IamTarget::of_host(host);
+        let expected = |target| Some((target, "eu-central-1".to_owned()));
+        let cluster = IamTarget::Cluster("shop".to_owned());
+        assert_eq!(of("shop.abc1.eu-central-1.redshift.amazonaws.com"), expected(cluster));
+        let workgroup = IamTarget::Workgroup("shop".to_owned());
+        assert_eq!(of("shop.111122223333.eu-central-1.redshift-serverless.amazonaws.com"), expected(workgroup));
+        for other in ["127.0.0.1", "redshift.example.com", "a.b.c.rds.amazonaws.com"] {
+            assert_eq!(of(other), None, "{other}");
+        }
+    }
 }

@@ -5,8 +5,9 @@ use tokio::runtime::Handle;
 use trunkline_connector::{Error, Result};
 use trunkline_warehouse::{AccessKey, Column, ColumnType, Dialect, Right, Session, StagedFile, StagingColumn};
 
-use crate::config::{Config, Server};
-use crate::session::{PERMISSION_DENIED, RedshiftSession, in_one_message};
+use crate::config::{Auth, Config, Server};
+use crate::iam::{IamLogins, Login};
+use crate::session::{LOGIN_REFUSED, PERMISSION_DENIED, RedshiftSession, in_one_message};
 
 /// Longest VARCHAR, in bytes.
 const MAX_TEXT: u32 = 65_535;
@@ -22,6 +23,7 @@ const LEAST_TEXT: u32 = 256;
 /// See the module's header. No `Debug`: it holds secrets (I8).
 pub(crate) struct RedshiftDialect {
     server: Server,
+    logins: Logins,
     /// See [`Dialect::destination`].
     place: String,
     schema: String,
@@ -34,6 +36,12 @@ pub(crate) struct RedshiftDialect {
     secrets: Vec<String>,
     application: String,
     runtime: Handle,
+}
+
+/// What sessions log in with.
+enum Logins {
+    Password(Login),
+    Temporary(IamLogins),
 }
 
 impl RedshiftDialect {
@@ -52,6 +60,12 @@ impl RedshiftDialect {
             (None, None) => "IAM_ROLE default".to_owned(),
         };
         Self {
+            logins: match &config.server.auth {
+                Auth::Aws(options) => {
+                    Logins::Temporary(IamLogins::new(options.clone(), config.server.database.clone()))
+                }
+                Auth::Password(login) => Logins::Password(login.clone()),
+            },
             server: config.server.clone(),
             place: config.place(),
             schema: config.schema.to_lowercase(),
@@ -102,8 +116,7 @@ impl Dialect for RedshiftDialect {
     }
 
     fn connect(&self) -> Result<Box<dyn Session>> {
-        let (schema, secrets) = (self.quoted(&self.schema), self.secrets.clone());
-        let mut session = RedshiftSession::connect(&self.server, &schema, &self.application, secrets, &self.runtime)?;
+        let mut session = self.log_in()?;
         // A search path may name a schema that does not exist, or that the user may not use.
         let found = session.query(&format!(
             "SELECT has_schema_privilege(nspname, 'USAGE') FROM pg_catalog.pg_namespace WHERE nspname = {}",
@@ -125,7 +138,7 @@ impl Dialect for RedshiftDialect {
                     PERMISSION_DENIED,
                     format!(
                         "the user {} may not use the schema `{schema}`; grant USAGE and CREATE on the schema to the user",
-                        self.server.user
+                        self.user()
                     ),
                 ));
             }
@@ -400,7 +413,7 @@ impl Dialect for RedshiftDialect {
     }
 
     fn grant(&self, right: Right<'_>) -> Option<String> {
-        let (schema, user) = (self.quoted(&self.schema), self.quoted(&self.server.user));
+        let (schema, user) = (self.quoted(&self.schema), self.quoted(&self.user()));
         match right {
             Right::CreateTables => Some(format!("GRANT USAGE, CREATE ON SCHEMA {schema} TO {user}")),
             Right::UseWarehouse => None,
@@ -417,6 +430,32 @@ impl Dialect for RedshiftDialect {
 }
 
 impl RedshiftDialect {
+    /// The user of the sessions.
+    fn user(&self) -> String {
+        match &self.logins {
+            Logins::Password(login) => login.user.clone(),
+            Logins::Temporary(iam) => iam.user().unwrap_or_else(|| "..".to_owned()),
+        }
+    }
+
+    fn log_in(&self) -> Result<RedshiftSession> {
+        let schema = self.quoted(&self.schema);
+        let connect = |login: &Login| {
+            let secrets = self.secrets.clone();
+            RedshiftSession::connect(&self.server, login, &schema, &self.application, secrets, &self.runtime)
+        };
+        let iam = match &self.logins {
+            Logins::Password(login) => return connect(login),
+            Logins::Temporary(iam) => iam,
+        };
+        let (login, was_kept) = iam.get(&self.runtime)?;
+        match connect(&login) {
+            // They may have been revoked, or the clocks differ.
+            Err(error) if error.code == LOGIN_REFUSED && was_kept => connect(&iam.renew(&self.runtime)?),
+            outcome => outcome,
+        }
+    }
+
     /// An error if a table exists that the catalog hides, because the user has no right on it.
     fn check_visible(&self, session: &mut dyn Session, table: &str) -> Result<()> {
         let found = session.query(&format!(
@@ -432,7 +471,7 @@ impl RedshiftDialect {
         let message = format!(
             "the table {} exists, and the user {} has no right on it; run `{grant}`",
             self.qualified(table),
-            self.server.user
+            self.user()
         );
         Err(Error::external(PERMISSION_DENIED, message))
     }
@@ -481,7 +520,7 @@ mod tests {
         section.declare(trunkline_connector::SinkConnector::options(&crate::RedshiftConnector));
         let config = Config::read(&section, &[]);
         let Some(config) = config else { panic!("{:?}", report.into_problems()) };
-        assert_eq!(config.server.password, "p w");
+        assert!(matches!(&config.server.auth, Auth::Password(login) if login.password == "p w"));
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         let Ok(runtime) = runtime else { panic!("no runtime") };
         RedshiftDialect::new(&config, "shop.dw", runtime.handle().clone())

@@ -1,10 +1,12 @@
 //! Sink connector `redshift`: tables in Amazon Redshift, each record loaded exactly once.
 //!
 //! The library `trunkline-warehouse` stages, loads and evolves; this crate adds the options
-//! (`config`), types and SQL texts (`dialect`), and sessions over sqlx (`session`).
+//! (`config`), types and SQL texts (`dialect`), sessions over sqlx (`session`), and logins with
+//! temporary credentials (`iam`).
 
 mod config;
 mod dialect;
+mod iam;
 mod session;
 
 use std::sync::{Arc, LazyLock};
@@ -16,8 +18,8 @@ use trunkline_connector::{
     SinkConnector, SinkContext, SinkSpec, Supersede, SwitchPlan, Template,
 };
 use trunkline_warehouse::{
-    S3Stage, Stage, check, check_records, count_rows, finish_switch, open_sink, plan_switch, read_contents,
-    rows_in_the_way, switch,
+    RefusedRows, S3Stage, Stage, check, check_records, count_rows, finish_switch, open_sink, plan_switch,
+    read_contents, rows_in_the_way, switch,
 };
 
 use config::Config;
@@ -44,19 +46,20 @@ impl SinkConnector for RedshiftConnector {
     fn configure(&self, section: &Section<'_>, template_variables: &[&str]) -> Option<Box<dyn SinkSpec>> {
         section.declare(self.options());
         let config = Config::read(section, template_variables)?;
-        Some(Box::new(RedshiftSpec { config }))
+        Some(Box::new(RedshiftSpec { config, refused: Arc::default() }))
     }
 }
 
 struct RedshiftSpec {
     config: Config,
+    refused: Arc<RefusedRows>,
 }
 
 impl SinkSpec for RedshiftSpec {
     fn open(&self, context: SinkContext) -> Result<Sink> {
         let dialect = RedshiftDialect::new(&self.config, &context.name, context.runtime.clone());
         let stage = S3Stage::open(self.config.stage.clone(), context.runtime.clone())?;
-        open_sink(Arc::new(dialect), Box::new(stage), self.config.options.clone(), context)
+        open_sink(Arc::new(dialect), Box::new(stage), self.config.options.clone(), context, Arc::clone(&self.refused))
     }
 
     fn preflight(&self, name: &str, runtime: &Handle) -> Vec<PreflightIssue> {

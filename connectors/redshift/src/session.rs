@@ -11,6 +11,7 @@ use trunkline_connector::{Error, Result, Retry};
 use trunkline_warehouse::Session;
 
 use crate::config::{Server, Tls};
+use crate::iam::Login;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// For catalog queries and counts. COPY and DML have the server's `statement_timeout`.
@@ -18,9 +19,29 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(300);
 /// The longest load of one statement.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3600);
 
+/// How messages about a login begin.
+const CONNECTING: &str = "connect to";
+/// The next step if no connection can be had.
+const UNREACHABLE: &str =
+    "check host and port in `url`, the security group, and whether the cluster is paused; it is tried again";
+
+/// The code of an error that says that the connection was lost or cannot be had.
+const UNAVAILABLE: &str = "redshift.unavailable";
 /// The codes of errors of statements that the server does not know or does not allow.
 const REFUSED: &str = "redshift.refused";
 pub(crate) const PERMISSION_DENIED: &str = "redshift.permission_denied";
+/// The code of an error that says that the user or the password is wrong.
+pub(crate) const LOGIN_REFUSED: &str = "redshift.login";
+/// The code of an error that says that a value was refused.
+const DATA_REFUSED: &str = "redshift.data_refused";
+
+/// The codes of COPY's errors that are about a value (`Load error reference` in the Redshift
+/// manual). Others are about the file or its columns.
+const VALUE_ERRORS: [&str; 14] =
+    ["1204", "1205", "1206", "1207", "1208", "1209", "1210", "1213", "1215", "1218", "1219", "1220", "1223", "1224"];
+
+/// Texts of errors about a value that have only a general code: COPY of columnar files, JSON_PARSE.
+const VALUE_MESSAGES: [&str; 3] = ["longer than the length defined in the table", "JSON parsing error", "Invalid JSON"];
 
 /// See the module's header. No `Debug`: it holds secrets (I8).
 pub(crate) struct RedshiftSession {
@@ -37,6 +58,7 @@ impl RedshiftSession {
     /// administrators. `secrets` are those of statements.
     pub(crate) fn connect(
         server: &Server,
+        login: &Login,
         schema: &str,
         application: &str,
         secrets: Vec<String>,
@@ -45,8 +67,8 @@ impl RedshiftSession {
         let mut options = PgConnectOptions::new_without_pgpass()
             .host(&server.host)
             .port(server.port)
-            .username(&server.user)
-            .password(&server.password)
+            .username(&login.user)
+            .password(&login.password)
             .database(&server.database)
             .application_name(application)
             .statement_cache_capacity(0)
@@ -65,7 +87,7 @@ impl RedshiftSession {
         if let Some(TlsIdentity { certificate, key }) = server.files.identity()? {
             options = options.ssl_client_cert_from_pem(certificate).ssl_client_key_from_pem(key);
         }
-        let doing = format!("connect to {}:{}", server.host, server.port);
+        let doing = format!("{CONNECTING} {}:{}", server.host, server.port);
         let connected = runtime.block_on(async { tokio::time::timeout(CONNECT_TIMEOUT, options.connect()).await });
         let connection = match connected {
             Ok(connected) => connected.map_err(|error| failed(&doing, &error, &secrets))?,
@@ -103,6 +125,60 @@ impl RedshiftSession {
     }
 }
 
+/// What a system table says of a failed COPY.
+struct LoadError {
+    code: String,
+    reason: String,
+    column: String,
+}
+
+impl RedshiftSession {
+    /// The error with the reason that a system table has. The session is not used again after it.
+    fn explained(&mut self, error: Error) -> Error {
+        let message = error.message();
+        if !message.contains("stl_load_errors") && !message.contains("sys_load_error_detail") {
+            return error;
+        }
+        match self.last_load_error() {
+            Ok(Some(LoadError { code, reason, column })) => {
+                let reason = without(&reason, &self.secrets);
+                let message = format!("{message}: column `{column}`: {reason} (load error {code})");
+                let is_value = VALUE_ERRORS.contains(&code.as_str()) || is_about_value(&reason);
+                if is_value { Error::data(DATA_REFUSED, message) } else { Error::external(REFUSED, message) }
+            }
+            Ok(None) => error,
+            Err(unknown) => {
+                tracing::debug!(error = %unknown, "the reason of a failed COPY could not be read");
+                error
+            }
+        }
+    }
+
+    fn last_load_error(&mut self) -> Result<Option<LoadError>> {
+        // A failed transaction answers no query.
+        let rolled_back = sqlx::raw_sql("ROLLBACK").execute(&mut self.connection);
+        drop(self.runtime.block_on(async { tokio::time::timeout(QUERY_TIMEOUT, rolled_back).await }));
+        let live = "SELECT CAST(err_code AS VARCHAR(16)), err_reason, colname FROM stl_load_errors \
+                    WHERE session = pg_backend_pid() ORDER BY starttime DESC LIMIT 1";
+        // Serverless workgroups have only this view.
+        let other = "SELECT CAST(error_code AS VARCHAR(16)), error_message, column_name FROM sys_load_error_detail \
+                     WHERE session_id = pg_backend_pid() ORDER BY start_time DESC LIMIT 1";
+        let rows = match self.query(live) {
+            Err(error) if matches!(error.code, REFUSED | PERMISSION_DENIED) => self.query(other)?,
+            rows => rows?,
+        };
+        Ok(rows.into_iter().next().map(|row| {
+            let mut values = row.into_iter().map(|value| value.unwrap_or_default().trim().to_owned());
+            let mut next = || values.next().unwrap_or_default();
+            LoadError { code: next(), reason: next(), column: next() }
+        }))
+    }
+}
+
+fn is_about_value(message: &str) -> bool {
+    VALUE_MESSAGES.iter().any(|text| message.contains(text))
+}
+
 fn first_value(rows: Vec<Vec<Option<String>>>) -> Option<String> {
     rows.into_iter().next()?.into_iter().next()?
 }
@@ -114,7 +190,10 @@ impl Session for RedshiftSession {
         let limit = STATEMENT_TIMEOUT + Duration::from_secs(60);
         match self.runtime.block_on(async { tokio::time::timeout(limit, statement).await }) {
             Ok(Ok(done)) => Ok(done.rows_affected()),
-            Ok(Err(error)) => Err(failed(&purpose(sql), &error, &self.secrets)),
+            Ok(Err(error)) => {
+                let error = failed(&purpose(sql), &error, &self.secrets);
+                Err(if error.code == REFUSED { self.explained(error) } else { error })
+            }
             Err(_) => Err(timed_out(&purpose(sql), limit)),
         }
     }
@@ -174,7 +253,8 @@ fn purpose(sql: &str) -> String {
 }
 
 fn timed_out(doing: &str, limit: Duration) -> Error {
-    Error::external("redshift.timeout", format!("cannot {doing}: no answer in {} s", limit.as_secs()))
+    let next = if doing.starts_with(CONNECTING) { UNREACHABLE } else { "the whole load is tried again" };
+    Error::external("redshift.timeout", format!("cannot {doing}: no answer in {} s; {next}", limit.as_secs()))
 }
 
 /// The meaning of an error, without the secrets of its statement (I8).
@@ -192,7 +272,10 @@ fn failed(doing: &str, error: &sqlx::Error, secrets: &[String]) -> Error {
             refused(doing, &sqlstate, &without(database.message(), secrets), detail.as_deref())
         }
         sqlx::Error::Tls(cause) => of_tls(&format!("{cause}; check `tls`, `tls_ca` and `tls_cert`")),
-        other => Error::external("redshift.unavailable", format!("cannot {doing}: {other}; a new session is opened")),
+        other => {
+            let next = if doing.starts_with(CONNECTING) { UNREACHABLE } else { "a new session is opened" };
+            Error::external(UNAVAILABLE, format!("cannot {doing}: {other}; {next}"))
+        }
     }
 }
 
@@ -212,7 +295,7 @@ fn refused(doing: &str, sqlstate: &str, message: &str, detail: Option<&str>) -> 
     let detail = detail.map(|detail| format!(" ({detail})")).unwrap_or_default();
     let text = format!("cannot {doing}: {message}{detail} [{sqlstate}]");
     match sqlstate {
-        "28000" | "28P01" => Error::config("redshift.login", format!("{text}; check user and password in `url`")),
+        "28000" | "28P01" => Error::config(LOGIN_REFUSED, format!("{text}; check user and password in `url`")),
         "3D000" => Error::config("redshift.no_database", format!("{text}; check the database in `url`")),
         "3F000" => Error::config("redshift.no_schema", format!("{text}; create the schema, or correct `schema`")),
         "42501" => Error::external(
@@ -224,6 +307,27 @@ fn refused(doing: &str, sqlstate: &str, message: &str, detail: Option<&str>) -> 
         _ if message.contains("Serializable isolation violation") || message.starts_with("1023") => {
             Error::external("warehouse.conflict", text)
         }
+        // Data exceptions, and null in a column that is NOT NULL.
+        "23502" => Error::data(DATA_REFUSED, text),
+        _ if sqlstate.starts_with("22") || is_about_value(message) || detail.contains("JSON parsing error") => {
+            Error::data(DATA_REFUSED, text)
+        }
+        // An administrator ended the session, or the cluster restarts or resumes.
+        _ if sqlstate.starts_with("57P") || sqlstate.starts_with("08") => {
+            Error::external(UNAVAILABLE, format!("{text}; a new session is opened"))
+        }
+        _ if message.contains("S3ServiceException") => Error::external(
+            REFUSED,
+            format!(
+                "{text}; the role or key with which Redshift reads `stage` needs s3:GetObject and s3:ListBucket on the bucket"
+            ),
+        ),
+        _ if message.contains("not authorized to assume IAM Role") => Error::external(
+            REFUSED,
+            format!(
+                "{text}; attach the role of `stage.iam_role` to the cluster, and let it trust redshift.amazonaws.com"
+            ),
+        ),
         _ => Error::external(REFUSED, text),
     }
 }
@@ -239,6 +343,26 @@ mod tests {
         assert_eq!(code("40001", "could not serialize"), "warehouse.conflict");
         assert_eq!(code("XX000", "1023 DETAIL: Serializable isolation violation on table - 1"), "warehouse.conflict");
         assert_eq!(code("XX000", "disk full"), "redshift.refused");
+        for (state, message) in [
+            ("22003", "integer out of range"),
+            ("22P02", "invalid input syntax for type json"),
+            (
+                "XX000",
+                "The length of the data column a is longer than the length defined in the table. Table: 8, Data: 9",
+            ),
+            ("XX000", "JSON parsing error"),
+        ] {
+            assert_eq!(code(state, message), "redshift.data_refused", "{message}");
+        }
+        assert_eq!(code("57P01", "terminating connection due to administrator command"), "redshift.unavailable");
+        for (state, message) in [
+            ("XX000", "Spectrum Scan Error: file has an incompatible Parquet schema for column 's3://b/k.a'"),
+            ("42703", "column \"a\" does not exist"),
+            ("XX000", "S3ServiceException: Access Denied"),
+            ("XX000", "User arn:x is not authorized to assume IAM Role arn:y"),
+        ] {
+            assert_eq!(code(state, message), "redshift.refused", "{message}");
+        }
     }
 
     #[test]
@@ -248,6 +372,9 @@ mod tests {
         assert!(error.message().contains("`tls_ca`"), "{error}");
         let broken = failed("connect", &sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into()), &[]);
         assert_eq!((broken.code, broken.retry), ("redshift.unavailable", Retry::Backoff));
+        let unreachable =
+            failed("connect to b:5439", &sqlx::Error::Io(std::io::ErrorKind::ConnectionRefused.into()), &[]);
+        assert!(unreachable.message().contains("whether the cluster is paused"), "{unreachable}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Bench, Records, load, partition, prepare};
-use trunkline_connector::Domain;
+use trunkline_connector::{Domain, ErasedTwoPhaseSink, Rejections};
 use trunkline_tests::{RedshiftFault, RedshiftFaults, need, wait};
 
 const STATEMENTS: [&str; 9] = [
@@ -22,6 +22,21 @@ const STATEMENTS: [&str; 9] = [
     "INSERT INTO \"t\"",
     "COMMIT",
 ];
+
+/// The statements that a load runs only if its session is not that of the staging.
+const STAGING: [&str; 3] = ["CREATE TEMP TABLE", "COPY", "SELECT COUNT"];
+
+/// A task that commits what another one has prepared.
+fn next_owner(
+    bench: &Bench,
+    port: u16,
+    options: &str,
+    committables: &[serde_json::Value],
+) -> Box<dyn ErasedTwoPhaseSink> {
+    let mut sink = bench.open_at(port, options).unwrap();
+    sink.recover(&partition(), committables).unwrap();
+    sink
+}
 
 fn rows_from(first: i64) -> Records {
     let mut records = Records::from_offset(first);
@@ -43,6 +58,9 @@ fn a_connection_that_breaks_at_any_statement_loses_and_doubles_nothing() {
         for fault in [RedshiftFault::Unsent, RedshiftFault::ReplyLost] {
             let mut sink = bench.open_at(proxy.port(), options).unwrap();
             let (committables, _) = prepare(sink.as_mut(), &rows_from(first).batch).unwrap();
+            if STAGING.contains(&statement) {
+                sink = next_owner(&bench, proxy.port(), options, &committables);
+            }
             proxy.break_at(statement, fault);
             let outcome = sink.commit(&committables);
             assert!(proxy.is_done(), "{statement} was not sent");
@@ -58,6 +76,34 @@ fn a_connection_that_breaks_at_any_statement_loses_and_doubles_nothing() {
                 sink.recover(&partition(), &committables).unwrap();
             }
             sink.commit(&committables).unwrap();
+            first += 50;
+            assert_eq!(count(), format!("{first}\t{first}"), "rows and keys after {statement}: {fault:?}");
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_breaks_while_files_are_staged_leaves_nothing() {
+    let bench = need!(Bench::new("staging"));
+    let proxy = RedshiftFaults::start(bench.redshift.port());
+    let options = "table = \"t\"\nmode = \"upsert\"";
+    let count = || bench.rows("SELECT COUNT(*), COUNT(DISTINCT id) FROM $S.t")[0].clone();
+    let mut sink = bench.open_at(proxy.port(), options).unwrap();
+    let mut first = 0;
+    for statement in STAGING {
+        for fault in [RedshiftFault::Unsent, RedshiftFault::ReplyLost] {
+            sink.write(&partition(), &rows_from(first).batch, &mut Rejections::default()).unwrap();
+            let plan = sink.seal(&partition()).unwrap().unwrap();
+            proxy.break_at(statement, fault);
+            let plans = [plan];
+            let error = sink.prepare(&plans, &mut Rejections::default()).unwrap_err();
+            assert!(proxy.is_done(), "{statement} was not sent");
+            assert_eq!(error.domain, Domain::External, "{statement}: {error}");
+            // The stage repeats the step. The load needs no statement of the staging.
+            let committables = sink.prepare(&plans, &mut Rejections::default()).unwrap();
+            proxy.break_at("COPY", RedshiftFault::Unsent);
+            sink.commit(&committables).unwrap();
+            assert!(!proxy.is_done(), "COPY was sent again");
             first += 50;
             assert_eq!(count(), format!("{first}\t{first}"), "rows and keys after {statement}: {fault:?}");
         }
@@ -98,6 +144,11 @@ fn a_session_that_hangs_in_a_load_is_ended_by_the_next_owner() {
     for statement in ["COPY", "SELECT COUNT", "INSERT INTO \"t\"", "UPDATE \"trunkline_offsets"] {
         let mut hung = bench.open_at(proxy.port(), options).unwrap();
         let (committables, _) = prepare(hung.as_mut(), &rows_from(first).batch).unwrap();
+        if STAGING.contains(&statement) {
+            // The staging tables end with their session.
+            bench.redshift.end_sessions("trunkline hung.dw");
+            assert_eq!(hung.commit(&committables).unwrap_err().domain, Domain::External);
+        }
         proxy.break_at(statement, RedshiftFault::Stalled);
         std::thread::scope(|scope| {
             let zombie = scope.spawn(|| {

@@ -3,9 +3,8 @@
 //! PUT answers where the stage is in S3, with temporary credentials for it; the files go there with
 //! requests of S3. Other clouds have other protocols: such accounts need an external stage.
 
-use std::cell::RefCell;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -24,8 +23,8 @@ pub(crate) struct InternalStage {
     place: String,
     tag: String,
     runtime: Handle,
-    session: RefCell<Option<Session>>,
-    uploads: RefCell<Option<(S3Stage, Instant)>>,
+    session: Mutex<Option<Session>>,
+    uploads: Mutex<Option<(S3Stage, Instant)>>,
 }
 
 /// Why a text is no internal stage.
@@ -43,7 +42,7 @@ pub(crate) fn problem(place: &str) -> Option<&'static str> {
 impl InternalStage {
     pub(crate) fn new(client: Arc<ClientOptions>, place: &str, tag: String, runtime: Handle) -> Self {
         let place = place.trim_end_matches('/').to_owned();
-        Self { client, place, tag, runtime, session: RefCell::default(), uploads: RefCell::default() }
+        Self { client, place, tag, runtime, session: Mutex::default(), uploads: Mutex::default() }
     }
 
     /// The address of a key, for SQL.
@@ -53,7 +52,7 @@ impl InternalStage {
 
     /// Runs a statement in a session, which is dropped after an error.
     fn run(&self, sql: &str, doing: &str) -> Result<Answer> {
-        let mut slot = self.session.borrow_mut();
+        let mut slot = locked(&self.session);
         let failed = |error: crate::client::SqlError| error.into_error(&format!("cannot {doing} {}", self.place));
         let mut session = match slot.take() {
             Some(session) => session,
@@ -66,14 +65,14 @@ impl InternalStage {
 
     /// Uploads with the credentials of the last PUT, or of a new one.
     fn upload(&self, put: impl Fn(&S3Stage) -> Result<()>) -> Result<()> {
-        let known = self.uploads.take().filter(|(_, since)| since.elapsed() < LOCATION_LIFE);
+        let known = locked(&self.uploads).take().filter(|(_, since)| since.elapsed() < LOCATION_LIFE);
         let (stage, since) = match known {
             Some(known) => known,
             None => (S3Stage::of_location(self.location()?, self.runtime.clone())?, Instant::now()),
         };
         put(&stage)?;
         // After an error the next upload asks again.
-        self.uploads.replace(Some((stage, since)));
+        *locked(&self.uploads) = Some((stage, since));
         Ok(())
     }
 
@@ -114,6 +113,10 @@ impl InternalStage {
             },
         })
     }
+}
+
+fn locked<T>(slot: &Mutex<Option<T>>) -> MutexGuard<'_, Option<T>> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Stage for InternalStage {

@@ -26,8 +26,8 @@ use trunkline_connector::{
     SinkConnector, SinkContext, SinkSpec, Supersede, SwitchPlan, Template,
 };
 use trunkline_warehouse::{
-    S3Stage, Stage, check, check_records, count_rows, finish_switch, open_sink, plan_switch, read_contents,
-    rows_in_the_way, switch,
+    RefusedRows, S3Stage, Stage, check, check_records, count_rows, finish_switch, open_sink, plan_switch,
+    read_contents, rows_in_the_way, switch,
 };
 
 use config::{Config, StagePlace};
@@ -51,12 +51,14 @@ impl SinkConnector for SnowflakeConnector {
     }
 
     fn configure(&self, section: &Section<'_>, template_variables: &[&str]) -> Option<Box<dyn SinkSpec>> {
-        Config::read(section, template_variables).map(|config| Box::new(SnowflakeSpec { config }) as Box<dyn SinkSpec>)
+        let config = Config::read(section, template_variables)?;
+        Some(Box::new(SnowflakeSpec { config, refused: Arc::default() }))
     }
 }
 
 struct SnowflakeSpec {
     config: Config,
+    refused: Arc<RefusedRows>,
 }
 
 impl SnowflakeSpec {
@@ -92,7 +94,7 @@ impl SinkSpec for SnowflakeSpec {
     fn open(&self, context: SinkContext) -> Result<Sink> {
         let dialect = self.dialect(&context.name, &context.runtime);
         let stage = self.stage(&context.name, &context.runtime)?;
-        open_sink(Arc::new(dialect), stage, self.config.loads.clone(), context)
+        open_sink(Arc::new(dialect), stage, self.config.loads.clone(), context, Arc::clone(&self.refused))
     }
 
     fn preflight(&self, name: &str, runtime: &Handle) -> Vec<PreflightIssue> {

@@ -16,8 +16,16 @@ pub(crate) mod control {
     pub(crate) const CHANGED_AT: &str = "trunkline_changed_at";
     /// Hash of the row's key, for the memory of deleted keys.
     pub(crate) const KEY: &str = "trunkline_key";
+    /// Offset of the row's record, where the target has no lineage columns.
+    pub(crate) const OFFSET: &str = "trunkline_offset";
     /// Rank of a version within its key.
     pub(crate) const RANK: &str = "trunkline_rank";
+}
+
+/// Columns of the target that name the row's record.
+pub(crate) mod lineage {
+    /// Offset of the record.
+    pub(crate) const OFFSET: &str = "_offset";
 }
 
 /// Columns of the target that the load itself fills.

@@ -25,6 +25,8 @@
 //! | `offsets` | the sink's offsets table, with epochs |
 //! | `takeover` | sessions of earlier tasks that hang and hold locks |
 //! | `deletes` | the memory of deleted keys |
+//! | `staging` | COPY into staging tables, before a load is prepared |
+//! | `refused`, `bisect` | rows that the destination refuses; the search for them in a file |
 //! | `load`, `apply` | the transaction; its statements |
 //! | `preflight`, `fit` | what `validate --check` asks: rights and stage; tables that exist |
 //! | `replay` | replays: counts of rows, and the transaction that replaces rows |
@@ -34,6 +36,7 @@
 //! | `dialect`, `sessions` | what differs between warehouses |
 
 mod apply;
+mod bisect;
 mod buffer;
 mod change;
 mod config;
@@ -50,11 +53,13 @@ mod order;
 mod preflight;
 mod read;
 mod rebuild;
+mod refused;
 mod replay;
 mod s3_stage;
 mod sessions;
 mod sink;
 mod stage;
+mod staging;
 mod switch;
 mod tables;
 mod takeover;
@@ -65,6 +70,7 @@ pub use dialect::{Column, ColumnType, Dialect, Right, Session, StagingColumn};
 pub use geography::is_geometry;
 pub use preflight::{check, check_records};
 pub use read::read_contents;
+pub use refused::RefusedRows;
 pub use replay::{count_rows, rows_in_the_way};
 pub use s3_stage::{S3Location, S3Stage};
 pub use sink::open_sink;

@@ -2,16 +2,20 @@
 //! together, which also advances their rows of the offsets table.
 //!
 //! ```text
+//! create staging tables       outside of the transaction: DDL may commit
+//! COPY, count                 for each group, before the loads are prepared: see `staging`
+//! ```
+//! ```text
 //! read the offsets rows       loads that were committed before are left out
 //! register the session        unless the rows name it: the next owner can end it if it hangs
-//! create staging tables       outside of the transaction: DDL may commit
 //! BEGIN
 //!   UPDATE offsets ..         must change one row for each load, else ROLLBACK and decide again
-//!   COPY, count, apply        for each group of files
+//!   apply                     for each group of files
 //! COMMIT
 //! ```
 //! No statement is repeated after an error. The session is dropped, and the next attempt reads the
-//! offsets rows: they say whether the lost COMMIT was carried out.
+//! offsets rows: they say whether the lost COMMIT was carried out. The staging tables ended with
+//! the session, so this attempt copies the files again, in its transaction.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -24,6 +28,7 @@ use crate::dialect::{Dialect, Session, StagingColumn};
 use crate::intent::{Committable, PlannedFile, manifest_key};
 use crate::offsets::{Offsets, missing_row};
 use crate::rebuild::{Rebuild, StagedGroup};
+use crate::refused::is_refusal;
 use crate::sessions::Sessions;
 use crate::stage::StagedFile;
 
@@ -75,7 +80,22 @@ struct Group<'a> {
     files: Vec<(&'a PlannedFile, &'a FileUrls)>,
 }
 
-impl Group<'_> {
+/// Where the rows of a load are.
+#[derive(Clone, Copy)]
+pub(crate) enum Rows<'a> {
+    /// In staging tables of the session.
+    Staged,
+    /// In files of the stage. A rebuild removes the rows that they replace, if these belong to
+    /// keys.
+    InFiles(Option<&'a Rebuild<'a>>),
+}
+
+impl<'a> Group<'a> {
+    /// The files that COPY loads.
+    fn copied_files(&self) -> impl Iterator<Item = &(&'a PlannedFile, &'a FileUrls)> {
+        self.files.iter().filter(|(file, _)| file.key.is_some())
+    }
+
     fn target(&self) -> Option<&PlannedFile> {
         self.files.first().map(|(file, _)| *file)
     }
@@ -84,7 +104,47 @@ impl Group<'_> {
 impl Loader {
     /// Loads what was not loaded before.
     pub(crate) fn load(&self, sessions: &mut Sessions, loads: &[PendingLoad]) -> Result<()> {
-        self.repeat(sessions, &mut |dialect, session| self.attempt(dialect, session, loads))
+        // Later attempts run in other sessions.
+        let mut staged = sessions.take_staged();
+        let loaded = self.repeat(sessions, &mut |dialect, session| {
+            self.attempt(dialect, session, loads, &std::mem::take(&mut staged))
+        });
+        loaded.map_err(|error| match is_refusal(&error) {
+            true => {
+                let message = format!(
+                    "{}. The sink has loaded such values into a staging table before, so the table was changed since: correct the table. \
+                     The load is tried again",
+                    error.message()
+                );
+                Error::external("warehouse.load_refused", message)
+            }
+            false => error,
+        })
+    }
+
+    /// Copies the files of loads into staging tables of the session, outside of their transaction.
+    /// [`Loader::load`] uses them.
+    pub(crate) fn stage(&self, sessions: &mut Sessions, loads: &[PendingLoad]) -> Result<()> {
+        drop(sessions.take_staged());
+        let all: Vec<&PendingLoad> = loads.iter().collect();
+        let groups = groups(&all, false);
+        self.repeat(sessions, &mut |dialect, session| {
+            let stagings = self.staging_names(dialect, &groups);
+            create_stagings(dialect, session, &groups, &stagings)?;
+            let files: usize = groups.iter().map(|group| group.copied_files().count()).sum();
+            // Each statement outside of a transaction is one.
+            if files > 1 {
+                session.execute("BEGIN")?;
+            }
+            groups.iter().zip(&stagings).try_for_each(|(group, names)| copy_group(dialect, session, group, names))?;
+            if files > 1 { session.execute("COMMIT").map(drop) } else { Ok(()) }
+        })?;
+        sessions.set_staged(loads.iter().map(|load| load.committable.plan.load.clone()).collect());
+        Ok(())
+    }
+
+    fn staging_names(&self, dialect: &dyn Dialect, groups: &[Group<'_>]) -> Vec<Vec<String>> {
+        (0..groups.len()).map(|index| apply::staging_names(dialect, &self.task, index)).collect()
     }
 
     /// Repeats a transaction that meets a conflict.
@@ -112,7 +172,14 @@ impl Loader {
         }
     }
 
-    fn attempt(&self, dialect: &dyn Dialect, session: &mut dyn Session, loads: &[PendingLoad]) -> Result<()> {
+    /// `staged` are the loads whose rows are in staging tables of the session.
+    fn attempt(
+        &self,
+        dialect: &dyn Dialect,
+        session: &mut dyn Session,
+        loads: &[PendingLoad],
+        staged: &[String],
+    ) -> Result<()> {
         let partitions: Vec<TopicPartition> = loads.iter().map(PendingLoad::partition).collect();
         let rows = self.offsets.read(dialect, session, &partitions)?;
         let mut waiting = Vec::new();
@@ -158,32 +225,31 @@ impl Loader {
             }
             failpoint!("warehouse.offsets.after")
         };
-        self.transact(dialect, session, &waiting, &mut begin, None)
+        let is_staged = waiting.iter().map(|load| &load.committable.plan.load).eq(staged);
+        let rows = if is_staged { Rows::Staged } else { Rows::InFiles(None) };
+        self.transact(dialect, session, &waiting, &mut begin, rows)
     }
 
-    /// Loads files in one transaction, which begins with what `begin` does. `rebuild` removes the
-    /// rows that they replace, if these belong to keys.
+    /// Loads rows in one transaction, which begins with what `begin` does.
     pub(crate) fn transact(
         &self,
         dialect: &dyn Dialect,
         session: &mut dyn Session,
         loads: &[&PendingLoad],
         begin: &mut dyn FnMut(&mut dyn Session, &str) -> Result<()>,
-        rebuild: Option<&Rebuild<'_>>,
+        rows: Rows<'_>,
     ) -> Result<()> {
+        let rebuild = match rows {
+            Rows::Staged => None,
+            Rows::InFiles(rebuild) => rebuild,
+        };
+        let is_staged = matches!(rows, Rows::Staged);
         let groups = groups(loads, rebuild.is_some());
-        let stagings: Vec<Vec<String>> =
-            (0..groups.len()).map(|index| apply::staging_names(dialect, &self.task, index)).collect();
-        for (group, names) in groups.iter().zip(&stagings) {
-            if let Some(target) = group.target().filter(|target| target.key.is_some()) {
-                let used = &names[..apply::stagings(target.mode)];
-                for name in used {
-                    drop_staging(dialect, session, name)?;
-                    run(session, &dialect.create_staging(name, &staging_columns(target)))?;
-                }
-            }
-            self.prepare_memory(dialect, session, group)?;
+        let stagings = self.staging_names(dialect, &groups);
+        if !is_staged {
+            create_stagings(dialect, session, &groups, &stagings)?;
         }
+        groups.iter().try_for_each(|group| self.prepare_memory(dialect, session, group))?;
         let staged = staged_groups(&groups, &stagings);
         if let Some(rebuild) = rebuild {
             rebuild.create(session, &staged)?;
@@ -203,6 +269,7 @@ impl Loader {
         for ((group, names), staged) in loaded() {
             match rebuild {
                 Some(rebuild) => rebuild.check_deletes(session, staged)?,
+                None if is_staged => {}
                 None => copy_group(dialect, session, group, names)?,
             }
             self.apply_group(dialect, session, group, names, &now)?;
@@ -328,7 +395,24 @@ fn staged_groups<'a>(groups: &[Group<'a>], stagings: &'a [Vec<String>]) -> Vec<S
     groups.iter().zip(stagings).filter_map(of).collect()
 }
 
-/// Brings the rows of a group into its staging table.
+/// Creates the staging tables of groups. One of an earlier load of the task is dropped.
+fn create_stagings(
+    dialect: &dyn Dialect,
+    session: &mut dyn Session,
+    groups: &[Group<'_>],
+    stagings: &[Vec<String>],
+) -> Result<()> {
+    for (group, names) in groups.iter().zip(stagings) {
+        let Some(target) = group.target().filter(|target| target.key.is_some()) else { continue };
+        for name in &names[..apply::stagings(target.mode)] {
+            drop_staging(dialect, session, name)?;
+            run(session, &dialect.create_staging(name, &staging_columns(target)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Brings the rows of a group into its staging table, and evaluates what the load makes of them.
 fn copy_group(dialect: &dyn Dialect, session: &mut dyn Session, group: &Group<'_>, names: &[String]) -> Result<()> {
     let Some(target) = group.target().filter(|target| target.key.is_some()) else { return Ok(()) };
     let table = dialect.quoted(&target.table);
@@ -346,7 +430,14 @@ fn copy_group(dialect: &dyn Dialect, session: &mut dyn Session, group: &Group<'_
         failpoint!("warehouse.copy.after")?;
     }
     let expected: u64 = group.files.iter().map(|(file, _)| file.rows).sum();
-    let counted = session.query(&format!("SELECT COUNT(*) FROM {}", dialect.quoted(staging)))?;
+    let mut counts = vec!["COUNT(*)".to_owned()];
+    for column in target.columns.iter().filter(|column| column.is_loaded) {
+        let name = dialect.quoted(&column.name);
+        let value = dialect.load_expression(&column.column_type, &name);
+        // The destination refuses here what it would refuse in the load.
+        counts.extend((value != name).then(|| format!("COUNT({value})")));
+    }
+    let counted = session.query(&format!("SELECT {} FROM {}", counts.join(", "), dialect.quoted(staging)))?;
     let found = counted.first().and_then(|row| row.first()?.as_ref()?.parse::<u64>().ok());
     if found != Some(expected) {
         let message = format!("COPY loaded {} rows for the table {table}, expected {expected}", found.unwrap_or(0));

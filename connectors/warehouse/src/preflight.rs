@@ -29,8 +29,9 @@ pub fn check_records(
 ) -> Vec<PreflightIssue> {
     // Without a stage or a session, the other check has reported why.
     let Ok(stage) = stage else { return Vec::new() };
-    let checked =
-        records().and_then(|records| WarehouseSink::new(dialect, stage, options.clone(), context).misfits(&records));
+    let checked = records().and_then(|records| {
+        WarehouseSink::new(dialect, stage, options.clone(), context, Arc::default()).misfits(&records)
+    });
     checked.unwrap_or_else(|error| {
         tracing::debug!(%error, "the tables could not be compared with the records");
         Vec::new()

@@ -23,7 +23,7 @@ use crate::apply::filled::SOURCE_ORDER;
 use crate::config::Options;
 use crate::dialect::{Dialect, Session};
 use crate::intent::LoadMode;
-use crate::load::{CONFLICT, Loader, PendingLoad};
+use crate::load::{CONFLICT, Loader, PendingLoad, Rows};
 use crate::offsets::Offsets;
 use crate::rebuild::{Rebuild, RebuiltTable};
 use crate::sessions::Sessions;
@@ -315,6 +315,6 @@ impl Loader {
             failpoint!("warehouse.offsets.after")?;
             if has_keys { rebuild.hold_live(session) } else { rebuild.remove_rows(session, &[]) }
         };
-        self.transact(dialect, session, &loads, &mut begin, has_keys.then_some(&rebuild))
+        self.transact(dialect, session, &loads, &mut begin, Rows::InFiles(has_keys.then_some(&rebuild)))
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
@@ -18,14 +19,16 @@ use trunkline_objects::{Encoders, WriterOptions};
 use crate::buffer::{FileContext, PartitionBuffer};
 use crate::config::Options;
 use crate::dialect::Dialect;
-use crate::intent::{Committable, Plan, manifest_key};
+use crate::intent::{Committable, Plan};
 use crate::layouts::Layouts;
 use crate::load::{Loader, PendingLoad};
 use crate::offsets::Offsets;
 use crate::order::MoveDetector;
+use crate::refused::{RefusedRows, RowCounter};
 use crate::replay::Replacement;
 use crate::sessions::Sessions;
-use crate::stage::{Stage, StagedFile};
+use crate::stage::Stage;
+use crate::staging::{Staging, upload};
 use crate::tables::Tables;
 use crate::takeover::Takeover;
 
@@ -34,14 +37,16 @@ use crate::takeover::Takeover;
 const LOAD_WAIT: Duration = Duration::from_secs(50);
 const ROW_GROUP: usize = 16 << 20;
 
-/// Opens a sink with this dialect and stage.
+/// Opens a sink with this dialect and stage. `refused` are the rows that earlier sinks with these
+/// options found.
 pub fn open_sink(
     dialect: Arc<dyn Dialect>,
     stage: Box<dyn Stage>,
     options: Options,
     context: SinkContext,
+    refused: Arc<RefusedRows>,
 ) -> Result<Sink> {
-    let mut sink = WarehouseSink::new(dialect, stage, options, context);
+    let mut sink = WarehouseSink::new(dialect, stage, options, context, refused);
     // Login and grants are proved at the start, not at the first load.
     let offsets = &sink.loader.offsets;
     sink.sessions.run(|dialect, session| offsets.create(dialect, session))?;
@@ -55,7 +60,7 @@ pub(crate) struct WarehouseSink {
     /// What the output takes the place of, if it is that of a replay with `--supersede`.
     replacement: Option<Replacement>,
     pub(crate) options: Options,
-    stage: Box<dyn Stage>,
+    stage: Arc<dyn Stage>,
     pub(crate) sessions: Sessions,
     pub(crate) tables: Tables,
     pub(crate) loader: Loader,
@@ -68,14 +73,29 @@ pub(crate) struct WarehouseSink {
     pub(crate) move_detectors: HashMap<TopicPartition, MoveDetector>,
     /// The epochs under which this task loads.
     claims: HashMap<TopicPartition, i64>,
-    job: Option<LoadJob>,
+    job: Option<Job>,
+    pub(crate) refused: Arc<RefusedRows>,
+    pub(crate) row_counter: RowCounter,
+    /// Ends a job whose sink is gone.
+    is_cancelled: Arc<AtomicBool>,
 }
 
-/// A load that runs in its own thread.
-struct LoadJob {
-    loads: Vec<String>,
+/// What a thread does, because it may take longer than a call may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Stage,
+    Load,
+}
+
+/// A step of some loads that runs in its own thread.
+struct Job {
+    step: Step,
+    committables: Vec<Committable>,
     outcome: Receiver<(Sessions, Result<()>)>,
 }
+
+/// The work of a thread.
+type Work = Box<dyn FnOnce(&mut Sessions) -> Result<()> + Send>;
 
 impl WarehouseSink {
     /// The sink without its offsets table.
@@ -84,6 +104,7 @@ impl WarehouseSink {
         stage: Box<dyn Stage>,
         options: Options,
         context: SinkContext,
+        refused: Arc<RefusedRows>,
     ) -> Self {
         let sessions = Sessions::new(Arc::clone(&dialect));
         let run = context.replay.as_ref().map(|replay| replay.run.as_str());
@@ -109,7 +130,7 @@ impl WarehouseSink {
             replacement,
             tables: Tables::new(options.on_type_change),
             options,
-            stage,
+            stage: Arc::from(stage),
             sessions,
             loader: Loader { offsets, deletes, task },
             encoders: Arc::new(Encoders::new(context.runtime, writer)),
@@ -121,6 +142,9 @@ impl WarehouseSink {
             move_detectors: HashMap::new(),
             claims: HashMap::new(),
             job: None,
+            refused,
+            row_counter: RowCounter::default(),
+            is_cancelled: Arc::default(),
         }
     }
 
@@ -151,30 +175,61 @@ impl WarehouseSink {
     }
 
     fn upload(&self, plan: &Plan) -> Result<()> {
-        for file in &plan.files {
-            let Some(key) = &file.key else { continue };
+        for file in plan.files.iter().filter(|file| file.key.is_some()) {
             failpoint!("warehouse.upload.before")?;
-            self.stage.put_file(key, &self.folder.join(&file.temp))?;
-            let staged = StagedFile { key: key.clone(), url: self.stage.url(key), bytes: file.bytes, rows: file.rows };
-            if let Some(manifest) = self.sessions.dialect().manifest(&[staged]) {
-                self.stage.put_bytes(&manifest_key(key), manifest.as_bytes())?;
-            }
+            upload(self.stage.as_ref(), self.sessions.dialect().as_ref(), &self.folder.join(&file.temp), file)?;
             failpoint!("warehouse.upload.after")?;
         }
         Ok(())
     }
 
-    /// Runs the loads in a thread, because they may take longer than a call may.
-    fn run_job(&mut self, committables: &[Committable]) -> Result<()> {
-        let loads: Vec<String> = committables.iter().map(|committable| committable.plan.load.clone()).collect();
-        let job = match self.job.take().filter(|job| job.loads == loads) {
-            Some(job) => job,
-            None => self.start_job(loads, committables)?,
+    /// Names the load that each plan follows. The files of the plans are in the stage.
+    fn follow(&mut self, plans: &[Plan]) -> Result<Vec<Committable>> {
+        let partitions: Vec<TopicPartition> = plans.iter().map(partition_of).collect();
+        let offsets = &self.loader.offsets;
+        let mut rows = self.sessions.run(|dialect, session| offsets.read(dialect, session, &partitions))?;
+        let mut committables = Vec::with_capacity(plans.len());
+        for (plan, partition) in plans.iter().zip(&partitions) {
+            let row = rows.remove(partition).ok_or_else(|| crate::offsets::missing_row(&offsets.table, partition))?;
+            let epoch = self.claims.get(partition).copied().unwrap_or(row.epoch);
+            if row.epoch != epoch {
+                return Err(crate::load::fenced(partition, epoch, row.epoch));
+            }
+            committables.push(Committable { plan: plan.clone(), previous: row.load, epoch });
+        }
+        Ok(committables)
+    }
+
+    /// Whether a step of these loads runs.
+    fn is_running<'p>(&self, step: Step, plans: impl Iterator<Item = &'p Plan>) -> bool {
+        let of = |job: &&Job| job.step == step && job.committables.iter().map(|running| &running.plan).eq(plans);
+        self.job.as_ref().filter(of).is_some()
+    }
+
+    /// Runs a step in a thread.
+    fn start(&mut self, step: Step, committables: Vec<Committable>, work: Work) -> Result<()> {
+        let fresh = self.sessions.another();
+        let mut sessions = std::mem::replace(&mut self.sessions, fresh);
+        let (send, outcome) = channel();
+        let run = move || {
+            let done = work(&mut sessions);
+            // The sink is gone if nothing receives it.
+            drop(send.send((sessions, done)));
         };
+        std::thread::Builder::new().name("warehouse-load".to_owned()).spawn(run).map_err(|error| {
+            Error::external("warehouse.thread", format!("cannot start a thread for a load: {error}"))
+        })?;
+        self.job = Some(Job { step, committables, outcome });
+        Ok(())
+    }
+
+    /// Waits for the step that runs, as long as a call may take. Returns its loads.
+    fn wait(&mut self) -> Result<Vec<Committable>> {
+        let Some(job) = self.job.take() else { return Ok(Vec::new()) };
         match job.outcome.recv_timeout(LOAD_WAIT) {
             Ok((sessions, outcome)) => {
                 self.sessions = sessions;
-                outcome
+                outcome.map(|()| job.committables)
             }
             Err(RecvTimeoutError::Timeout) => {
                 self.job = Some(job);
@@ -187,29 +242,45 @@ impl WarehouseSink {
         }
     }
 
-    fn start_job(&mut self, loads: Vec<String>, committables: &[Committable]) -> Result<LoadJob> {
-        let pending = pending_loads(self.stage.as_ref(), committables);
-        let (offsets, patience) = (&self.loader.offsets, self.options.takeover_timeout);
-        for partition in pending.iter().map(PendingLoad::partition) {
-            // An earlier task has prepared the load, and its session may hold the locks.
-            if !self.claims.contains_key(&partition) {
-                Takeover { offsets, partition: &partition, patience }
-                    .run(&mut self.sessions, &mut |dialect, session| offsets.adopt(dialect, session, &partition))?;
+    /// Copies the files into staging tables, where the destination refuses what it would refuse in
+    /// the load.
+    fn stage_loads(&mut self, plans: &[Plan]) -> Result<Vec<Committable>> {
+        if !self.is_running(Step::Stage, plans.iter()) {
+            for plan in plans {
+                self.claim(&partition_of(plan))?;
+                self.upload(plan)?;
             }
+            let committables = self.follow(plans)?;
+            let pending = pending_loads(self.stage.as_ref(), &committables);
+            let staging = Staging {
+                loader: self.loader.clone(),
+                stage: Arc::clone(&self.stage),
+                folder: self.folder.clone(),
+                refused: Arc::clone(&self.refused),
+                is_cancelled: Arc::clone(&self.is_cancelled),
+            };
+            self.start(Step::Stage, committables, Box::new(move |sessions| staging.run(sessions, &pending)))?;
         }
-        let loader = self.loader.clone();
-        let fresh = self.sessions.another();
-        let mut sessions = std::mem::replace(&mut self.sessions, fresh);
-        let (send, outcome) = channel();
-        let work = move || {
-            let done = loader.load(&mut sessions, &pending);
-            // The sink is gone if nothing receives it.
-            drop(send.send((sessions, done)));
-        };
-        std::thread::Builder::new().name("warehouse-load".to_owned()).spawn(work).map_err(|error| {
-            Error::external("warehouse.thread", format!("cannot start a thread for a load: {error}"))
-        })?;
-        Ok(LoadJob { loads, outcome })
+        self.wait()
+    }
+
+    /// Commits loads, of this task or of earlier ones.
+    fn load(&mut self, committables: &[Committable]) -> Result<()> {
+        if !self.is_running(Step::Load, committables.iter().map(|committable| &committable.plan)) {
+            let pending = pending_loads(self.stage.as_ref(), committables);
+            let (offsets, patience) = (&self.loader.offsets, self.options.takeover_timeout);
+            for partition in pending.iter().map(PendingLoad::partition) {
+                // An earlier task has prepared the load, and its session may hold the locks.
+                if !self.claims.contains_key(&partition) {
+                    Takeover { offsets, partition: &partition, patience }
+                        .run(&mut self.sessions, &mut |dialect, session| offsets.adopt(dialect, session, &partition))?;
+                }
+            }
+            let loader = self.loader.clone();
+            let work = move |sessions: &mut Sessions| loader.load(sessions, &pending);
+            self.start(Step::Load, committables.to_vec(), Box::new(work))?;
+        }
+        self.wait().map(drop)
     }
 
     fn check_destination(&self, plan: &Plan) -> Result<()> {
@@ -225,6 +296,10 @@ impl WarehouseSink {
             ),
         ))
     }
+}
+
+fn partition_of(plan: &Plan) -> TopicPartition {
+    TopicPartition::new(plan.topic.as_str(), plan.partition)
 }
 
 fn pending_loads(stage: &dyn Stage, committables: &[Committable]) -> Vec<PendingLoad> {
@@ -287,23 +362,7 @@ impl TwoPhaseSink for WarehouseSink {
     }
 
     fn prepare(&mut self, plans: &[Plan], _: &mut Rejections) -> Result<Vec<Committable>> {
-        let partitions: Vec<TopicPartition> =
-            plans.iter().map(|plan| TopicPartition::new(plan.topic.as_str(), plan.partition)).collect();
-        for (plan, partition) in plans.iter().zip(&partitions) {
-            self.claim(partition)?;
-            self.upload(plan)?;
-        }
-        let offsets = &self.loader.offsets;
-        let mut rows = self.sessions.run(|dialect, session| offsets.read(dialect, session, &partitions))?;
-        let mut committables = Vec::with_capacity(plans.len());
-        for (plan, partition) in plans.iter().zip(&partitions) {
-            let row = rows.remove(partition).ok_or_else(|| crate::offsets::missing_row(&offsets.table, partition))?;
-            let epoch = self.claims.get(partition).copied().unwrap_or(row.epoch);
-            if row.epoch != epoch {
-                return Err(crate::load::fenced(partition, epoch, row.epoch));
-            }
-            committables.push(Committable { plan: plan.clone(), previous: row.load, epoch });
-        }
+        let committables = self.stage_loads(plans)?;
         for file in plans.iter().flat_map(|plan| &plan.files) {
             // The stage has the bytes; the scratch folder is emptied at the next start anyway.
             drop(std::fs::remove_file(self.folder.join(&file.temp)));
@@ -319,7 +378,10 @@ impl TwoPhaseSink for WarehouseSink {
                 let loads = pending_loads(self.stage.as_ref(), committables);
                 self.loader.replace(&mut self.sessions, &self.options, replacement, &loads)?;
             }
-            None => self.run_job(committables)?,
+            None => self.load(committables)?,
+        }
+        for Committable { plan, .. } in committables {
+            self.refused.forget(&partition_of(plan), plan.next_offset);
         }
         let keys: Vec<String> = committables.iter().flat_map(|committable| committable.plan.keys()).collect();
         failpoint!("warehouse.remove.before")?;
@@ -366,6 +428,7 @@ impl TwoPhaseSink for WarehouseSink {
 
 impl Drop for WarehouseSink {
     fn drop(&mut self) {
+        self.is_cancelled.store(true, Ordering::Relaxed);
         self.buffers.values().for_each(|buffer| buffer.remove_files(&self.folder));
     }
 }

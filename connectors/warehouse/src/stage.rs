@@ -21,7 +21,7 @@ pub struct StagedFile {
 /// the warehouse itself. Calls block; each returns within a minute or returns an external error.
 /// Keys are `{sink}/{topic}+{partition}/{load}/{file}` and consist of ASCII letters, digits and
 /// `-_.+/`.
-pub trait Stage: Send {
+pub trait Stage: Send + Sync {
     /// The url of a key, for COPY: `s3://bucket/prefix/key`, or `key` where COPY names the stage.
     fn url(&self, key: &str) -> String;
 

@@ -12,7 +12,7 @@ use arrow::datatypes::{Field, FieldRef, Schema as ArrowSchema};
 use trunkline_connector::{Batch, Error, Escape, Reason, Rejections, Result, SchemaId, TopicPartition, headers};
 use trunkline_objects::columns::chunk_len;
 
-use crate::apply::{control, filled};
+use crate::apply::{control, filled, lineage};
 use crate::buffer::{FileTarget, Truncation};
 use crate::change::{Change, Operation, member_names};
 use crate::convert::convert;
@@ -252,6 +252,7 @@ impl WarehouseSink {
             let more: Vec<_> = without.map(|row| (row, Reason::new("warehouse.no_key", message.clone()))).collect();
             refused.extend(more);
         }
+        refused.extend(self.known_refusals(partition, records, table, rows, &refused));
         let mut columns: Vec<(FileColumn, ArrayRef)> = fitted
             .into_iter()
             .map(|fitted| {
@@ -275,6 +276,20 @@ impl WarehouseSink {
         }
         self.add_to_file(partition, records, table, key_columns, columns, rows, &refused)?;
         Ok(refused)
+    }
+
+    /// The other rows that the destination refused in an earlier attempt.
+    fn known_refusals(
+        &mut self,
+        partition: &TopicPartition,
+        records: &Batch,
+        table: &str,
+        rows: &[&Row<'_>],
+        refused: &[(usize, Reason)],
+    ) -> Vec<(usize, Reason)> {
+        let offsets = rows.iter().map(|row| records.entries()[row.index as usize].offset).enumerate();
+        let others = offsets.filter(|(row, _)| refused.iter().all(|(found, _)| found != row));
+        self.refused.reasons(partition, table, others, &mut self.row_counter)
     }
 
     #[allow(clippy::too_many_arguments)] // as above
@@ -416,14 +431,17 @@ impl WarehouseSink {
         let loaded = |name, column_type, array| SystemColumn { name, column_type, is_loaded: true, array };
         let control = |name, column_type, array| SystemColumn { name, column_type, is_loaded: false, array };
         let mut columns = Vec::new();
+        let offsets = Int64Array::from_iter_values(rows.iter().map(|row| records.entries()[row.index as usize].offset));
+        let offsets = Arc::new(offsets) as ArrayRef;
         if self.options.lineage {
             let topics = StringArray::from_iter_values(rows.iter().map(|_| partition.topic.as_ref()));
             let partitions = Int32Array::from_iter_values(rows.iter().map(|_| partition.partition));
-            let offsets =
-                Int64Array::from_iter_values(rows.iter().map(|row| records.entries()[row.index as usize].offset));
             columns.push(loaded("_topic", ColumnType::Text(255), Arc::new(topics) as ArrayRef));
             columns.push(loaded("_partition", ColumnType::Integer(32), Arc::new(partitions)));
-            columns.push(loaded("_offset", ColumnType::Integer(64), Arc::new(offsets)));
+            columns.push(loaded(lineage::OFFSET, ColumnType::Integer(64), offsets));
+        } else {
+            // A refused row is found by it.
+            columns.push(control(control::OFFSET, ColumnType::Integer(64), offsets));
         }
         let mode = self.options.mode;
         if mode == LoadMode::Append {

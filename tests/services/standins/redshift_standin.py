@@ -10,7 +10,8 @@ restrictions:
 - TRUNCATE commits the open transaction.
 - Distribution keys, sort keys and encodings are ignored; primary keys are not enforced; SUPER is jsonb; VARBYTE
   is bytea.
-- STV_SESSIONS shows the sessions of PostgreSQL.
+- STV_SESSIONS shows the sessions of PostgreSQL. STL_LOAD_ERRORS shows the last failed COPY of the session.
+- COPY refuses files with a text such as `refuse:1220:why`, with this error code and reason in STL_LOAD_ERRORS.
 - COPY through the extended query protocol is refused.
 """
 
@@ -61,6 +62,11 @@ FUNCTIONS = [(re.compile(r"\bjson_parse\s*\(([^()]*)\)", FLAGS), r"(\1)::jsonb")
 SESSIONS = (re.compile(r"\bfrom\s+stv_sessions\b", FLAGS),
             "from (select pid as process, backend_start at time zone 'UTC' as starttime, usename as user_name "
             "from pg_stat_activity) as stv_sessions")
+# The system table with the reason of a failed COPY.
+LOAD_ERRORS = re.compile(r"\bfrom\s+stl_load_errors\b", FLAGS)
+NO_LOAD_ERROR = "select 0, '', '' where false"
+# A text that COPY refuses: the error code, and the reason.
+REFUSED_TEXT = re.compile(r"refuse:(\d+):(.*)", re.DOTALL)
 # A statement that fails with a syntax error: it aborts an open transaction, as a rejected statement does.
 FAILING = "select redshift_syntax_error_x"
 
@@ -127,6 +133,18 @@ def copy_text(value):
     return str(value).replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
 
 
+class RefusedValue(Exception):
+    """A value that COPY refuses: the error code of STL_LOAD_ERRORS, its reason, and the column."""
+
+
+def check_values(table):
+    for name, column in zip(table.column_names, table.columns):
+        for value in column.to_pylist():
+            found = REFUSED_TEXT.fullmatch(value) if isinstance(value, str) else None
+            if found:
+                raise RefusedValue(int(found[1]), found[2], name)
+
+
 def rows_of(copy, columns):
     """Yields parts of the rows as COPY text, each with the number of its rows."""
     for bucket, key, is_mandatory, length in objects(copy):
@@ -142,10 +160,23 @@ def rows_of(copy, columns):
         if table.num_columns != columns:
             raise ValueError(f"Unmatched number of columns between table and file. Table columns: {columns}, "
                              f"Data columns: {table.num_columns}, File name: s3://{bucket}/{key}")
+        check_values(table)
         for batch in table.to_batches(5000):
             rows = zip(*[column.to_pylist() for column in batch.columns])
             text = "".join("\t".join(map(copy_text, row)) + "\n" for row in rows)
             yield text.encode(), batch.num_rows
+
+
+def load_error(code, reason, column):
+    """The row of STL_LOAD_ERRORS, as SQL."""
+    texts = [text.replace("'", "''") for text in (reason[:100], column)]
+    return f"select {code}, '{texts[0]}'::varchar, '{texts[1]}'::varchar"
+
+
+def load_error_of(answer):
+    """The row for an error of PostgreSQL: data exceptions are values out of range."""
+    fields = {field[:1]: field[1:].decode() for field in answer.split(b"\0") if field}
+    return load_error(1207 if fields[b"C"].startswith("22") else 1216, fields[b"M"], "")
 
 
 # ---- one client connection
@@ -153,6 +184,7 @@ def rows_of(copy, columns):
 class Connection:
     def __init__(self, client_reader, client_writer):
         self.client, self.to_client = client_reader, client_writer
+        self.load_error = NO_LOAD_ERROR  # the row of STL_LOAD_ERRORS: code, reason and column
 
     async def run(self):
         self.postgres, self.to_postgres = await asyncio.open_connection("127.0.0.1", POSTGRES_PORT)
@@ -229,7 +261,10 @@ class Connection:
         copy = COPY.match(query)
         if copy:
             return await self.copy(copy)
-        await self.send(b"Q", with_postgres_syntax(query).encode() + b"\0")
+        query = LOAD_ERRORS.sub(
+            f"from (select l.*, pg_backend_pid() as session, now() as starttime from ({self.load_error}) "
+            "as l(err_code, err_reason, colname)) as stl_load_errors", with_postgres_syntax(query))
+        await self.send(b"Q", query.encode() + b"\0")
         await self.relay_until_ready()
 
     async def copy(self, copy):
@@ -241,23 +276,23 @@ class Connection:
         if kind != b"G":
             await self.reply(message(kind, body))
             return await self.relay_until_ready()
-        total, failure = 0, None
+        total, failure, refused = 0, None, None
         try:
             for text, rows in rows_of(copy, columns.count(",") + 1):
                 await self.send(b"d", text)
                 total += rows
             await self.send(b"c", b"")
         except Exception as problem:
+            refused = problem.args if isinstance(problem, RefusedValue) else None
             failure = str(problem)[:300]
             await self.send(b"f", b"load failed\0")
         messages, ready = await self.read_until_ready()
         failed = next((body for kind, body in messages if kind == b"E"), None)
-        if failure:
+        if refused or failed and not failure:
+            self.load_error = load_error(*refused) if refused else load_error_of(failed)
+            answer = error("XX000", f"Load into table '{copy['table']}' failed.  Check 'stl_load_errors' system table for details.")
+        elif failure:
             answer = error("XX000", failure)
-        elif failed:
-            detail = failed.split(b"\0M")[1].split(b"\0")[0].decode()
-            text = "Load into table failed.  Check 'stl_load_errors' system table for details."
-            answer = error("XX000", text, detail)
         else:
             text = f"Load into table '{copy['table']}' completed, {total} record(s) loaded successfully."
             answer = message(b"N", f"SINFO\0C00000\0M{text}\0\0".encode()) + message(b"C", b"COPY\0")

@@ -22,6 +22,8 @@ SYSTEM$ABORT_TRANSACTION. Tests control the faults with POST /__ctl and a JSON b
                                              before or after (default) the statement runs
     {"kill": true}                           ends all sessions and rolls back their transactions
     {"encrypted_stages": true}               the files of the service's own stages are encrypted by clients
+    {"refuse_values": true}                  COPY refuses files with a text such as `refuse:100078:why`, with this
+                                             error code and message
     {"abort": true}                          rolls back the transactions of all sessions, which go on
     {"database": NAME, "schema": NAME, "sql": QUERY}
                                              runs a query in another session; the answer holds its rows, as texts
@@ -189,6 +191,7 @@ class Faults:
     drop_text = None          # loses the reply to the next statement with this text
     drop_before_run = False
     encrypted_stages = False
+    refuse_values = False     # by COPY
 
 
 # Answers of slow statements, by query id: [polls left, answer].
@@ -424,6 +427,8 @@ async def run_statement(request):
     if Faults.refuse_times and Faults.refuse[0].lower() in sql.lower():
         Faults.refuse_times -= 1
         return failure(*Faults.refuse[1:])
+    if Faults.refuse_values and (refused := await run_in_threadpool(refused_value, sql)):
+        return failure(*refused)
     if Faults.drop_text and Faults.drop_text.lower() in sql.lower():
         Faults.drop_text = None
         if not Faults.drop_before_run:
@@ -444,6 +449,28 @@ async def run_statement(request):
         pending[query_id] = [polls, answer]
         return in_progress(query_id, "333334", queryAbortsAfterSecs=300, progressDesc=None)
     return JSONResponse(answer)
+
+
+REFUSED_TEXT = re.compile(r"refuse:(\d+):(.*)", re.DOTALL)
+COPY_FILES = re.compile(r"(?is)^\s*copy into .*? from 's3://([^']*)'.*? files = \(([^)]*)\)")
+
+
+def refused_value(sql):
+    """The code and the message of a text that COPY refuses; none if it refuses none."""
+    found = COPY_FILES.match(sql)
+    if not found:
+        return None
+    for name in re.findall(r"'([^']*)'", found[2]):
+        path = os.path.join(BUCKETS, found[1], name)
+        relation = duckdb.connect().execute("SELECT * FROM read_parquet(?)", [path])
+        names = [column[0] for column in relation.description]
+        for number, row in enumerate(relation.fetchall()):
+            for column, value in zip(names, row):
+                refused = REFUSED_TEXT.fullmatch(value) if isinstance(value, str) else None
+                if refused:
+                    place = f'  File \'{name}\', line 1, character 1  Row {number}, column "{column}"'
+                    return refused[1], refused[2] + place
+    return None
 
 
 async def exchange_tables(request, body, one, other):
@@ -493,6 +520,8 @@ async def control(request):
         Faults.master_expired = body["expire"] == "master"
     if "encrypted_stages" in body:
         Faults.encrypted_stages = body["encrypted_stages"]
+    if "refuse_values" in body:
+        Faults.refuse_values = body["refuse_values"]
     if "replace" in body:
         Faults.replace_session = body["replace"]
     if "refuse" in body:

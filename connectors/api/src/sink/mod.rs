@@ -330,6 +330,12 @@ pub struct SinkReplay {
 /// Nothing was changed.
 pub const LIVE_AHEAD: &str = "sink.live_ahead";
 
+/// The code of the data error of a [`prepare`](TwoPhaseSink::prepare) whose destination refused
+/// records that the sink no longer has. The stage opens the sink again at the committed offsets,
+/// and its `write` rejects them. Each such error must be about records that no earlier one was
+/// about.
+pub const READ_AGAIN: &str = "sink.read_again";
+
 /// The code of the error of a commit of a range that does not have what its keys need, with the
 /// next step. Nothing was changed.
 pub const NOT_REBUILT: &str = "sink.not_rebuilt";

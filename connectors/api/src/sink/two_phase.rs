@@ -72,7 +72,8 @@ pub trait TwoPhaseSink: SinkWriter {
 
     /// Brings sealed output to the destination without making it visible. Returns one committable
     /// for each plan, in order. Records that only the destination can judge are added to `rejected`
-    /// here, and left out of the output.
+    /// here, and left out of the output. A sink that no longer has them returns an error with the
+    /// code [`READ_AGAIN`](crate::READ_AGAIN).
     fn prepare(&mut self, plans: &[Self::Plan], rejected: &mut Rejections) -> Result<Vec<Self::Committable>>;
 
     /// Makes prepared output visible. Repeating it changes nothing, whether this task, an earlier

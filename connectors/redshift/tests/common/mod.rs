@@ -136,6 +136,21 @@ impl Bench {
         self.open_replay(&toml, Some(replay)).unwrap()
     }
 
+    /// A sink with the options of one that was configured before.
+    pub(crate) fn open_configured(&self, spec: &dyn SinkSpec) -> Box<dyn ErasedTwoPhaseSink> {
+        match spec.open(self.context()).unwrap() {
+            Sink::TwoPhase(sink) => sink,
+            Sink::Idempotent(_) => panic!("the sink is not a two-phase sink"),
+        }
+    }
+
+    /// A sink with its own options for the login.
+    pub(crate) fn open_logged_in(&self, url: &str, login: &str) -> Result<Box<dyn ErasedTwoPhaseSink>> {
+        let own = self.redshift.sink_options(self.redshift.port(), self.name, self.name);
+        let (_, rest) = own.split_once('\n').unwrap();
+        self.open_with(&format!("url = \"{url}\"\n{login}\n{rest}"))
+    }
+
     /// A configured sink, and what it runs on.
     pub(crate) fn spec(&self, options: &str) -> (Box<dyn SinkSpec>, &tokio::runtime::Handle) {
         let toml = format!("{}{options}", self.redshift.sink_options(self.redshift.port(), self.name, self.name));
@@ -182,6 +197,16 @@ impl Bench {
     pub(crate) fn rows(&self, sql: &str) -> Vec<String> {
         self.redshift.run(&sql.replace("$S", self.name))
     }
+}
+
+/// What is wrong with the options of a sink.
+pub(crate) fn problems(toml: &str) -> Vec<String> {
+    let table = read_toml(toml);
+    let report = Report::default();
+    let section = Section::new(&table, 0..0, "sinks.test", Path::new("."), &report);
+    RedshiftConnector.configure(&section, &["table"]);
+    section.finish();
+    report.into_problems().into_iter().map(|problem| format!("{}; {}", problem.message, problem.expected)).collect()
 }
 
 fn spec(toml: &str) -> Box<dyn SinkSpec> {

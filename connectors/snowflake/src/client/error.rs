@@ -211,6 +211,8 @@ fn kind_of(code: &str, sql_state: &str, message: &str) -> ErrorKind {
         "000603" | "000605" | "000709" => ErrorKind::SessionLost,
         // CREATE TABLE IF NOT EXISTS of a table that the role may not see.
         _ if message.contains("current role has no privileges on it") => ErrorKind::AccessDenied,
+        // The columns of a file are not those of the table.
+        "100080" => ErrorKind::StatementFailed,
         _ if code.starts_with("3943") => ErrorKind::LoginRefused,
         _ if sql_state.starts_with("22") || (code.len() == 6 && code.starts_with("100")) => ErrorKind::DataRefused,
         _ if message.contains("lock timeout") || message.contains("waiters for this lock") => ErrorKind::Conflict,
@@ -239,6 +241,7 @@ mod tests {
             ("000608", "57014", ErrorKind::Busy, Domain::External),
             ("000630", "57014", ErrorKind::Cancelled, Domain::External),
             ("001003", "42000", ErrorKind::StatementFailed, Domain::External),
+            ("100080", "22000", ErrorKind::StatementFailed, Domain::External),
         ] {
             let error = SqlError::answered(code, sql_state, "it\nfailed", Some("01b2".to_owned()));
             assert_eq!(error.kind, kind, "{code}");

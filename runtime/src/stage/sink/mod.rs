@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use trunkline_connector::{
-    Batch, Buffered, Rejections, Reservation, Result, Sink, SinkContext, TopicPartition, failpoint,
+    Batch, Buffered, READ_AGAIN, Rejections, Reservation, Result, Sink, SinkContext, TopicPartition, failpoint,
 };
 
 use self::committer::{Assignment, Committer};
@@ -85,11 +85,20 @@ pub struct SinkStage {
 
 impl Stage for SinkStage {
     fn run(&self, context: &WorkerContext, stop: &StopSignal, status: &StageStatus) -> Result<()> {
-        StopPoints::run(stop, |points| {
-            let mut rejected = None;
-            let outcome = self.run_once(context, stop, status, points, &mut rejected);
-            (outcome, rejected)
-        })
+        loop {
+            let outcome = StopPoints::run(stop, |points| {
+                let mut rejected = None;
+                let outcome = self.run_once(context, stop, status, points, &mut rejected);
+                (outcome, rejected)
+            });
+            match outcome {
+                // The sink knows more records to reject than before, so this ends.
+                Err(error) if error.code == READ_AGAIN && !stop.is_set() => {
+                    tracing::warn!(stage = status.name(), %error, "restarting from the committed position");
+                }
+                outcome => return outcome,
+            }
+        }
     }
 }
 
