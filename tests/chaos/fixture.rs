@@ -138,7 +138,8 @@ impl<'a> Fixture<'a> {
         }
         let (mut store, mut lake, mut bucket) = (None, case.path("lake"), case.path("lake"));
         let Destinations { s3, search, warehouse } = destinations;
-        let warehouse = warehouse.map(|server| Warehouse::new(server, case.name()));
+        let has_keys = plan.path == Path::RedshiftKeys;
+        let warehouse = warehouse.map(|server| Warehouse::new(server, case.name(), has_keys));
         let tls = broker.tls_files();
         let start_proxy = |server: &str| match &tls {
             Some(tls) => S3Faults::start_tls(server, tls),

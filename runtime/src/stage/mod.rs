@@ -21,6 +21,7 @@ mod lookup_table;
 mod names;
 mod output;
 mod partitioner;
+mod repeated_inputs;
 mod routes;
 mod sink;
 mod snapshot_deletes;

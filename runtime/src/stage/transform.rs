@@ -36,6 +36,7 @@ use super::first_records;
 use super::lag::{LagReport, Uncommitted, written_at};
 use super::lookup_table::LookupTable;
 use super::output::Topics;
+use super::repeated_inputs::Reader;
 use super::routes::Routes;
 use super::status::StageStatus;
 use super::stop_signal::StopSignal;
@@ -414,6 +415,7 @@ impl TransformTask<'_> {
                 RebalanceEvent::Assigned(partitions) => {
                     let committed =
                         if partitions.is_empty() { Vec::new() } else { self.consumer.committed(&partitions)? };
+                    self.check_inputs(&partitions, &committed)?;
                     // The same clients restore the state of all partitions.
                     let mut scanner = None;
                     let facts = match self.stage.plan.state {
@@ -454,6 +456,19 @@ impl TransformTask<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Refuses to process records a second time.
+    fn check_inputs(&self, partitions: &[TopicPartition], committed: &[i64]) -> Result<()> {
+        let is_new = |(_, committed): &(&TopicPartition, &i64)| **committed < 0;
+        let new = partitions.iter().zip(committed).filter(is_new);
+        let new: Vec<TopicPartition> = new.map(|(partition, _)| partition.clone()).collect();
+        if new.is_empty() || self.context.append || self.stage.bounds.is_some() {
+            return Ok(());
+        }
+        let known = Positions::topics(&self.context.cluster, &self.component)?;
+        let TransformStage { pipeline, plan, upstream, .. } = self.stage;
+        Reader { pipeline, component: &plan.name, inputs: &plan.inputs, upstream }.check(&known, &new)
     }
 
     fn abort_transaction(&mut self, batches: &mut PartitionBatches) -> Result<()> {

@@ -36,6 +36,7 @@ use super::careful::{Mark, RECORD_REJECTED, single};
 use super::error_limits::ErrorLimits;
 use super::first_records;
 use super::lag::{LagReport, Uncommitted, time_in_topic, written_at};
+use super::repeated_inputs::Reader;
 use super::routes::Routes;
 use super::status::StageStatus;
 use super::stop_signal::StopSignal;
@@ -451,6 +452,14 @@ impl SinkTask<'_> {
         let committed = transactions
             .retry("reading committed offsets", |transactions| transactions.consumer.committed(partitions))?;
         let mut rows = transactions.retry("reading intents", Transactions::load_intents)?;
+        if !transactions.context.append && transactions.stage.bounds.is_none() {
+            let is_new = |(_, committed): &(&TopicPartition, &i64)| **committed < 0;
+            let new = partitions.iter().zip(&committed).filter(is_new);
+            let new: Vec<TopicPartition> = new.map(|(partition, _)| partition.clone()).collect();
+            let known = rows.keys().map(|partition| partition.topic.to_string()).collect();
+            let SinkStage { pipeline, plan, upstream, .. } = transactions.stage;
+            Reader { pipeline, component: &plan.name, inputs: &plan.inputs, upstream }.check(&known, &new)?;
+        }
         let assigned: Vec<Assignment> = partitions
             .iter()
             .zip(committed)
