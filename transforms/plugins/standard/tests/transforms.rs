@@ -231,6 +231,14 @@ fn route_takes_the_first_port_whose_condition_holds() {
     assert!(route("{}").starts_with("route.condition: "));
     let (key, message) = rejected_config(json!({ "route": { "routes": [{ "port": "a", "when": "valu.x" }] } }));
     assert!(key.as_deref() == Some("routes[0].when") && message.starts_with("column 1: "), "{message}");
+    let condition = |text: &str| rejected_config(json!({ "filter": { "condition": text } })).1;
+    assert!(condition("value.a + 1").starts_with("is always a number or a text; expected a condition"));
+    assert!(condition("'yes'").starts_with("is always a text"));
+    assert!(condition("value.a >").starts_with("column 10: the expression ends here, and lacks a value; expected"));
+    assert!(condition("value.a &&\n  (valu.b").starts_with("column 21: "), "{}", condition("value.a &&\n  (valu.b"));
+    assert!(condition("value.a &&\n  valu.b").starts_with("column 14: there is no variable `valu`"));
+    let sum = json!({ "aggregate": { "window": "1m", "aggregates": { "n": " sum( valu.x)" } } });
+    assert!(rejected_config(sum).1.starts_with("column 7: there is no variable `valu`"));
     let otherwise = json!({ "route": { "routes": [{ "port": "a", "when": "true" }], "otherwise": "b" } });
     assert_eq!(rejected_config(otherwise).0.as_deref(), Some("otherwise"));
 }
