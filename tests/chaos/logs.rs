@@ -25,6 +25,30 @@ pub(crate) const PREVIOUS: &str = r#"plugin = "previous.wasm"
 config = { expression = "string(int(decimal(row.path.substring(6)) / 1000000000))", into = "previous", take = ["path"] }
 "#;
 
+/// A transform with timers: they close windows of the lines' time. The output is checked with
+/// [`check_windows`].
+pub(crate) const WINDOWS: &str = r#"
+[transforms.clock]
+inputs = ["clean"]
+plugin = "timestamp.wasm"
+config = { field = "timestamp", set_timestamp = true }
+
+[transforms.windows]
+inputs = ["clock"]
+plugin = "aggregate.wasm"
+config = { group_by = ["method"], window = "10s", late = "port", aggregates = { n = "count()", sum = "sum(decimal(row.path.substring(6)))" } }
+topic = "$NAME.windows"
+"#;
+
+/// The number of lines of a window, and the sum of their numbers.
+type Sums = (u64, u64);
+
+/// By end and method.
+type Windows = BTreeMap<(u64, String), Sums>;
+
+/// The size of these windows.
+const WINDOW_SECONDS: u64 = 10;
+
 /// Options of the plugin `transforms/plugins/testing`: each applies to lines whose path has this
 /// ending.
 const POISON: &str = r#"{ trap_on = '051","protocol"', loop_on = '/item/1000000333",', flood_on = '7701","protocol', bomb_on = '8802","protocol' }"#;
@@ -149,6 +173,69 @@ pub(crate) fn check_previous(client: &KafkaClient, topic: &str) {
         let before = last.insert((record.partition, number / LOG), path.to_owned());
         assert_eq!(value["previous"]["path"].as_str(), before.as_deref(), "{topic}: the state at {path}");
     }
+}
+
+/// Checks the output of the transform [`WINDOWS`]: each window that a later line has closed has one
+/// result, and each late line is in its own topic. The truth needs no timers: it reads the lines of
+/// each partition in order, and looks afterwards which windows are closed.
+pub(crate) fn check_windows(client: &KafkaClient, name: &str) -> (u64, u64) {
+    let mut late = Vec::new();
+    let mut partitions: BTreeMap<i32, (u64, Windows)> = BTreeMap::new();
+    for record in client.read(&format!("{name}.clean")) {
+        let value = record.json();
+        let path = value["path"].as_str().unwrap();
+        let number: u64 = path.rsplit('/').next().unwrap().parse().unwrap();
+        let (second, (now, windows)) = (LogWriter::second(number), partitions.entry(record.partition).or_default());
+        let end = second - second % WINDOW_SECONDS + WINDOW_SECONDS;
+        *now = second.max(*now);
+        if end <= *now {
+            late.push(path.to_owned());
+            continue;
+        }
+        let window = windows.entry((end, value["method"].as_str().unwrap().to_owned())).or_default();
+        *window = (window.0 + 1, window.1 + number);
+    }
+    let closed = partitions.into_values().flat_map(|(now, windows)| {
+        windows.into_iter().filter(move |((end, _), _)| *end <= now).map(|((end, method), sums)| (end, method, sums))
+    });
+    let mut expected: Vec<(u64, String, Sums)> = closed.collect();
+    expected.sort();
+    let output = client.read(&format!("{name}.windows"));
+    let mut found: Vec<(u64, String, Sums)> = output
+        .iter()
+        .map(|record| {
+            let value = record.json();
+            let number = |name: &str| value[name].as_u64().unwrap();
+            let end = LogWriter::second_of(number("window_end") / 1000);
+            (end, value["method"].as_str().unwrap().to_owned(), (number("n"), number("sum")))
+        })
+        .collect();
+    found.sort();
+    assert!(expected.len() > 10, "{} windows", expected.len());
+    assert_same("windows: end, method, (lines, sum of their numbers)", &found, &expected);
+    let mut found_late: Vec<String> = match client.has_topic(&format!("{name}.windows.late")) {
+        true => {
+            let records = client.read(&format!("{name}.windows.late"));
+            records.iter().map(|record| record.json()["path"].as_str().unwrap().to_owned()).collect()
+        }
+        false => Vec::new(),
+    };
+    found_late.sort();
+    late.sort();
+    assert_same("late lines", &found_late, &late);
+    (expected.len() as u64, late.len() as u64)
+}
+
+/// Shows the first difference of two long lists.
+fn assert_same<T: PartialEq + std::fmt::Debug>(what: &str, found: &[T], expected: &[T]) {
+    let first = found.iter().zip(expected).position(|(found, expected)| found != expected);
+    let first = first.unwrap_or(found.len().min(expected.len()));
+    let (found_one, expected_one) = (found.get(first), expected.get(first));
+    let (found, expected) = (found.len(), expected.len());
+    assert!(
+        found_one.is_none() && expected_one.is_none(),
+        "{what}: {found} found, {expected} expected; at {first}: {found_one:?}, not {expected_one:?}"
+    );
 }
 
 fn footer_rows(path: &Path) -> Option<u64> {

@@ -16,7 +16,7 @@ pub(crate) enum Path {
     Bucket,
     /// Log files → topic → materialised transform → topic → Parquet in a directory.
     Topics,
-    /// The same with a transform that keeps state.
+    /// The same with a transform that keeps state, and another one whose timers close windows.
     State,
     /// Tables of MySQL → a topic for each → plugin in the sink → Parquet in S3.
     Tables,

@@ -25,7 +25,7 @@ mod topics;
 pub use data_dir::{Addresses, DataDir, create_private_folder};
 pub use open_files::{raise_open_files_limit, shortage};
 pub use overview::Overview;
-pub use plugin_cache::plugin_cache_dirs;
+pub use plugin_cache::{plugin_cache_dirs, user_cache_dir};
 pub use rights::{Operation, Resource, ResourceKind, Rights, Use, rights_for, rights_of};
 pub use summary::{PipelineSummary, Summary};
 

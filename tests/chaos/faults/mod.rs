@@ -195,7 +195,7 @@ pub(crate) const FAULTS: &[FaultKind] = &[
 ];
 
 const STEPS: &[(Path, BrokerKind)] =
-    &[(Path::Bucket, BrokerKind::Embedded), (Path::Topics, BrokerKind::Embedded), (Path::Tables, BrokerKind::Embedded)];
+    &[(Path::Bucket, BrokerKind::Embedded), (Path::State, BrokerKind::Embedded), (Path::Tables, BrokerKind::Embedded)];
 const KILLED: &[(Path, BrokerKind)] = &[(Path::Bucket, BrokerKind::Apache), (Path::Tables, BrokerKind::Apache)];
 const CROSSED: &[(Path, BrokerKind)] = &[(Path::Topics, BrokerKind::Embedded), (Path::Bucket, BrokerKind::Apache)];
 

@@ -35,7 +35,8 @@ use super::disk::{
     Checkpoint, DiskStore, Position, StateDisk, StateIdentity, encode_entry, entry_key, expiry_key, key_and_value,
     key_of_expiry, now_ms,
 };
-use super::{ENTRY_OVERHEAD_BYTES, KeyAndValue, SlotId, StateEntry, StateError, StateStore, value_bytes};
+use super::slots::{SlotId, value_bytes};
+use super::{ENTRY_OVERHEAD_BYTES, KeyAndValue, StateEntry, StateError, StateStore};
 
 /// Expiries on disk that one batch looks at.
 const MAX_EXPIRED_ROWS: usize = 10_000;
