@@ -106,8 +106,8 @@ pub(crate) fn latency_rows(kafka: &Kafka, sampling: Sampling) -> Result<[Row; 2]
     ])
 }
 
-/// Loads documents until the node becomes no faster: its compiler takes a minute to make the code of today's
-/// requests fast. Returns the speed.
+/// Loads documents until the node becomes no faster: its compiler takes a minute to make the code
+/// of today's requests fast. Returns the speed.
 fn warm_up(loader: &Loader, server: &OpenSearch) -> f64 {
     let mut fastest = loader.load(server, WARM_UP).per_second();
     for loads in 2..=MAX_WARM_UPS {

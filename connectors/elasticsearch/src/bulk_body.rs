@@ -145,8 +145,9 @@ fn value_len(pending: &PendingRecord<'_>) -> usize {
 }
 
 impl Encoder {
-    /// Makes room for `records` documents of `values` bytes in sum. A body that grows by doubling would
-    /// take up to three times its size for a moment, and up to twice until its last request is answered.
+    /// Makes room for `records` documents of `values` bytes in sum. A body that grows by doubling
+    /// would take up to three times its size for a moment, and up to twice until its last request
+    /// is answered.
     ///
     /// `action`: bytes of the first action line. Ids with offsets of more digits are longer.
     fn reserve(&mut self, values: usize, action: usize, records: usize) {

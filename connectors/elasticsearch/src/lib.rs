@@ -99,8 +99,8 @@ impl SinkSpec for ElasticsearchSpec {
     }
 
     fn commit_policy(&self) -> CommitPolicy {
-        // Larger requests are no faster on OpenSearch 2.19, and each one in flight is twice in memory: as records and as
-        // a body.
+        // Larger requests are no faster on OpenSearch 2.19, and each one in flight is twice in
+        // memory: as records and as a body.
         CommitPolicy { bytes: 3 << 20, ..CommitPolicy::default() }
     }
 

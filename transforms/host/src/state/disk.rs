@@ -247,8 +247,8 @@ impl DiskStore {
             .use_cache(disk.blocks.clone())
             .use_descriptor_table(Some(disk.files.clone()))
             .data_block_compression_policy(CompressionPolicy::disabled())
-            // Ten bits for each key. A filter that is not in memory is read from its file, and checked, as a whole for
-            // each key that is looked up.
+            // Ten bits for each key. A filter that is not in memory is read from its file, and
+            // checked, as a whole for each key that is looked up.
             .filter_block_pinning_policy(PinningPolicy::all(true))
             .filter_block_partitioning_policy(PartitioningPolicy::all(false))
             .index_block_pinning_policy(PinningPolicy::all(true))
@@ -269,7 +269,8 @@ impl DiskStore {
         self.tree.disk_space()
     }
 
-    /// Memory of what finds the rows: the filters and indexes of the tables, about two bytes for each row.
+    /// Memory of what finds the rows: the filters and indexes of the tables, about two bytes for
+    /// each row.
     pub(super) fn pinned_bytes(&self) -> usize {
         self.tree.pinned_filter_size() + self.tree.pinned_block_index_size()
     }
