@@ -28,8 +28,8 @@ use crate::load::{CONFLICT, Loader, PendingLoad, Rows};
 use crate::offsets::Offsets;
 use crate::rebuild::{Rebuild, RebuiltTable};
 use crate::sessions::Sessions;
-use crate::takeover::Takeover;
 use crate::tables::catalog_name;
+use crate::takeover::Takeover;
 
 /// The columns with which rows name their records.
 const LINEAGE: [&str; 3] = ["_topic", "_partition", "_offset"];
