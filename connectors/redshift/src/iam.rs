@@ -3,8 +3,9 @@
 //! `redshift-serverless:GetCredentials` for workgroups.
 //!
 //! A session keeps its login after the credentials have expired, so only a new session needs valid
-//! ones. They are kept until shortly before they expire, and are fetched again if the server refuses
-//! them. Both actions are one signed request: the SDKs of the services would add two large crates.
+//! ones. They are kept until shortly before they expire, and are fetched again if the server
+//! refuses them. Both actions are one signed request: the SDKs of the services would add two large
+//! crates.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};

@@ -1,10 +1,10 @@
 //! [`RefusedRows`]: rows that the destination refuses for a reason that the sink does not check.
 //!
-//! The sink learns of them in `prepare`, when it no longer has their records. It notes them here and
-//! ends the call with [`READ_AGAIN`]. The stage opens the sink again at the committed offsets, and
-//! `write` rejects the noted rows. So the dead letters, the counters (I3) and the offsets move in
-//! one Kafka transaction (I2 a), and the others are loaded once. A task that dies in between leaves
-//! nothing: the next owner finds the same rows.
+//! The sink learns of them in `prepare`, when it no longer has their records. It notes them here
+//! and ends the call with [`READ_AGAIN`]. The stage opens the sink again at the committed offsets,
+//! and `write` rejects the noted rows. So the dead letters, the counters (I3) and the offsets move
+//! in one Kafka transaction (I2 a), and the others are loaded once. A task that dies in between
+//! leaves nothing: the next owner finds the same rows.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -177,7 +177,7 @@ mod tests {
         let offsets = [4, 5, 5, 5, 6];
         assert_eq!(known.note("x", &refused(5, 1)).code, READ_AGAIN);
         assert_eq!(left_out(&known, "a", &offsets), [2]);
-        // The file without it has two rows of the offset: its second one is the third of the record.
+        // The file without it has two rows of the offset: its second one is the record's third.
         assert_eq!(known.note("x", &refused(5, 1)).code, READ_AGAIN);
         assert_eq!(left_out(&known, "a", &offsets), [2, 3]);
         assert_eq!(known.note("x", &refused(5, 0)).code, READ_AGAIN);

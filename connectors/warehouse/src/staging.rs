@@ -1,9 +1,9 @@
 //! Staging: COPY of the files of loads into staging tables, before the loads are prepared.
 //!
-//! The destination refuses here what it would refuse in the load, so that a prepared load can always
-//! be committed. A refused file is searched for its refused rows ([`bisect`](crate::bisect)), with
-//! files of parts of it. The load uses the staging tables if it runs in the same session; another
-//! task, or another session, copies the files again.
+//! The destination refuses here what it would refuse in the load, so that a prepared load can
+//! always be committed. A refused file is searched for its refused rows
+//! ([`bisect`](crate::bisect)), with files of parts of it. The load uses the staging tables if it
+//! runs in the same session; another task, or another session, copies the files again.
 
 use std::fs::File;
 use std::ops::Range;

@@ -1,5 +1,5 @@
-//! Rows that Snowflake refuses for a reason that the sink does not check. The stand-in refuses texts
-//! such as `refuse:100078:why`.
+//! Rows that Snowflake refuses for a reason that the sink does not check. The stand-in refuses
+//! texts such as `refuse:100078:why`.
 
 use trunkline_connector::{Batch, Domain, Error, READ_AGAIN, Rejections, SinkSpec};
 
