@@ -11,7 +11,7 @@ use trunkline_tests::{
 use crate::broker::ChaosBroker;
 use crate::faults::Mounted;
 use crate::feed::{Feed, published};
-use crate::logs::{Logs, PREVIOUS, WINDOWS, check_order, check_previous, check_windows};
+use crate::logs::{self, Logs, PREVIOUS, check_order, check_previous, check_windows};
 use crate::plan::{Path, Plan};
 use crate::tables::Tables;
 use crate::warehouse::{Server, Warehouse};
@@ -217,9 +217,9 @@ impl<'a> Fixture<'a> {
             _ if self.search.is_some() => SEARCH_SINK.to_owned(),
             _ => SINK.to_owned(),
         };
-        let windows = if self.plan.path == Path::State { WINDOWS } else { "" };
+        let windows = if self.plan.path == Path::State { logs::windows() } else { String::new() };
         let sink_options = self.feed.sink_options();
-        let parts = ["name = \"$NAME\"\n", &source, &transform, plugin, &materialised, windows, &sink, sink_options];
+        let parts = ["name = \"$NAME\"\n", &source, &transform, plugin, &materialised, &windows, &sink, sink_options];
         self.case.pipeline("chaos", &(parts.concat() + &destination));
     }
 

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::UNIX_EPOCH;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use trunkline_tests::{KafkaClient, LogWriter, Random, Reader};
@@ -25,18 +27,24 @@ pub(crate) const PREVIOUS: &str = r#"plugin = "previous.wasm"
 config = { expression = "string(int(decimal(row.path.substring(6)) / 1000000000))", into = "previous", take = ["path"] }
 "#;
 
-/// A transform with timers: they close windows of the lines' time. The output is checked with
-/// [`check_windows`].
-pub(crate) const WINDOWS: &str = r#"
-[transforms.clock]
+/// A transform with timers: they close windows of event time. The output is checked with
+/// [`check_windows`]. The lines of each log are 250 ms apart, and all logs begin at `$BASE`: Kafka
+/// would soon delete results that are as old as the times in the lines.
+const WINDOWS: &str = r#"
+[transforms.number]
 inputs = ["clean"]
+plugin = "project.wasm"
+config = { compute = { at = "decimal(row.path.substring(6)) % 1000000000 * 250 + $BASE" } }
+
+[transforms.clock]
+inputs = ["number"]
 plugin = "timestamp.wasm"
-config = { field = "timestamp", set_timestamp = true }
+config = { field = "at", from = "unix_ms", set_timestamp = true }
 
 [transforms.windows]
 inputs = ["clock"]
 plugin = "aggregate.wasm"
-config = { group_by = ["method"], window = "10s", late = "port", aggregates = { n = "count()", sum = "sum(decimal(row.path.substring(6)))" } }
+config = { group_by = ["method"], window = "10s", lateness = "20s", late = "port", aggregates = { n = "count()", sum = "sum(decimal(row.path.substring(6)))" } }
 topic = "$NAME.windows"
 "#;
 
@@ -47,7 +55,22 @@ type Sums = (u64, u64);
 type Windows = BTreeMap<(u64, String), Sums>;
 
 /// The size of these windows.
-const WINDOW_SECONDS: u64 = 10;
+const WINDOW_MS: u64 = 10_000;
+/// How late a line may be.
+const LATENESS_MS: u64 = 20_000;
+/// The time between two lines of a log.
+const LINE_MS: u64 = 250;
+
+/// The event time of the first line of each log: a day before the start of this program.
+fn base() -> u64 {
+    static BASE: OnceLock<u64> = OnceLock::new();
+    *BASE.get_or_init(|| UNIX_EPOCH.elapsed().unwrap().as_millis() as u64 - 86_400_000)
+}
+
+/// The section of the transform [`WINDOWS`].
+pub(crate) fn windows() -> String {
+    WINDOWS.replace("$BASE", &base().to_string())
+}
 
 /// Options of the plugin `transforms/plugins/testing`: each applies to lines whose path has this
 /// ending.
@@ -185,10 +208,10 @@ pub(crate) fn check_windows(client: &KafkaClient, name: &str) -> (u64, u64) {
         let value = record.json();
         let path = value["path"].as_str().unwrap();
         let number: u64 = path.rsplit('/').next().unwrap().parse().unwrap();
-        let (second, (now, windows)) = (LogWriter::second(number), partitions.entry(record.partition).or_default());
-        let end = second - second % WINDOW_SECONDS + WINDOW_SECONDS;
-        *now = second.max(*now);
-        if end <= *now {
+        let (time, (now, windows)) = (base() + number % LOG * LINE_MS, partitions.entry(record.partition).or_default());
+        let end = time - time % WINDOW_MS + WINDOW_MS;
+        *now = time.max(*now);
+        if end + LATENESS_MS <= *now {
             late.push(path.to_owned());
             continue;
         }
@@ -196,7 +219,10 @@ pub(crate) fn check_windows(client: &KafkaClient, name: &str) -> (u64, u64) {
         *window = (window.0 + 1, window.1 + number);
     }
     let closed = partitions.into_values().flat_map(|(now, windows)| {
-        windows.into_iter().filter(move |((end, _), _)| *end <= now).map(|((end, method), sums)| (end, method, sums))
+        windows
+            .into_iter()
+            .filter(move |((end, _), _)| *end + LATENESS_MS <= now)
+            .map(|((end, method), sums)| (end, method, sums))
     });
     let mut expected: Vec<(u64, String, Sums)> = closed.collect();
     expected.sort();
@@ -206,8 +232,7 @@ pub(crate) fn check_windows(client: &KafkaClient, name: &str) -> (u64, u64) {
         .map(|record| {
             let value = record.json();
             let number = |name: &str| value[name].as_u64().unwrap();
-            let end = LogWriter::second_of(number("window_end") / 1000);
-            (end, value["method"].as_str().unwrap().to_owned(), (number("n"), number("sum")))
+            (number("window_end"), value["method"].as_str().unwrap().to_owned(), (number("n"), number("sum")))
         })
         .collect();
     found.sort();

@@ -177,8 +177,7 @@ mod tests {
         let offsets = [4, 5, 5, 5, 6];
         assert_eq!(known.note("x", &refused(5, 1)).code, READ_AGAIN);
         assert_eq!(left_out(&known, "a", &offsets), [2]);
-        // The file without it has two rows of the offset: its second one is the third of the
-        // record.
+        // The file without it has two rows of the offset: its second one is the record's third.
         assert_eq!(known.note("x", &refused(5, 1)).code, READ_AGAIN);
         assert_eq!(left_out(&known, "a", &offsets), [2, 3]);
         assert_eq!(known.note("x", &refused(5, 0)).code, READ_AGAIN);

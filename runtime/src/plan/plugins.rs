@@ -166,6 +166,7 @@ pub(crate) fn rejected(section: &Section<'_>, name: &str, error: StartError) -> 
     Problem {
         code: "plan.plugin_config",
         message: match &error.key {
+            None if message.starts_with(&format!("`{name}`: ")) => format!("the plugin does not start: {message}"),
             Some(key) => format!("the plugin `{name}` rejects its configuration: `{key}`: {message}"),
             None => format!("the plugin `{name}` rejects its configuration: {message}"),
         },
