@@ -42,13 +42,14 @@ use crate::table::Table;
 
 /// The rows of log pipelines, in the table's order. The first six are `pipeline`. The rows of
 /// MySQL, of warehouses and of replays follow them.
-const ROWS: [&str; 23] = [
+const ROWS: [&str; 24] = [
     "none",
     "combined",
     "parquet",
     "mask",
     "parser",
     "plugin",
+    "state",
     "parsers",
     "latency",
     "multiline",
@@ -176,7 +177,7 @@ fn figure(row: &str, sampling: Sampling) -> Option<ExitCode> {
 fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
     let is_selected = |row: &str| rows.contains(&row);
     let mut table = Table::default();
-    if rows.iter().any(|row| !["parser", "parsers", "plugin", "tls", "start"].contains(row)) {
+    if rows.iter().any(|row| !["parser", "parsers", "plugin", "state", "tls", "start"].contains(row)) {
         let kafka = Kafka::start(BrokerKind::Apache).unwrap_or_else(|skip| panic!("{skip}"));
         if ["none", "combined", "parquet", "mask"].into_iter().any(is_selected) {
             table.add(pipeline::rows(&kafka, sampling, is_selected));
@@ -247,6 +248,9 @@ fn run(rows: &[&str], sampling: Sampling) -> ExitCode {
     }
     if is_selected("plugin") {
         table.add(plugin::rows(sampling));
+    }
+    if is_selected("state") {
+        table.add(plugin::state_rows(sampling));
     }
     if is_selected("start") {
         let (rows, skipped) = transforms::start_rows(sampling);

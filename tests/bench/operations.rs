@@ -43,8 +43,8 @@ const SCRAPERS: usize = 2;
 const REST_INTERVAL: Duration = Duration::from_secs(2);
 const SCRAPE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Time until a started worker is at rest.
-const SETTLE: Duration = Duration::from_secs(10);
+/// Time until a started worker is at rest: sinks without records close their producers after 30 s.
+const SETTLE: Duration = Duration::from_secs(40);
 
 /// Runs of the command `status`.
 const COMMANDS: usize = 10;

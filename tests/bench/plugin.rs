@@ -36,7 +36,7 @@ const DISK_CACHE: usize = DISK_ENTRIES * 230 / 10;
 /// A cache that is larger than any state here.
 const LARGE_CACHE: usize = 2 << 30;
 
-/// All rows.
+/// The rows without a large state.
 pub(crate) fn rows(sampling: Sampling) -> Vec<Row> {
     let host = Host::new(HostOptions::default()).unwrap();
     let filter = json!({ "condition": "value.status >= 500" });
@@ -60,6 +60,13 @@ pub(crate) fn rows(sampling: Sampling) -> Vec<Row> {
             Target::AtMost(2_000.0),
         ),
         stateful(&host, sampling, ("aggregate: sessions of many groups", "aggregate.wasm"), &session, Target::None),
+    ]
+}
+
+/// State with random keys, and its restoration.
+pub(crate) fn state_rows(sampling: Sampling) -> Vec<Row> {
+    let host = Host::new(HostOptions::default()).unwrap();
+    vec![
         random_keys(&host, sampling, "previous: state that fits into the cache", LARGE_CACHE, Target::None),
         random_keys(&host, sampling, "previous: state of ten times the cache", DISK_CACHE, Target::AtMost(3_000.0)),
         restore(sampling, "state: restore, without Kafka", ENTRIES, LARGE_CACHE),

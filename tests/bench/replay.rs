@@ -130,7 +130,7 @@ fn beside_row(kafka: &Kafka, sampling: Sampling) -> Row {
                 let arguments = [case.name(), "--from", "earliest", "--into", &into];
                 let process = case.start_command("replay", &[], &arguments);
                 wait::until("the replay reads", LIMIT, || {
-                    let listed = case.ask_worker("runs", "replay", &["--json"], LIMIT);
+                    let listed = case.ask_worker("runs", "replay", &["--kind", "replay", "--json"], LIMIT);
                     listed.stdout.contains("\"tasks\":1").then_some(())
                 });
                 process

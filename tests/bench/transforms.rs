@@ -165,7 +165,7 @@ fn worker_mapping(kafka: &Kafka, mapping: &Mapping, log: &Path, lines: u64) -> R
     let idle = pipeline::run(&case);
     fs::hard_link(log, case.path("logs/access.log")).unwrap();
     let exit = pipeline::run(&case);
-    assert_eq!(exit.summary().of(case.name(), "web").output, expected(mapping, lines));
+    assert_eq!(exit.summary().of(case.name(), "map").output, expected(mapping, lines));
     client::delete_topic(kafka.brokers(), &format!("{}.web", case.name()));
     Run::of(lines, &exit, &idle)
 }

@@ -11,7 +11,7 @@ use trunkline_tests::{
 use crate::broker::ChaosBroker;
 use crate::faults::Mounted;
 use crate::feed::{Feed, published};
-use crate::logs::{Logs, PREVIOUS, check_order, check_previous};
+use crate::logs::{self, Logs, PREVIOUS, check_order, check_previous, check_windows};
 use crate::plan::{Path, Plan};
 use crate::tables::Tables;
 use crate::warehouse::{Server, Warehouse};
@@ -138,7 +138,8 @@ impl<'a> Fixture<'a> {
         }
         let (mut store, mut lake, mut bucket) = (None, case.path("lake"), case.path("lake"));
         let Destinations { s3, search, warehouse } = destinations;
-        let warehouse = warehouse.map(|server| Warehouse::new(server, case.name()));
+        let has_keys = plan.path == Path::RedshiftKeys;
+        let warehouse = warehouse.map(|server| Warehouse::new(server, case.name(), has_keys));
         let tls = broker.tls_files();
         let start_proxy = |server: &str| match &tls {
             Some(tls) => S3Faults::start_tls(server, tls),
@@ -216,7 +217,9 @@ impl<'a> Fixture<'a> {
             _ if self.search.is_some() => SEARCH_SINK.to_owned(),
             _ => SINK.to_owned(),
         };
-        let parts = ["name = \"$NAME\"\n", &source, &transform, plugin, &materialised, &sink, self.feed.sink_options()];
+        let windows = if self.plan.path == Path::State { logs::windows() } else { String::new() };
+        let sink_options = self.feed.sink_options();
+        let parts = ["name = \"$NAME\"\n", &source, &transform, plugin, &materialised, &windows, &sink, sink_options];
         self.case.pipeline("chaos", &(parts.concat() + &destination));
     }
 
@@ -372,6 +375,13 @@ impl<'a> Fixture<'a> {
         }
         if self.plan.path == Path::State {
             check_previous(client, &format!("{name}.clean"));
+            let (results, late) = check_windows(client, &name);
+            let windows = summary.of(&name, "windows");
+            assert_eq!(
+                (windows.input, windows.output, windows.extra, windows.dropped, windows.dead_lettered),
+                (records, results + late, results, records - late, 0),
+                "windows: in, out, extra, dropped, dead-lettered"
+            );
         }
         match (&self.search, &self.warehouse) {
             // Every line once: the ids of documents are their offsets.

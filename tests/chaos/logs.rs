@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::UNIX_EPOCH;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use trunkline_tests::{KafkaClient, LogWriter, Random, Reader};
@@ -24,6 +26,51 @@ parser = "combined"
 pub(crate) const PREVIOUS: &str = r#"plugin = "previous.wasm"
 config = { expression = "string(int(decimal(row.path.substring(6)) / 1000000000))", into = "previous", take = ["path"] }
 "#;
+
+/// A transform with timers: they close windows of event time. The output is checked with
+/// [`check_windows`]. The lines of each log are 250 ms apart, and all logs begin at `$BASE`: Kafka
+/// would soon delete results that are as old as the times in the lines.
+const WINDOWS: &str = r#"
+[transforms.number]
+inputs = ["clean"]
+plugin = "project.wasm"
+config = { compute = { at = "decimal(row.path.substring(6)) % 1000000000 * 250 + $BASE" } }
+
+[transforms.clock]
+inputs = ["number"]
+plugin = "timestamp.wasm"
+config = { field = "at", from = "unix_ms", set_timestamp = true }
+
+[transforms.windows]
+inputs = ["clock"]
+plugin = "aggregate.wasm"
+config = { group_by = ["method"], window = "10s", lateness = "20s", late = "port", aggregates = { n = "count()", sum = "sum(decimal(row.path.substring(6)))" } }
+topic = "$NAME.windows"
+"#;
+
+/// The number of lines of a window, and the sum of their numbers.
+type Sums = (u64, u64);
+
+/// By end and method.
+type Windows = BTreeMap<(u64, String), Sums>;
+
+/// The size of these windows.
+const WINDOW_MS: u64 = 10_000;
+/// How late a line may be.
+const LATENESS_MS: u64 = 20_000;
+/// The time between two lines of a log.
+const LINE_MS: u64 = 250;
+
+/// The event time of the first line of each log: a day before the start of this program.
+fn base() -> u64 {
+    static BASE: OnceLock<u64> = OnceLock::new();
+    *BASE.get_or_init(|| UNIX_EPOCH.elapsed().unwrap().as_millis() as u64 - 86_400_000)
+}
+
+/// The section of the transform [`WINDOWS`].
+pub(crate) fn windows() -> String {
+    WINDOWS.replace("$BASE", &base().to_string())
+}
 
 /// Options of the plugin `transforms/plugins/testing`: each applies to lines whose path has this
 /// ending.
@@ -149,6 +196,71 @@ pub(crate) fn check_previous(client: &KafkaClient, topic: &str) {
         let before = last.insert((record.partition, number / LOG), path.to_owned());
         assert_eq!(value["previous"]["path"].as_str(), before.as_deref(), "{topic}: the state at {path}");
     }
+}
+
+/// Checks the output of the transform [`WINDOWS`]: each window that a later line has closed has one
+/// result, and each late line is in its own topic. The truth needs no timers: it reads the lines of
+/// each partition in order, and looks afterwards which windows are closed.
+pub(crate) fn check_windows(client: &KafkaClient, name: &str) -> (u64, u64) {
+    let mut late = Vec::new();
+    let mut partitions: BTreeMap<i32, (u64, Windows)> = BTreeMap::new();
+    for record in client.read(&format!("{name}.clean")) {
+        let value = record.json();
+        let path = value["path"].as_str().unwrap();
+        let number: u64 = path.rsplit('/').next().unwrap().parse().unwrap();
+        let (time, (now, windows)) = (base() + number % LOG * LINE_MS, partitions.entry(record.partition).or_default());
+        let end = time - time % WINDOW_MS + WINDOW_MS;
+        *now = time.max(*now);
+        if end + LATENESS_MS <= *now {
+            late.push(path.to_owned());
+            continue;
+        }
+        let window = windows.entry((end, value["method"].as_str().unwrap().to_owned())).or_default();
+        *window = (window.0 + 1, window.1 + number);
+    }
+    let closed = partitions.into_values().flat_map(|(now, windows)| {
+        windows
+            .into_iter()
+            .filter(move |((end, _), _)| *end + LATENESS_MS <= now)
+            .map(|((end, method), sums)| (end, method, sums))
+    });
+    let mut expected: Vec<(u64, String, Sums)> = closed.collect();
+    expected.sort();
+    let output = client.read(&format!("{name}.windows"));
+    let mut found: Vec<(u64, String, Sums)> = output
+        .iter()
+        .map(|record| {
+            let value = record.json();
+            let number = |name: &str| value[name].as_u64().unwrap();
+            (number("window_end"), value["method"].as_str().unwrap().to_owned(), (number("n"), number("sum")))
+        })
+        .collect();
+    found.sort();
+    assert!(expected.len() > 10, "{} windows", expected.len());
+    assert_same("windows: end, method, (lines, sum of their numbers)", &found, &expected);
+    let mut found_late: Vec<String> = match client.has_topic(&format!("{name}.windows.late")) {
+        true => {
+            let records = client.read(&format!("{name}.windows.late"));
+            records.iter().map(|record| record.json()["path"].as_str().unwrap().to_owned()).collect()
+        }
+        false => Vec::new(),
+    };
+    found_late.sort();
+    late.sort();
+    assert_same("late lines", &found_late, &late);
+    (expected.len() as u64, late.len() as u64)
+}
+
+/// Shows the first difference of two long lists.
+fn assert_same<T: PartialEq + std::fmt::Debug>(what: &str, found: &[T], expected: &[T]) {
+    let first = found.iter().zip(expected).position(|(found, expected)| found != expected);
+    let first = first.unwrap_or(found.len().min(expected.len()));
+    let (found_one, expected_one) = (found.get(first), expected.get(first));
+    let (found, expected) = (found.len(), expected.len());
+    assert!(
+        found_one.is_none() && expected_one.is_none(),
+        "{what}: {found} found, {expected} expected; at {first}: {found_one:?}, not {expected_one:?}"
+    );
 }
 
 fn footer_rows(path: &Path) -> Option<u64> {

@@ -4,7 +4,7 @@
 //! * `faults` lists the faults, with one file per kind.
 //! * `fixture` is one pipeline with its servers, and the checks at the end of a run.
 //! * `feed` is the input of the pipeline: `logs`, or `tables` that `writer`s change.
-//! * `warehouse` is the destination of the paths `snowflake` and `redshift`.
+//! * `warehouse` is the destination of the paths `snowflake`, `redshift` and `redshift-keys`.
 //! * `plan` parses the command line and selects the runs. `table` prints the results.
 
 // The harness reports every failure by a panic with its reason.
@@ -134,9 +134,9 @@ fn get_or_start<T>(server: &mut Option<T>, start: impl FnOnce() -> Result<T, Ski
 fn execute(plan: &Plan, servers: &mut Servers, tally: &mut Tally) -> Result<(), Skip> {
     let s3 = &*get_or_start(&mut servers.s3, S3::start)?;
     let mysql = match plan.path {
-        Path::Bucket | Path::Topics | Path::State | Path::Search | Path::Snowflake | Path::Redshift => None,
         Path::Tables => Some(get_or_start(&mut servers.mysql, Mysql::start)?),
         Path::MariaDb => Some(get_or_start(&mut servers.mariadb, Mysql::start_mariadb)?),
+        _ => None,
     };
     let search = match plan.path {
         Path::Search => Some(get_or_start(&mut servers.search, OpenSearch::start)?),
@@ -147,7 +147,7 @@ fn execute(plan: &Plan, servers: &mut Servers, tally: &mut Tally) -> Result<(), 
             let snowflake = get_or_start(&mut servers.snowflake, || Snowflake::start(s3))?;
             Some(Server::Snowflake(snowflake))
         }
-        Path::Redshift => {
+        Path::Redshift | Path::RedshiftKeys => {
             let redshift = get_or_start(&mut servers.redshift, || Redshift::start(s3))?;
             let proxy = RedshiftFaults::start(redshift.port());
             Some(Server::Redshift(redshift, proxy))

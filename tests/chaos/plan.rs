@@ -16,7 +16,7 @@ pub(crate) enum Path {
     Bucket,
     /// Log files → topic → materialised transform → topic → Parquet in a directory.
     Topics,
-    /// The same with a transform that keeps state.
+    /// The same with a transform that keeps state, and another one whose timers close windows.
     State,
     /// Tables of MySQL → a topic for each → plugin in the sink → Parquet in S3.
     Tables,
@@ -28,11 +28,13 @@ pub(crate) enum Path {
     Snowflake,
     /// The same with Redshift.
     Redshift,
+    /// The same with a table that has one row for each key.
+    RedshiftKeys,
 }
 
 impl Path {
     /// All of them.
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Bucket,
         Self::Topics,
         Self::State,
@@ -41,6 +43,7 @@ impl Path {
         Self::Search,
         Self::Snowflake,
         Self::Redshift,
+        Self::RedshiftKeys,
     ];
 
     /// Whether its destination is S3.
@@ -50,7 +53,7 @@ impl Path {
 
     /// Whether its destination is a warehouse.
     pub(crate) fn ends_in_warehouse(self) -> bool {
-        matches!(self, Self::Snowflake | Self::Redshift)
+        matches!(self, Self::Snowflake | Self::Redshift | Self::RedshiftKeys)
     }
 
     /// Whether its source is a database.
@@ -70,6 +73,7 @@ impl fmt::Display for Path {
             Self::Search => "search",
             Self::Snowflake => "snowflake",
             Self::Redshift => "redshift",
+            Self::RedshiftKeys => "redshift-keys",
         })
     }
 }

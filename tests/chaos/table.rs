@@ -58,7 +58,7 @@ impl Table {
     /// Prints the table, and the line that `tests/run` counts.
     pub(crate) fn print(&self) {
         println!(
-            "\n{:<10}{:<10}{:<23}{:>5}{:>7}{:>7}{:>10}{:>20}{:>10}  verdict",
+            "\n{:<15}{:<10}{:<23}{:>5}{:>7}{:>7}{:>10}{:>20}{:>10}  verdict",
             "path", "broker", "fault", "runs", "kills", "faults", "records", "recovery med/max", "peak RSS"
         );
         for ((path, broker, _), row) in &self.rows {
@@ -69,7 +69,7 @@ impl Table {
                 (_, failed) => format!("FAILED {failed}"),
             };
             println!(
-                "{:<10}{:<10}{:<23}{:>5}{:>7}{:>7}{:>10}{:>20}{:>10}  {verdict}",
+                "{:<15}{:<10}{:<23}{:>5}{:>7}{:>7}{:>10}{:>20}{:>10}  {verdict}",
                 path.to_string(),
                 broker.to_string(),
                 row.name,

@@ -16,6 +16,9 @@ commit = { records = 1_000, age = "1s", idle = "300ms" }
 takeover_timeout = "4s"
 "#;
 
+/// With this option, a table has one row for each line.
+const KEYS: &str = "mode = \"upsert\"\nkey = [\"path\"]\n";
+
 /// The number of polls and the time after which a slow statement is answered.
 const SLOW: (u64, Duration) = (6, Duration::from_secs(3));
 
@@ -49,6 +52,8 @@ pub(crate) enum StatementFault {
 pub(crate) struct Warehouse<'a> {
     server: Server<'a>,
     schema: String,
+    /// The options of its table.
+    table: &'static str,
     /// The beginning of the names that the sessions of the run's workers have.
     application: String,
     /// The name of the sink's offsets table, once it exists.
@@ -58,13 +63,15 @@ pub(crate) struct Warehouse<'a> {
 }
 
 impl<'a> Warehouse<'a> {
-    /// The warehouse of the run with this unique name.
-    pub(crate) fn new(server: Server<'a>, name: &str) -> Self {
+    /// The warehouse of the run with this unique name. With `has_keys`, the rows of its table have
+    /// keys.
+    pub(crate) fn new(server: Server<'a>, name: &str, has_keys: bool) -> Self {
         let schema = name.replace('-', "_");
         if let Server::Redshift(redshift, _) = &server {
             redshift.run(&format!("CREATE SCHEMA {schema}"));
         }
-        Self { server, schema, application: format!("trunkline {name}"), offsets: None, seen: BTreeMap::new() }
+        let (table, application) = (if has_keys { KEYS } else { "" }, format!("trunkline {name}"));
+        Self { server, schema, table, application, offsets: None, seen: BTreeMap::new() }
     }
 
     /// The sink's section, with the stage in `bucket` at this address.
@@ -76,7 +83,7 @@ impl<'a> Warehouse<'a> {
                 format!("connector = \"redshift\"\n{options}")
             }
         };
-        format!("{SINK}{options}")
+        format!("{SINK}{}{options}", self.table)
     }
 
     /// The number of rows in the table. Each observation must show whole loads: the offsets row
@@ -129,6 +136,17 @@ impl<'a> Warehouse<'a> {
             let before = loaded[partition].partition_point(|offset| offset < next) as u64;
             assert_eq!(*count, before, "partition {partition}: rows before offset {next}, when the offsets row had it");
         }
+    }
+
+    /// The time of the last load.
+    pub(crate) fn last_load(&self) -> String {
+        self.query("SELECT MAX(_loaded_at) FROM $S.lines").remove(0)
+    }
+
+    /// The number of rows that were loaded until this time.
+    pub(crate) fn loaded_until(&self, time: &str) -> u64 {
+        let found = self.query(&format!("SELECT COUNT(*) FROM $S.lines WHERE _loaded_at <= '{time}'"));
+        found[0].parse().unwrap()
     }
 
     /// Applies a fault to the next statement that begins with this text. False if the warehouse has

@@ -85,6 +85,12 @@ fn a_pause_holds_for_all_workers_and_outlives_them() {
     assert!(offsets.contains("kafka_offset"), "{offsets}");
     let (_, root) = send(&address, "GET", "/", "");
     assert!(!root.contains("\"kafka_cluster_id\":null"), "{root}");
+    assert_eq!(ask(&case, "runs", &["stop", &lake]), json!({ "request": "stopped", "components": [lake] }));
+    wait::until("the live run is stopped", LONG, || {
+        (ask(&case, "runs", &["show", &lake])["state"] == "stopped").then_some(())
+    });
+    assert_eq!(ask(&case, "runs", &["resume", &lake]), json!({ "request": "resumed", "components": [lake] }));
+    wait_for_state(&case, &mut worker, "a", "lake", "running");
     ask(&case, "restart", &[&lake]);
     wait::until("the sink has started again", LONG, || {
         let task = task(&case, "a", "lake")?;

@@ -40,6 +40,7 @@ mod control;
 mod crashes;
 mod dashboard;
 mod dead_letters;
+mod guide;
 mod lost_replies;
 mod mysql;
 mod newcomer;

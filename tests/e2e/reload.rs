@@ -8,7 +8,7 @@ use trunkline_tests::{BrokerKind, Case, Kafka, LogWriter, Mysql, Process, Random
 
 use crate::shop::{OnDrop, SMALL_CHUNKS, Shop, writes};
 use crate::worker_log::{self, Reload};
-use crate::{LONG, access_logs, assert_counted, assert_every_line_once, stop, wait_for_rows};
+use crate::{LONG, MASK, access_logs, assert_counted, assert_every_line_once, stop, wait_for_rows};
 
 on_each_broker!(a_reload_waits_for_brokers_that_are_down, two_workers_share_new_stages_after_a_reload);
 
@@ -71,6 +71,51 @@ fn an_added_table_is_read_while_other_tables_continue() {
     assert_eq!(summary.of(case.name(), "shop").output, records);
     assert_eq!(summary.of(&logs, "lake").output, log.lines());
     assert_every_line_once(&reader, &case.path("lake"), &log);
+}
+
+/// A second reader gives a fused transform a topic of its own, and its removal takes it away.
+#[test]
+fn past_records_are_not_written_again_when_a_transform_becomes_a_stage() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
+    let case = Case::new("reload-second-reader", kafka);
+    let mut log = LogWriter::new(case.path("logs/access.log"), 806);
+    log.append(500);
+    let sink = |name: &str, transform: &str| {
+        format!("[sinks.{name}]\nconnector = \"s3\"\ninputs = [\"{transform}\"]\nurl = \"file://$DIR/{name}\"\n")
+    };
+    case.pipeline("access", &access_logs());
+    case.until_idle("a", LONG);
+    case.pipeline("access", &[access_logs(), sink("copy", "clean")].concat());
+    let refused = case.start("a", &["--until-idle"]).wait(LONG);
+    assert_eq!(refused.code, Some(1), "{}", refused.describe());
+    let said = format!("`{0}.lake` has processed the topic `{0}.web`, and reads `{0}.clean` now", case.name());
+    assert!(
+        refused.stderr.contains(&said) && refused.stderr.contains("[stage.repeated_inputs]"),
+        "{}",
+        refused.describe()
+    );
+    assert_every_line_once(&reader, &case.path("lake"), &log);
+    assert_eq!(reader.read(&case.path("copy"), &["path"]).rows, 500, "the second sink has the past");
+
+    // The removal of the second sink fuses the transform again.
+    log.append(100);
+    let with_own = [access_logs(), sink("copy2", "other"), MASK.replace("clean", "other")].concat();
+    for pipeline in [access_logs(), with_own] {
+        case.pipeline("access", &pipeline);
+        case.until_idle("a", LONG);
+        assert_every_line_once(&reader, &case.path("lake"), &log);
+    }
+    assert_eq!(reader.read(&case.path("copy2"), &["path"]).rows, 600);
+
+    // The other direction: the sink has begun in the topic of the transform.
+    let separate = access_logs().replace("[transforms.clean]", "[transforms.clean]\nfuse = false");
+    let other = |text: &str| text.replace("$NAME", "$NAME-b").replace("$DIR/lake", "$DIR/b");
+    case.pipeline("access", &other(&separate));
+    case.until_idle("a", LONG);
+    case.pipeline("access", &other(&access_logs()));
+    let refused = case.start("a", &["--until-idle"]).wait(LONG);
+    assert!(refused.stderr.contains(&format!("topic = \"{}-b.clean\"", case.name())), "{}", refused.describe());
+    assert_every_line_once(&reader, &case.path("b"), &log);
 }
 
 #[test]

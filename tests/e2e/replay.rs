@@ -37,7 +37,7 @@ fn replay(case: &Case, arguments: &[&str]) -> Exit {
 
 /// The only run of the cluster, as `trunkline runs` shows it.
 fn only_run(case: &Case) -> Value {
-    let listed = case.ask_worker("runs", "replay", &["--json"], LONG);
+    let listed = case.ask_worker("runs", "replay", &["--kind", "replay", "--json"], LONG);
     assert_eq!(listed.code, Some(0), "{}", listed.describe());
     let runs: Vec<Value> = serde_json::from_str(&listed.stdout).unwrap();
     assert_eq!(runs.len(), 1, "{}", listed.stdout);
@@ -89,7 +89,7 @@ fn a_killed_replay_fills_a_shadow_once_while_live_records_arrive(kind: BrokerKin
         // Slow enough to be killed in the middle.
         let killed = case.start_command("replay", &[], &[&arguments[..], &["--rate", "700"]].concat());
         wait::until("a run with rows", LONG, || {
-            let listed = case.ask_worker("runs", "replay", &["--json"], LONG);
+            let listed = case.ask_worker("runs", "replay", &["--kind", "replay", "--json"], LONG);
             let runs: Vec<Value> = serde_json::from_str(&listed.stdout).unwrap_or_default();
             runs.first()?["counters"]["out"].as_u64().filter(|out| *out >= rows)
         });
@@ -147,13 +147,13 @@ fn a_range_in_the_middle_is_replayed_and_its_destination_is_protected(kind: Brok
     assert_eq!(planned.code, Some(0), "{}", planned.describe());
     assert!(planned.stdout.contains("New files are added"), "{}", planned.describe());
     assert!(!case.path("shadow").exists());
-    assert_eq!(case.ask_worker("runs", "replay", &["--json"], LONG).stdout.trim(), "[]");
+    assert_eq!(case.ask_worker("runs", "replay", &["--kind", "replay", "--json"], LONG).stdout.trim(), "[]");
 
     // A run that is not finished keeps others out of its destination.
     let slow = [&range[..], &["--into", &into, "--rate", "1"]].concat();
     let running = case.start_command("replay", &[], &[&[case.name()], &slow[..]].concat());
     wait::until("the run", LONG, || {
-        let listed = case.ask_worker("runs", "replay", &["--json"], LONG);
+        let listed = case.ask_worker("runs", "replay", &["--kind", "replay", "--json"], LONG);
         (listed.stdout.trim() != "[]").then_some(())
     });
     let other = replay(&case, &["--from", "earliest", "--into", &into]);
@@ -282,7 +282,7 @@ fn a_killed_replay_replaces_files_while_live_records_arrive() {
 
     let killed = case.start_command("replay", &[], &[&arguments[..], &["--rate", "1200"]].concat());
     wait::until("a run with rows", LONG, || {
-        let listed = case.ask_worker("runs", "replay", &["--json"], LONG);
+        let listed = case.ask_worker("runs", "replay", &["--kind", "replay", "--json"], LONG);
         let runs: Vec<Value> = serde_json::from_str(&listed.stdout).unwrap_or_default();
         runs.first()?["counters"]["out"].as_u64().filter(|out| *out > 0)
     });
@@ -319,7 +319,7 @@ fn a_run_is_given_up(case: &Case) {
     let slow = [case.name(), "--from", "earliest", "--supersede", "--rate", "500"];
     let running = case.start_command("replay", &[], &slow);
     let unfinished = || -> Option<Value> {
-        let listed = case.ask_worker("runs", "replay", &["--json"], LONG);
+        let listed = case.ask_worker("runs", "replay", &["--kind", "replay", "--json"], LONG);
         let runs: Vec<Value> = serde_json::from_str(&listed.stdout).unwrap_or_default();
         runs.into_iter().find(|run| run["supersede"]["step"] == "staging")
     };
@@ -356,7 +356,7 @@ fn a_replay_whose_records_are_deleted_stops_and_skips_nothing() {
     let arguments = ["--from", &from, "--into", &into];
     let running = case.start_command("replay", &[], &[&[case.name()], &arguments[..], &["--rate", "100"]].concat());
     wait::until("a run with rows", LONG, || {
-        let listed = case.ask_worker("runs", "replay", &["--json"], LONG);
+        let listed = case.ask_worker("runs", "replay", &["--kind", "replay", "--json"], LONG);
         let runs: Vec<Value> = serde_json::from_str(&listed.stdout).unwrap_or_default();
         runs.first()?["counters"]["out"].as_u64().filter(|out| *out > 0)
     });
@@ -558,7 +558,7 @@ fn rejected_records_are_inspected_and_replayed_alone_and_a_run_is_paused() {
     let inspected = replay(&case, &[&failed[..], &["--to-stdout", "--limit", "1"]].concat());
     let line: Value = serde_json::from_str(&inspected.stdout).unwrap();
     assert!(line["rejected"].is_null() && line["value"]["remote_addr"] == "***", "{}", inspected.describe());
-    assert_eq!(case.ask_worker("runs", "replay", &["--json"], LONG).stdout.trim(), "[]");
+    assert_eq!(case.ask_worker("runs", "replay", &["--kind", "replay", "--json"], LONG).stdout.trim(), "[]");
 
     let into = shadow(&case);
     // Slow enough for the pause: the rate counts the records that are replayed.
@@ -566,7 +566,7 @@ fn rejected_records_are_inspected_and_replayed_alone_and_a_run_is_paused() {
     let running = case.start_command("replay", &[], &run);
     let state = |expected: &str| (only_run(&case)["state"] == expected).then_some(());
     wait::until("a run with records", LONG, || {
-        let listed = case.ask_worker("runs", "replay", &["--json"], LONG);
+        let listed = case.ask_worker("runs", "replay", &["--kind", "replay", "--json"], LONG);
         let runs: Vec<Value> = serde_json::from_str(&listed.stdout).unwrap_or_default();
         runs.first().filter(|run| run["state"] == "running").map(|_| ())
     });

@@ -21,7 +21,7 @@ fn new_case(test: &str, kafka: &Kafka) -> Case {
 }
 
 fn runs(case: &Case) -> Vec<Value> {
-    let listed = case.ask_worker("runs", "replay", &["--json"], LONG);
+    let listed = case.ask_worker("runs", "replay", &["--kind", "replay", "--json"], LONG);
     serde_json::from_str(&listed.stdout).unwrap_or_default()
 }
 

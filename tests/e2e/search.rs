@@ -212,7 +212,7 @@ fn a_killed_replay_replaces_documents(search: &OpenSearch, case: &Case) {
     let arguments = [case.name(), "--sink", "offsets", "--from", "earliest", "--supersede"];
     let killed = case.start_command("replay", &[], &[&arguments[..], &["--rate", "600"]].concat());
     wait::until("a run with documents", LONG, || {
-        let listed = case.ask_worker("runs", "replay", &["--json"], LONG);
+        let listed = case.ask_worker("runs", "replay", &["--kind", "replay", "--json"], LONG);
         let runs: Vec<serde_json::Value> = serde_json::from_str(&listed.stdout).unwrap_or_default();
         runs.first()?["counters"]["out"].as_u64().filter(|out| *out > 0)
     });

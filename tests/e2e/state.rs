@@ -208,6 +208,13 @@ plugin = "absence.wasm"
 config = { fields = ["device"], after = "500ms" }
 topic = "$NAME.watch"
 timers = { idle = "1s" }
+
+[transforms.windows]
+inputs = ["clock"]
+plugin = "aggregate.wasm"
+config = { group_by = ["device"], window = "100ms", aggregates = { n = "count()" } }
+topic = "$NAME.windows"
+timers = { idle = "1s" }
 "#;
 
 /// The timers of a partition without records fire by the clock, once, also around a kill.
@@ -216,29 +223,39 @@ fn timers_of_an_idle_partition_fire_once() {
     let kafka = need!(Kafka::any());
     let case = Case::new("state-idle", kafka);
     case.pipeline("beats", IDLE);
-    let absent = format!("{}.watch.absent", case.name());
+    let (absent, windows) = (format!("{}.watch.absent", case.name()), format!("{}.windows", case.name()));
     let mut log = LogWriter::new(case.path("logs/beats.log"), 1803);
     let mut beat = |device: &str| {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
         log.append_raw(format!("{{\"device\":\"{device}\",\"at\":{now}}}\n").as_bytes());
     };
-    let devices = || -> Vec<String> {
-        let records = kafka.read(&absent);
+    let devices_in = |topic: &str| -> Vec<String> {
+        let records = kafka.read(topic);
         records.iter().map(|record| record.json()["device"].as_str().unwrap().to_owned()).collect()
+    };
+    let devices = || match [&absent, &windows].map(|topic| kafka.has_topic(topic)) {
+        [true, true] => [devices_in(&absent), devices_in(&windows)],
+        _ => [Vec::new(), Vec::new()],
+    };
+    let both = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        [names.clone(), names]
     };
     beat("a");
     let worker = case.start("a", &[]);
-    wait::until("the first device is missed", LONG, || (kafka.has_topic(&absent) && devices() == ["a"]).then_some(()));
+    wait::until("the first device is missed", LONG, || (devices() == both(&["a"])).then_some(()));
     beat("b");
     let killed = worker.kill9();
     assert_eq!(killed.signal, Some(libc::SIGKILL), "{}", killed.describe());
     let worker = case.start("a", &[]);
-    wait::until("the second device is missed", LONG, || (devices() == ["a", "b"]).then_some(()));
+    wait::until("the second device is missed", LONG, || (devices() == both(&["a", "b"])).then_some(()));
     worker.kill9();
     let summary = case.until_idle("a", LONG);
-    assert_eq!(devices(), ["a", "b"]);
-    let watch = summary.of(case.name(), "watch");
+    assert_eq!(devices(), both(&["a", "b"]));
+    let of = |component: &str| summary.of(case.name(), component);
+    let (watch, windows) = (of("watch"), of("windows"));
     assert_eq!((watch.input, watch.output, watch.extra), (2, 4, 2));
+    assert_eq!((windows.input, windows.output, windows.extra, windows.dropped), (2, 2, 2, 2));
 }
 
 const STOPS: &str = r#"
@@ -318,7 +335,7 @@ fn a_killed_replay_of_a_transform_fills_a_shadow_topic_once() {
     let arguments = [case.name(), "--transform", "sums", "--from", "earliest"];
     let replay = |more: &[&str]| case.run_command("replay", &[], &[&arguments[..], more].concat(), LONG);
     let runs = || -> Vec<serde_json::Value> {
-        let listed = case.ask_worker("runs", "replay", &["--json"], LONG);
+        let listed = case.ask_worker("runs", "replay", &["--kind", "replay", "--json"], LONG);
         serde_json::from_str(&listed.stdout).unwrap_or_default()
     };
     let refused = replay(&[]);

@@ -137,6 +137,16 @@ fn a_killed_worker_is_reported_within_five_seconds() {
     let (code, page) = get(&address, &format!("/ui/tap/{}.lake", case.name()), "Accept: text/html\r\n");
     assert!(code == 200 && page.contains("&quot;path&quot;"), "{page}");
 
+    let lake = wait::until("the sink has caught up", LONG, || {
+        Some(live_lake(&case, "a")).filter(|lake| lake["lag_records"] == 0)
+    });
+    assert_eq!((&lake["state"], &lake["tasks"]), (&"running".into(), &2.into()), "{lake}");
+    let (out, people) = (&lake["counters"]["out"], &lake["started_by"]);
+    assert_eq!((out, people.as_array().map(Vec::len)), (&1_000.into(), Some(1)), "{lake}");
+    // Where no worker runs, the brokers know who runs what.
+    let lake = live_lake(&case, "elsewhere");
+    assert_eq!((&lake["tasks"], &lake["lag_records"]), (&2.into(), &serde_json::Value::Null), "{lake}");
+
     drop(second.kill9());
     let killed = Instant::now();
     let workers = || serde_json::from_str::<Vec<serde_json::Value>>(&get(&address, "/api/v1/workers", "").1).unwrap();
@@ -146,7 +156,19 @@ fn a_killed_worker_is_reported_within_five_seconds() {
     let shown = status(&case, &["--all-workers"]);
     assert!(shown.stdout.contains("is gone: it was killed or lost Kafka"), "{}", shown.describe());
     assert_eq!(shown.code, Some(1), "{}", shown.describe());
+    // The rows of the dead worker are still there.
+    assert_eq!(live_lake(&case, "elsewhere")["tasks"], 1);
     stop(first);
+    let ended = case.ask_worker("runs", "elsewhere", &["show", &format!("{}.lake", case.name())], LONG);
+    assert!(ended.code == Some(2) && ended.stderr.contains("[replay.unknown_run]"), "{}", ended.describe());
+}
+
+/// The live run of the sink, as `trunkline runs` shows it with this data directory.
+fn live_lake(case: &Case, data: &str) -> serde_json::Value {
+    let listed = case.ask_worker("runs", data, &["--kind", "live", "--json"], LONG);
+    assert_eq!(listed.code, Some(0), "{}", listed.describe());
+    let runs: Vec<serde_json::Value> = serde_json::from_str(&listed.stdout).unwrap();
+    runs.into_iter().find(|run| run["component"] == "lake").unwrap()
 }
 
 #[test]

@@ -18,6 +18,9 @@ const AGENTS: [&str; 4] = [
     "curl/8.14.1",
 ];
 
+/// 1 March 2026, in seconds since 1970.
+const MARCH: u64 = 1_772_323_200;
+
 /// Writes lines of the combined format. One seed gives the same lines every time. Each line has a
 /// unique path, `/item/{number}`. Timestamps are 2.5 s apart, from 1 March 2026 on: 100,000 lines
 /// are three days. After 31 days they begin again at 1 March.
@@ -56,6 +59,16 @@ impl LogWriter {
     /// Appends any bytes. They are not counted as lines.
     pub fn append_raw(&mut self, bytes: &[u8]) {
         self.file.write_all(bytes).unwrap();
+    }
+
+    /// The time of the line with this number: seconds since 1 March.
+    pub fn second(number: u64) -> u64 {
+        number * 5 / 2 % (31 * 86_400)
+    }
+
+    /// The same of a Unix timestamp in seconds.
+    pub fn second_of(unix: u64) -> u64 {
+        unix - MARCH
     }
 
     /// The number of lines written.
@@ -105,7 +118,7 @@ impl LogWriter {
         let address = random.number().to_be_bytes();
         let [a, b, c, d, ..] = address;
         let user = if random.below(10) == 0 { "alice" } else { "-" };
-        let second = number * 5 / 2 % (31 * 86_400);
+        let second = Self::second(number);
         let (day, hour, minute) = (second / 86_400 + 1, second / 3600 % 24, second / 60 % 60);
         let method = random.pick(&METHODS);
         let status = 200 + random.below(4) * 100;

@@ -40,6 +40,6 @@ pub use sink::{
 };
 pub use source::{
     Fill, IncrementalSnapshots, Placement, PositionChange, PreflightIssue, Reparser, SnapshotRequest, Source,
-    SourceBatch, SourceConnector, SourceContext, SourceLag, SourceSpec,
+    SourceBatch, SourceConnector, SourceContext, SourceLag, SourceSpec, SourceWaker,
 };
 pub use template::{Escape, RenderError, Template, TemplateError};

@@ -186,9 +186,16 @@ pub struct SourceContext {
 /// call.
 pub trait Source: Send {
     /// Adds records to `out` until it is [full](SourceBatch::is_full), the deadline has passed, or
-    /// no data is available. Without data it waits for data until the deadline. After an error, the
-    /// records that were added before it are still delivered.
+    /// no data is available. Without data it waits for data until the deadline, or for
+    /// [`SourceBatch::max_wait`] if that is longer and the source has a [`waker`](Source::waker).
+    /// After an error, the records that were added before it are still delivered.
     fn fill(&mut self, out: &mut SourceBatch, deadline: Instant) -> Result<Fill>;
+
+    /// Ends the current wait of [`fill`](Source::fill), or the next one, from another thread. With
+    /// it, the runtime lets the source wait longer: it need not look for a stop in between.
+    fn waker(&self) -> Option<SourceWaker> {
+        None
+    }
 
     /// Acknowledges that the records up to this position are committed in Kafka, so that the
     /// external system may discard them (a replication slot, a message queue). `position` holds the
@@ -203,6 +210,9 @@ pub trait Source: Send {
     /// How far the source is behind the external system.
     fn lag(&self) -> SourceLag;
 }
+
+/// Ends the wait of a source, from any thread.
+pub type SourceWaker = Arc<dyn Fn() + Send + Sync>;
 
 /// The result of [`Source::fill`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -263,6 +273,9 @@ pub struct SourceBatch {
     pub max_bytes: usize,
     /// Limit on the number of records.
     pub max_records: usize,
+    /// How long a source without data waits that has a [`waker`](Source::waker). Zero: until the
+    /// deadline.
+    pub max_wait: Duration,
 }
 
 /// A keyed value of a source's position.
@@ -289,6 +302,12 @@ impl SourceBatch {
     /// Bytes of all records, as the byte budget counts them (I6).
     pub fn bytes(&self) -> usize {
         self.records.bytes() + self.side_outputs.bytes() + self.rejected.records.bytes()
+    }
+
+    /// There is nothing in it that the runtime has to handle.
+    pub fn carries_nothing(&self) -> bool {
+        let no_tables = self.snapshot_begins.is_empty() && self.snapshot_ends.is_empty() && self.data_sets.is_empty();
+        self.is_empty() && self.schemas.is_empty() && no_tables
     }
 
     /// The batch has no records and no change of the position.

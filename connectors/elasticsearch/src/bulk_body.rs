@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
 
 use bytes::Bytes;
-use trunkline_connector::{Delivery, Error, Reason, RecordIndex};
+use trunkline_connector::{Delivery, Error, PendingRecord, Reason, RecordIndex};
 
 use crate::config::DocumentOptions;
 use crate::document::{self, Appended, Identity, Observers};
@@ -47,11 +47,8 @@ impl BulkBody {
     ) -> (Self, Decided) {
         // Topic partitions with a record that is held.
         let mut held = HashSet::new();
-        let mut encoder = Encoder {
-            body: Vec::with_capacity(delivery.bytes()),
-            needs_order: options.needs_order(),
-            ..Encoder::default()
-        };
+        let mut encoder = Encoder { needs_order: options.needs_order(), ..Encoder::default() };
+        let values: usize = delivery.pending().map(|pending| value_len(&pending)).sum();
         let mut last = None;
         for pending in delivery.pending() {
             let partition = (pending.record.topic(), pending.record.entry().partition);
@@ -67,7 +64,13 @@ impl BulkBody {
             }
             last = Some(place);
             match document::append(options, pending.record, ordinal, observers, &mut encoder.body) {
-                Ok(Appended::Operation(identity)) => encoder.push(pending.index, identity),
+                Ok(Appended::Operation(identity)) => {
+                    if encoder.operations.is_empty() {
+                        let action = (encoder.body.len() - start).saturating_sub(value_len(&pending));
+                        encoder.reserve(values, action, delivery.pending_len());
+                    }
+                    encoder.push(pending.index, identity);
+                }
                 Ok(Appended::Nothing) => encoder.decided.superseded.push(pending.index),
                 Ok(Appended::Held(error)) => {
                     held.insert(partition);
@@ -137,7 +140,23 @@ struct Encoder {
     hasher: RandomState,
 }
 
+fn value_len(pending: &PendingRecord<'_>) -> usize {
+    pending.record.value().map_or(0, <[u8]>::len)
+}
+
 impl Encoder {
+    /// Makes room for `records` documents of `values` bytes in sum. A body that grows by doubling
+    /// would take up to three times its size for a moment, and up to twice until its last request
+    /// is answered.
+    ///
+    /// `action`: bytes of the first action line. Ids with offsets of more digits are longer.
+    fn reserve(&mut self, values: usize, action: usize, records: usize) {
+        const MORE_DIGITS: usize = 4;
+        let all = values + records * (action + MORE_DIGITS);
+        self.body.reserve_exact(all.saturating_sub(self.body.len()));
+        self.operations.reserve_exact(records);
+    }
+
     /// Adds the operation that ends the body.
     fn push(&mut self, record: RecordIndex, identity: Option<Identity>) {
         let ordered = identity.as_ref().filter(|_| self.needs_order).map(|identity| self.hasher.hash_one(identity));
@@ -223,6 +242,15 @@ mod tests {
         assert_eq!(text(&body, 3..4), "{\"index\":{\"_index\":\"a\",\"_id\":\"t+0+3\"}}\n{}\n");
         let (empty, ..) = encode(IdRule::Offset, &[]);
         assert!(empty.requests(1).is_empty());
+    }
+
+    #[test]
+    fn a_body_takes_no_more_memory_than_its_requests() {
+        let value = format!("{{\"a\":\"{}\"}}", "x".repeat(300));
+        let records: Vec<_> = (0..20_000).map(|offset| (offset, "", value.as_str())).collect();
+        let (body, ..) = encode(IdRule::Offset, &records);
+        let sent = body.body(&(0..body.len())).len() + body.len() * size_of::<Operation>();
+        assert!(body.capacity() >= sent && body.capacity() < sent + sent / 10, "{} for {sent} bytes", body.capacity());
     }
 
     #[test]

@@ -50,8 +50,8 @@ use std::sync::Arc;
 
 use trunkline_connector::config::{OptionSpec, Section};
 use trunkline_connector::{
-    Batch, Contents, EachContent, Error, OffsetRanges, PreflightIssue, Result, RowCounts, Sink, SinkConnector,
-    SinkContext, SinkSpec, Supersede, SwitchPlan,
+    Batch, CommitPolicy, Contents, EachContent, Error, OffsetRanges, PreflightIssue, Result, RowCounts, Sink,
+    SinkConnector, SinkContext, SinkSpec, Supersede, SwitchPlan,
 };
 
 use client::Client;
@@ -96,6 +96,12 @@ impl SinkSpec for ElasticsearchSpec {
         let sink =
             sink::SearchSink::new(client, &self.config, supersedes, field_types, context.runtime, context.budget);
         Ok(Sink::Idempotent(Box::new(sink)))
+    }
+
+    fn commit_policy(&self) -> CommitPolicy {
+        // Larger requests are no faster on OpenSearch 2.19, and each one in flight is twice in
+        // memory: as records and as a body.
+        CommitPolicy { bytes: 3 << 20, ..CommitPolicy::default() }
     }
 
     fn preflight(&self, name: &str, runtime: &tokio::runtime::Handle) -> Vec<PreflightIssue> {

@@ -247,7 +247,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "duration",
         "\"250ms\"",
         "Longest time between two scans where the kernel sends no notifications. Where inotify reports all changes, \
-         the source reads the files that change without a scan, and scans every two seconds and when a name appears, \
+         the source reads the files that change without a scan, and scans every two seconds (with many files up to ten) and when a name appears, \
          disappears or moves. With thousands of files scans become rarer, so that they take at most 5 % of the time.",
     ),
     OptionSpec::with_default(

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use trunkline_connector::{
-    Error, Fill, PositionChange, Reservation, Result, Retry, Source, SourceBatch, SourceContext, SourceLag,
+    Error, Fill, PositionChange, Reservation, Result, Retry, Source, SourceBatch, SourceContext, SourceLag, SourceWaker,
 };
 
 use crate::config::LogfileOptions;
@@ -45,9 +45,9 @@ const MAX_PAUSE_UNTIL_IDLE: Duration = Duration::from_millis(50);
 /// Time between two scans where the kernel reports all changes. The source keeps scanning, because
 /// a change through a memory map sends no notification.
 const NOTIFIED_INTERVAL: Duration = Duration::from_secs(2);
-/// Minimum time between two reads of files that change all the time. The first change after a pause
-/// is read at once.
-const MIN_READ_GAP: Duration = Duration::from_millis(20);
+/// The same for many files: such scans take at most this part of the time.
+const NOTIFIED_TIME_DIVISOR: u32 = 500;
+const MAX_NOTIFIED_INTERVAL: Duration = Duration::from_secs(10);
 /// Memory of a tracked file without its reader.
 const TRACKED_FILE_BYTES: usize = 2048;
 
@@ -73,8 +73,6 @@ pub(crate) struct LogfileSource {
     /// When finished files are looked at next.
     check_finished_at: Instant,
     has_scanned: bool,
-    /// When notifications last named files.
-    last_read: Instant,
     /// Files whose position may have moved in this fill, unless there was a scan.
     read: Vec<FileId>,
     /// There was a scan in this fill.
@@ -109,7 +107,6 @@ impl LogfileSource {
             blocked: HashSet::new(),
             check_finished_at: now,
             has_scanned: false,
-            last_read: now,
             read: Vec::new(),
             scanned: false,
             reported_globs: false,
@@ -118,7 +115,9 @@ impl LogfileSource {
         })
     }
 
-    fn fill_until(&mut self, out: &mut SourceBatch, deadline: Instant) -> Result<Fill> {
+    fn fill_until(&mut self, out: &mut SourceBatch, mut deadline: Instant) -> Result<Fill> {
+        let began = Instant::now();
+        let (turn, idle_until) = (deadline.saturating_duration_since(began), deadline.max(began + out.max_wait));
         // A run that ends must have scanned after its last read.
         let mut is_current = !self.until_idle && self.has_scanned;
         loop {
@@ -138,13 +137,17 @@ impl LogfileSource {
                 return Ok(Fill::CaughtUp);
             }
             let now = Instant::now();
-            let is_over = now >= deadline || (!out.is_empty() && (is_settled || now < self.scan_by));
-            if is_over {
+            let is_idle = is_settled && out.is_empty() && idle_until > deadline;
+            let until = if is_idle { idle_until } else { deadline };
+            let is_over = now >= until || (!out.is_empty() && (is_settled || now < self.scan_by));
+            if is_over || self.watch.take_interruption() {
                 return Ok(if is_settled { Fill::CaughtUp } else { Fill::More });
             }
-            let timer = self.timers.peek().map_or(deadline, |Reverse((due, _))| *due);
-            if self.watch.wait(self.scan_by.min(deadline).min(timer)) {
-                self.watch.gather((self.last_read + MIN_READ_GAP).min(deadline));
+            let timer = self.timers.peek().map_or(until, |Reverse((due, _))| *due);
+            self.watch.wait(self.scan_by.min(until).min(timer));
+            if is_idle && Instant::now() >= deadline {
+                // After the longer wait there is as much time to read as otherwise.
+                deadline = Instant::now() + turn;
             }
         }
     }
@@ -173,7 +176,6 @@ impl LogfileSource {
         if groups.is_empty() && changes.files.is_empty() {
             return;
         }
-        self.last_read = now;
         for id in &changes.files {
             let file = self.tracker.files.get(id);
             self.rescan |= file.is_none();
@@ -343,7 +345,8 @@ impl LogfileSource {
         self.next_scan = now + pause;
         let is_notified = self.watch.is_reliable() && self.tracker.is_quiet();
         self.poll_by = now + self.options.poll_interval.max(pause);
-        self.scan_by = if is_notified { self.poll_by.max(now + NOTIFIED_INTERVAL) } else { self.poll_by };
+        let interval = ((now - began) * NOTIFIED_TIME_DIVISOR).clamp(NOTIFIED_INTERVAL, MAX_NOTIFIED_INTERVAL);
+        self.scan_by = if is_notified { self.poll_by.max(now + interval) } else { self.poll_by };
         Ok(())
     }
 
@@ -438,6 +441,10 @@ impl Source for LogfileSource {
     fn committed(&mut self, position: &[PositionChange]) -> Result<()> {
         self.tracker.committed(position);
         Ok(())
+    }
+
+    fn waker(&self) -> Option<SourceWaker> {
+        Some(self.watch.waker())
     }
 
     fn lag(&self) -> SourceLag {

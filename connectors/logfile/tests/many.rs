@@ -129,6 +129,34 @@ fn a_change_ends_the_wait_of_a_fill() {
     });
 }
 
+#[test]
+fn a_source_without_data_waits_past_the_deadline_until_a_change_or_a_wake_up() {
+    const PAUSE: Duration = Duration::from_millis(300);
+    let mut source = TestSource::following("poll_interval = \"1h\"");
+    source.append("a.log", "one\n");
+    source.read();
+    source.max_wait = Duration::from_secs(60);
+    let fill = |source: &mut TestSource, end: &(dyn Fn() + Sync)| {
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::park_timeout(PAUSE);
+                end();
+            });
+            let start = Instant::now();
+            assert_eq!(source.fill(10, PAUSE / 10).unwrap(), Fill::CaughtUp);
+            start.elapsed()
+        })
+    };
+    let path = source.path("a.log");
+    let append = || std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"two\n").unwrap();
+    let waited = fill(&mut source, &append);
+    assert!((PAUSE / 2..Duration::from_secs(30)).contains(&waited), "{waited:?}");
+    assert_eq!(source.texts(), ["one", "two"]);
+    let wake = source.waker();
+    let waited = fill(&mut source, &*wake);
+    assert!((PAUSE / 2..Duration::from_secs(30)).contains(&waited), "{waited:?}");
+}
+
 /// Processor time of this thread in nanoseconds.
 fn thread_cpu() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -4,7 +4,8 @@
 //! meets nor fences the loads of the live sink. One that supersedes loads all its files at the end:
 //!
 //! ```text
-//! read the mark of the run    a run with a mark has been loaded
+//! claim the mark of the run   ends the session of an earlier process that holds its lock
+//! read the mark               a run with a mark has been loaded
 //! create staging tables
 //! BEGIN
 //!   UPDATE mark               must change one row, else ROLLBACK and decide again
@@ -28,6 +29,7 @@ use crate::offsets::Offsets;
 use crate::rebuild::{Rebuild, RebuiltTable};
 use crate::sessions::Sessions;
 use crate::tables::catalog_name;
+use crate::takeover::Takeover;
 
 /// The columns with which rows name their records.
 const LINEAGE: [&str; 3] = ["_topic", "_partition", "_offset"];
@@ -269,6 +271,10 @@ impl Loader {
         replacement: &Replacement,
         loads: &[PendingLoad],
     ) -> Result<()> {
+        // The session of a process that was killed may hold the lock of the mark, for hours.
+        let (offsets, mark) = (&self.offsets, mark());
+        Takeover { offsets, partition: &mark, patience: options.takeover_timeout }
+            .run(sessions, &mut |dialect, session| offsets.claim(dialect, session, &mark))?;
         self.repeat(sessions, &mut |dialect, session| self.replace_once(dialect, session, options, replacement, loads))
     }
 
@@ -285,6 +291,10 @@ impl Loader {
         if row.load == replacement.run {
             tracing::debug!(run = replacement.run, "the run was loaded before");
             return Ok(());
+        }
+        // The session was replaced since the claim: the next process must find this one.
+        if let Some(own) = session.id().map(str::to_owned).filter(|own| *own != row.session) {
+            self.offsets.register(dialect, session, &own, &[(mark(), row.epoch)])?;
         }
         let mut rebuild = Rebuild {
             dialect,

@@ -110,7 +110,7 @@ pub fn audit_topic(cluster: &Cluster, replication: i16) -> TopicSpec {
 }
 
 /// The user of this process, by name if it has one.
-fn user_name() -> String {
+pub fn user_name() -> String {
     let mut buffer: Vec<c_char> = vec![0; 16 << 10];
     let mut entry = MaybeUninit::<libc::passwd>::uninit();
     let mut found = ptr::null_mut();

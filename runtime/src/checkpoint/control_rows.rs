@@ -68,12 +68,18 @@ pub struct TaskRef {
 }
 
 /// The tasks of one worker.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerTasks {
     /// The worker's machine.
     pub node: String,
     /// The address of its HTTP server.
     pub http: Option<String>,
+    /// Who started the worker, as the audit log names people; empty if it has an earlier version.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub user: String,
+    /// When it was started, in milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<i64>,
     /// Its tasks.
     pub tasks: Vec<TaskRow>,
 }
@@ -228,7 +234,13 @@ mod tests {
             state: "failed".to_owned(),
             error: Some("no bucket".to_owned()),
         };
-        let tasks = WorkerTasks { node: "n".to_owned(), http: Some("127.0.0.1:8083".to_owned()), tasks: vec![row] };
+        let tasks = WorkerTasks {
+            node: "n".to_owned(),
+            http: Some("127.0.0.1:8083".to_owned()),
+            user: "ada".to_owned(),
+            started: Some(7),
+            tasks: vec![row],
+        };
         let config = ("connector.class".to_owned(), "s3".to_owned());
         let rows = [
             ControlRow::State("shop".to_owned(), Some(state)),

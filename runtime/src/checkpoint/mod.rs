@@ -41,7 +41,7 @@ mod topic_owners;
 mod transform_state;
 mod worker_rows;
 
-pub use audit_log::{AUDIT, AuditEntry, audit_topic};
+pub use audit_log::{AUDIT, AuditEntry, audit_topic, user_name};
 pub use control_rows::{
     ConnectorRow, ControlRow, ControlRows, RestartRow, RunState, StateRow, TaskRef, TaskRow, WorkerTasks,
 };

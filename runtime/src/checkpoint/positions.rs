@@ -1,7 +1,7 @@
 //! Positions and counters of source and transform tasks.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use trunkline_connector::{Error, PositionChange, Result};
 
@@ -95,6 +95,17 @@ impl Positions {
             }
         }
         Ok(nodes)
+    }
+
+    /// The topics that a transform has processed. `component` is the transform.
+    pub fn topics(cluster: &Cluster, component: &str) -> Result<BTreeSet<String>> {
+        let prefix = format!("{component}/");
+        let rows = table::read(cluster, &cluster.own_topic(CHECKPOINTS), None, prefix.as_bytes())?;
+        let topic = |key: &Vec<u8>| {
+            let key = String::from_utf8_lossy(&key[prefix.len()..]).into_owned();
+            Some(key.strip_suffix("/counters")?.rsplit_once('/')?.0.to_owned())
+        };
+        Ok(rows.keys().filter_map(topic).collect())
     }
 
     /// The counters of tasks by name prefix: one sum for each prefix.

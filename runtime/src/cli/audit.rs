@@ -128,8 +128,8 @@ fn changes(cluster: &Cluster, settings: &Settings, pipeline: &Pipeline, sink: &S
         if run.is_between() {
             let message = format!(
                 "the replay {0} replaces output of the sink now: audit it when `trunkline runs show {0}` shows that it is finished. \
-                 If no command executes it, complete it with `trunkline replay .. --resume {0}`",
-                run.id
+                 If no command executes it, complete it with `trunkline replay PIPELINES {1} --resume {0}`",
+                run.id, run.pipeline
             );
             return Err(Error::external("audit.busy", message));
         }
@@ -162,6 +162,7 @@ fn table(audit: &Audit) -> String {
     let header = ["TOPIC", "PARTITION", "COMMITTED", "FILES", "ROWS", "EXPECTED", "RESULT"];
     let mut rows = vec![header.map(str::to_owned)];
     let mut lines = String::new();
+    let has_one_topic = audit.partitions.windows(2).all(|pair| pair[0].topic == pair[1].topic);
     for found in &audit.partitions {
         let result = if found.is_complete() { "ok" } else { "incomplete" };
         rows.push([
@@ -176,7 +177,14 @@ fn table(audit: &Audit) -> String {
         let place = format!("{}-{}", found.topic, found.partition);
         for (first, last) in &found.gaps {
             let kind = if audit.unnamed_rows.is_some() { "row" } else { "file" };
-            lines.push_str(&format!("{place}: gap: no {kind} has the offsets {first} to {last}\n"));
+            let number = match has_one_topic {
+                true => found.partition.to_string(),
+                false => format!("{}/{}", found.topic, found.partition),
+            };
+            lines.push_str(&format!(
+                "{place}: gap: no {kind} has the offsets {first} to {last} (--from {number}:{first} --to {number}:{})\n",
+                last + 1
+            ));
         }
         if found.duplicates > 0 {
             lines.push_str(&format!("{place}: {} more rows than different offsets\n", found.duplicates));

@@ -14,6 +14,7 @@ use super::record::record;
 use super::selection::components;
 use super::validate::load_to_inspect;
 use crate::config::Settings;
+use crate::kafka::Cluster;
 use crate::plan::Pipeline;
 use crate::worker::control::{Components, Request, Target, read, rows_of};
 
@@ -70,17 +71,23 @@ fn run(args: &ControlArgs, request: &Request) -> Exit {
             Err(exit) => return exit,
         }
     };
-    match write(args, request, &settings, &pipelines) {
-        Ok(named) => report(args, request, &named),
+    let written = connect(&settings).and_then(|cluster| write(&args.name, request, &cluster, &settings, &pipelines));
+    match written {
+        Ok(named) => report(request, &named, args.json),
         Err(error) => report_error(&error),
     }
 }
 
-/// Writes the rows of the request. Returns the components that it names.
-fn write(args: &ControlArgs, request: &Request, settings: &Settings, pipelines: &[Pipeline]) -> Result<Components> {
+/// Writes the rows of a request to a pipeline or component. Returns the components that it names.
+pub(super) fn write(
+    target: &str,
+    request: &Request,
+    cluster: &Cluster,
+    settings: &Settings,
+    pipelines: &[Pipeline],
+) -> Result<Components> {
     let name = settings.cluster_name();
-    let cluster = connect(settings)?;
-    let (view, store) = match read(&cluster, &name) {
+    let (view, store) = match read(cluster, &name) {
         // No worker of this cluster has run yet.
         Err(error) if error.code == "kafka.unknown_topic" => return Err(no_worker(&name)),
         other => other?,
@@ -94,14 +101,14 @@ fn write(args: &ControlArgs, request: &Request, settings: &Settings, pipelines: 
     if known.is_empty() {
         return Err(no_worker(&name));
     }
-    let target = Target::parse(&args.name);
+    let mut arguments = json!({ "name": target });
+    let target = Target::parse(target);
     let named = target.among(&known)?;
     let rows = rows_of(&view, request, &target, &known)?;
-    let mut arguments = json!({ "name": args.name });
     if let Request::Restart { failed_only, .. } = request {
         arguments["failed_only"] = json!(failed_only);
     }
-    record(&cluster, settings, request.name(), arguments)?;
+    record(cluster, settings, request.name(), arguments)?;
     rows.iter().try_for_each(|row| store.write(row))?;
     Ok(named)
 }
@@ -114,15 +121,19 @@ fn no_worker(cluster: &str) -> Error {
     Error::config("control.no_worker", message)
 }
 
-fn report(args: &ControlArgs, request: &Request, named: &Components) -> Exit {
+/// Prints what was requested.
+pub(super) fn report(request: &Request, named: &Components, as_json: bool) -> Exit {
     let names: Vec<String> = named.iter().map(|(pipeline, component)| format!("{pipeline}.{component}")).collect();
     let (verb, consequence) = match request {
-        Request::Pause | Request::Stop => ("paused", "the workers commit and stop these tasks within two seconds"),
+        Request::Pause => ("paused", "the workers commit and stop these tasks within two seconds"),
+        Request::Stop => {
+            ("stopped", "the workers commit and stop these tasks within two seconds; `trunkline resume` starts them")
+        }
         Request::Resume => ("resumed", "the workers start these tasks within two seconds, at their positions"),
         Request::Restart { failed_only: true, .. } => ("restarted", "the workers restart tasks that have failed"),
         Request::Restart { .. } => ("restarted", "the workers restart these tasks within two seconds"),
     };
-    if args.json {
+    if as_json {
         return print_data(&format!("{}\n", json!({ "request": verb, "components": names })));
     }
     print_error(format_args!("{verb}: {}; {consequence}", names.join(", ")));

@@ -25,16 +25,6 @@ mod parse;
 mod record;
 mod reload;
 mod replay;
-mod replay_diff;
-mod replay_diff_rows;
-mod replay_diff_topics;
-mod replay_execution;
-mod replay_progress;
-mod replay_supersede;
-mod replay_switch;
-mod replay_target;
-mod replay_to_stdout;
-mod replay_transform;
 mod run;
 mod run_report;
 mod runs;
@@ -116,7 +106,7 @@ enum Verb {
     /// Let a sink or transform read a range of its topics again, as a separate run: into another
     /// destination, or in the place of what it wrote
     Replay(Box<replay::ReplayCommand>),
-    /// List, show, pause, resume and stop replays
+    /// List, show, pause, resume and stop runs: what all workers run, and replays
     Runs(runs::RunsArgs),
     /// Show positions, and move those of sinks and transforms
     Offsets(offsets::OffsetsArgs),

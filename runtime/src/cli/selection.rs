@@ -63,7 +63,12 @@ pub(super) fn components(pipeline: &Pipeline) -> Vec<Component<'_>> {
 /// The component with the name `PIPELINE.COMPONENT`.
 pub(super) fn component<'p>(pipelines: &'p [Pipeline], name: &str) -> Result<(&'p Pipeline, Component<'p>)> {
     let Some((pipeline_name, component_name)) = name.split_once('.') else {
-        let message = format!("`{name}` names no component: write PIPELINE.COMPONENT");
+        let stages =
+            components(pipeline(pipelines, name)?).into_iter().map(|stage| format!("`{name}.{}`", stage.name()));
+        let message = format!(
+            "`{name}` names a pipeline, and no component of it: write {}",
+            stages.collect::<Vec<_>>().join(" or ")
+        );
         return Err(Error::config("cli.unknown_component", message));
     };
     let found = pipeline(pipelines, pipeline_name)?;

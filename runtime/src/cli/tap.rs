@@ -15,7 +15,7 @@ use super::SettingsArgs;
 use super::dlq::{connect, describe};
 use super::output::{Exit, print_error, report_error};
 use super::record::record_reading;
-use super::replay_target::host;
+use super::replay::host;
 use super::selection::{Component, component, components, pipeline};
 use super::validate::load_to_inspect;
 use crate::condition::Condition;

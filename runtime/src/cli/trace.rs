@@ -17,7 +17,7 @@ use super::validate::load_to_inspect;
 use crate::config::Settings;
 use crate::dead_letters::{read, redriven_ranges};
 use crate::kafka::topic_reader::RecordReader;
-use crate::kafka::{Cluster, GroupOffsets};
+use crate::kafka::{Admin, Cluster, GroupOffsets};
 use crate::plan::{Pipeline, SinkPlan};
 use crate::replay::inspection::line;
 use crate::replay::origin::Origin;
@@ -116,6 +116,7 @@ struct Tracer<'a> {
 impl Tracer<'_> {
     fn record(&self) -> Result<Batch> {
         let Place { partition, offset } = self.place;
+        self.check_place()?;
         let mut batch = Batch::default();
         let reader = RecordReader::new(self.cluster)?;
         let copy = |record: RecordRef<'_>| batch.push_copy(record);
@@ -127,6 +128,21 @@ impl Tracer<'_> {
              marker of a transaction is there. `trunkline offsets show` prints the ends of the partitions",
             partition.topic, partition.partition
         );
+        Err(Error::data("cli.no_record", message))
+    }
+
+    /// Refuses a topic or partition that does not exist.
+    fn check_place(&self) -> Result<()> {
+        let TopicPartition { topic, partition } = &self.place.partition;
+        let message = match Admin::new(self.cluster)?.partitions(topic)? {
+            Some(count) if *partition < count => return Ok(()),
+            Some(count) => format!("topic `{topic}` has no partition {partition}: it has 0 to {}", count - 1),
+            None => format!(
+                "the brokers have no topic `{topic}`: write TOPIC:PARTITION:OFFSET with a topic that the pipeline `{}` reads, which \
+                 `trunkline graph` shows",
+                self.pipeline.name
+            ),
+        };
         Err(Error::data("cli.no_record", message))
     }
 

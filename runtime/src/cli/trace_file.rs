@@ -44,13 +44,20 @@ fn file_of<'p>(pipeline: &'p Pipeline, file: &str) -> Result<(&'p SinkPlan, Outp
         let is_meant = |found: &OutputFile| found.sink == name && is_named(&found.name, file, &absolute);
         matches.extend(listing.files.into_iter().filter(is_meant).map(|found| (sink, found)));
     }
-    if let (1, Some(only)) = (matches.len(), matches.pop()) {
-        return Ok(only);
+    if matches.len() == 1 {
+        return Ok(matches.remove(0));
     }
-    let message = format!(
-        "the sinks of the pipeline `{}` have not exactly one file `{file}`: write its path, key or name",
-        pipeline.name
-    );
+    let message = match matches.len() {
+        0 => format!(
+            "no sink of the pipeline `{}` has written a file `{file}`: write its path or key as `trunkline trace --record` prints it, or its \
+             name",
+            pipeline.name
+        ),
+        _ => format!(
+            "several sinks of the pipeline `{}` have a file `{file}`: write its whole path or key",
+            pipeline.name
+        ),
+    };
     Err(Error::config("cli.no_row", message))
 }
 

@@ -22,7 +22,9 @@ pub(super) fn json_ok(body: &impl Serialize) -> Response {
 /// The status code of an error.
 pub(super) fn status_of(error: &Error) -> StatusCode {
     match error.code {
-        "cli.unknown_pipeline" | "cli.unknown_component" | "http.unknown_action" => StatusCode::NOT_FOUND,
+        "cli.unknown_pipeline" | "cli.unknown_component" | "http.unknown_action" | "replay.unknown_run" => {
+            StatusCode::NOT_FOUND
+        }
         _ => match error.domain {
             Domain::Config => StatusCode::BAD_REQUEST,
             Domain::External => StatusCode::SERVICE_UNAVAILABLE,

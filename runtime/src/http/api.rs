@@ -1,5 +1,5 @@
 //! `/api/v1`: the pipelines, components and tasks of the cluster, and requests to pause, resume and
-//! restart them. `openapi.rs` describes it.
+//! restart them. `runs.rs` has its runs, and `openapi.rs` describes all paths.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use trunkline_connector::{Error, Result};
 use super::answer::{blocking, json_ok, json_with, query, refused};
 use super::cluster::cluster_status;
 use super::components::{ComponentInfo, all, names, shown_pipelines, workers};
-use super::{Served, WorkerStatus, openapi};
+use super::{Served, WorkerStatus, openapi, runs};
 use crate::worker::control::{Request, Target};
 
 /// `openapi.rs` describes each of these paths.
@@ -33,6 +33,9 @@ pub(super) fn routes() -> Router<Arc<Served>> {
         .route("/api/v1/components", get(components))
         .route("/api/v1/components/{name}", get(component))
         .route("/api/v1/components/{name}/{action}", post(act_on_component))
+        .route("/api/v1/runs", get(runs::runs))
+        .route("/api/v1/runs/{name}", get(runs::run))
+        .route("/api/v1/runs/{name}/{action}", post(runs::act_on_run))
         .route("/api/v1/tasks", get(tasks))
         .route("/api/v1/workers", get(cluster_workers))
 }

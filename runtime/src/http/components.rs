@@ -260,7 +260,10 @@ mod tests {
         };
         let worker = |(name, node, state): (&str, &str, &str)| {
             let http = Some("0.0.0.0:8083".to_owned());
-            (name.to_owned(), WorkerTasks { node: node.to_owned(), http, tasks: vec![row(state)] })
+            (
+                name.to_owned(),
+                WorkerTasks { node: node.to_owned(), http, tasks: vec![row(state)], ..WorkerTasks::default() },
+            )
         };
         states.map(worker).into()
     }

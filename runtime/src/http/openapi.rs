@@ -61,6 +61,10 @@ fn paths() -> Value {
             },
         })
     };
+    let mut runs = list("The live runs and the replays of the cluster, live ones first", "Run");
+    runs["parameters"] = json!([{
+        "name": "kind", "in": "query", "required": false, "schema": { "type": "string", "enum": ["live", "replay"] },
+    }]);
     json!({
         "/health": { "get": text("Whether the worker's main loop runs", "it runs") },
         "/ready": { "get": text("Whether all tasks make progress", "they do") },
@@ -81,7 +85,31 @@ fn paths() -> Value {
         "/api/v1/components": { "get": list("The components with their tasks on all workers", "Component") },
         "/api/v1/components/{name}": { "get": named(read("One component, by PIPELINE.COMPONENT", "Component")) },
         "/api/v1/components/{name}/{action}": { "post": act("a component") },
+        "/api/v1/runs": { "get": runs },
+        "/api/v1/runs/{name}": { "get": named(read("One run: PIPELINE.COMPONENT, or the id of a replay", "Run")) },
+        "/api/v1/runs/{name}/{action}": { "post": act_on_run() },
         "/api/v1/tasks": { "get": list("The tasks of all components on all workers", "Task") },
+    })
+}
+
+/// The request to a run.
+fn act_on_run() -> Value {
+    let parameter =
+        |name: &str, schema: Value| json!({ "name": name, "in": "path", "required": true, "schema": schema });
+    let actions = json!({ "type": "string", "enum": ["pause", "resume", "stop"] });
+    json!({
+        "summary": "Pause, resume or stop a run: a pipeline, PIPELINE.COMPONENT, or the id of a replay",
+        "parameters": [parameter("name", json!({ "type": "string" })), parameter("action", actions)],
+        "responses": {
+            "202": {
+                "description": "written; the workers follow within two seconds, and replays within a few",
+                "content": { "application/json": { "schema": reference("RunRequested") } },
+            },
+            "400": failure("the run is in no state for the action"),
+            "403": failure("a page of another site sent the request"),
+            "404": failure("the run or the action is unknown"),
+            "503": failure("Kafka does not answer"),
+        },
     })
 }
 
@@ -98,6 +126,52 @@ fn answers(schema: &Value) -> Value {
 
 fn failure(description: &str) -> Value {
     json!({ "description": description, "content": { "application/json": { "schema": reference("Error") } } })
+}
+
+/// A live run in the list of runs.
+fn live_run(object: &dyn Fn(Value) -> Value, kind: &Value, state: &Value) -> Value {
+    let (string, count) = (json!({ "type": "string" }), json!({ "type": "integer", "minimum": 0 }));
+    let maybe = |kind: &str| json!({ "type": [kind, "null"] });
+    let task = object(json!({
+        "worker": string, "node": string, "task": count, "state": state, "error": maybe("string"),
+        "lag_records": maybe("number"), "lag_bytes": maybe("number"), "records_per_second": maybe("number"),
+        "since_commit_seconds": maybe("number"),
+    }));
+    let states = ["running", "waiting", "pausing", "paused", "stopping", "stopped", "done", "failed"];
+    object(json!({
+        "kind": { "const": "live" }, "id": string, "pipeline": string, "component": string, "component_kind": kind,
+        "state": { "type": "string", "enum": states }, "error": maybe("string"), "destination": maybe("string"),
+        "lag_records": maybe("number"), "lag_bytes": maybe("number"), "lag_seconds": maybe("number"),
+        "records_per_second": maybe("number"), "seconds_left": maybe("number"), "started": maybe("string"),
+        "started_by": { "type": "array", "items": string },
+        "counters": { "anyOf": [reference("Counters"), { "type": "null" }] }, "tasks": count,
+        "task_list": { "type": "array", "items": task },
+    }))
+}
+
+/// A replay in the list of runs.
+fn replay(object: &dyn Fn(Value) -> Value) -> Value {
+    let (string, count) = (json!({ "type": "string" }), json!({ "type": "integer", "minimum": 0 }));
+    let maybe = |kind: &str| json!({ "type": [kind, "null"] });
+    object(json!({
+        "kind": { "const": "replay" }, "id": string, "pipeline": string, "sink": string,
+        "transform": { "type": "boolean" },
+        "state": {
+            "type": "string",
+            "enum": [
+                "running", "interrupted", "pausing", "paused", "stopping", "stopped", "failed", "finished", "discarded",
+            ],
+        },
+        "error": maybe("string"), "destination": string, "from": string, "to": string,
+        "ranges": { "type": "array", "items": object(json!({
+            "topic": string, "partition": count, "from": count, "to": count,
+        })) },
+        "dead_letters_only": { "type": "boolean" }, "pipeline_file": maybe("string"), "node": string,
+        "user": string, "rate": maybe("number"), "tasks": count, "offsets_per_second": maybe("number"),
+        "seconds_left": maybe("number"), "started": string, "ended": maybe("string"), "offsets_done": count,
+        "offsets_total": count, "counters": { "type": "object" }, "supersede": maybe("object"),
+        "switch": maybe("object"),
+    }))
 }
 
 fn schemas() -> Value {
@@ -118,7 +192,8 @@ fn schemas() -> Value {
     let mut listed_task = task.clone();
     listed_task["component"] = string.clone();
     listed_task["kind"] = kind.clone();
-    let counters = object(json!({
+    let counters = reference("Counters");
+    let counter_schema = object(json!({
         "in": count, "out": count, "dropped": count, "dead_lettered": count, "extra": count,
         "per_second": {
             "type": ["object", "null"],
@@ -148,6 +223,7 @@ fn schemas() -> Value {
     task_status["properties"]["history"] = history;
     json!({
         "Error": object(json!({ "code": string, "message": string })),
+        "Counters": counter_schema,
         "Accepted": object(json!({ "components": { "type": "array", "items": string } })),
         "Restart": { "type": "object", "properties": { "failed_only": { "type": "boolean", "default": false } } },
         "Worker": object(json!({
@@ -164,6 +240,12 @@ fn schemas() -> Value {
             "tasks": { "type": "array", "items": object(task) },
         })),
         "Task": object(listed_task),
+        "RunRequested": object(json!({
+            "id": string, "state": string, "components": { "type": "array", "items": string },
+        })),
+        "Run": { "oneOf": [reference("LiveRun"), reference("Replay")] },
+        "LiveRun": live_run(&object, &kind, &state),
+        "Replay": replay(&object),
         "WorkerStatus": object(json!({
             "worker": string, "cluster": string, "version": string, "uptime_seconds": count,
             "running": { "type": "boolean" }, "memory_bytes": maybe_number, "budget_used_bytes": maybe_number,

@@ -20,6 +20,7 @@ use super::logins::{LoginLease, Logins};
 use super::properties;
 use super::secrets::Secrets;
 use super::security::Security;
+use super::timer_slack::with_timer_slack;
 use super::topic_limits::TopicLimits;
 
 /// A Kafka cluster: its bootstrap servers and the properties of its clients. Cheap to clone.
@@ -32,6 +33,8 @@ pub struct Cluster {
     connection: Arc<ConnectionMonitor>,
     logins: Arc<Logins>,
     interrupt: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
+    /// How long a broker holds back its answer to a consumer while it has no records.
+    fetch_wait: Duration,
     /// What the names of Trunkline's own topics start with.
     prefix: Arc<str>,
     may_create_topics: bool,
@@ -56,6 +59,7 @@ impl Cluster {
             connection,
             logins,
             interrupt: None,
+            fetch_wait: Duration::from_millis(100),
             prefix: Arc::from(""),
             may_create_topics: true,
             fenced_members: Arc::default(),
@@ -106,6 +110,19 @@ impl Cluster {
         Self { prefix: Arc::from(prefix), ..self }
     }
 
+    /// The same cluster, in which a broker holds back its answer to a consumer for this long while
+    /// it has no records. New records end the wait. Without any, each answer costs the time of
+    /// three threads; but other requests on the same connection, and the first fetch of a partition
+    /// that is added meanwhile, wait for it.
+    pub fn with_fetch_wait(self, fetch_wait: Duration) -> Self {
+        Self { fetch_wait, ..self }
+    }
+
+    /// How long a broker holds back its answer to a consumer while it has no records.
+    pub(super) fn fetch_wait(&self) -> Duration {
+        self.fetch_wait
+    }
+
     /// The name of one of Trunkline's own topics, with the prefix.
     pub fn own_topic(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
@@ -146,6 +163,9 @@ impl Cluster {
         // A broker that returns is found within one second instead of ten.
         config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "1000");
         config.set("socket.keepalive.enable", "true");
+        // Each connection would keep a hundred kilobytes of histograms for the brokers' metrics
+        // plugin (KIP-714).
+        config.set("enable.metrics.push", "false");
         // Nagle's algorithm would delay small commits.
         config.set("socket.nagle.disable", "true");
         for (name, value) in defaults {
@@ -166,7 +186,8 @@ impl Cluster {
         C: ClientContext,
         T: FromClientConfigAndContext<C>,
     {
-        T::from_config_and_context(config, context).map_err(|error| self.creation_error(&error))
+        let create = || T::from_config_and_context(config, context);
+        with_timer_slack(create).map_err(|error| self.creation_error(&error))
     }
 
     /// Creates a client that neither produces nor consumes.
@@ -179,7 +200,7 @@ impl Cluster {
             unsafe { rd_kafka_conf_set_ssl_cert_verify_cb(native.ptr(), Some(explain_certificate)) };
             Client::new(config, native, kind, self.client_log())
         };
-        config.create_native_config().and_then(create).map_err(|error| self.creation_error(&error))
+        with_timer_slack(|| config.create_native_config().and_then(create)).map_err(|error| self.creation_error(&error))
     }
 
     /// Gives a client its tokens and each change of its credentials, until the result is dropped.

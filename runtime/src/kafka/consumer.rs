@@ -8,10 +8,10 @@
 //! which it happened and before a record of a new partition can be processed.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::mem::ManuallyDrop;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ use super::logins::LoginLease;
 use super::membership::{Members, OtherMembers};
 use super::message_queue::{MessageQueue, Taken};
 use super::partition_batches::PartitionBatches;
-use super::queue_notifier::QueueNotifier;
+use super::queue_notifier::{QueueNotifier, wake};
 use super::rebalance::{EventContext, RebalanceEvent};
 use super::unassigned::UnassignedMonitor;
 
@@ -58,6 +58,8 @@ pub struct GroupConsumer {
     instance: String,
     topics: Vec<String>,
     unassigned: RefCell<UnassignedMonitor>,
+    /// The current wait, or the next one, shall end.
+    is_interrupted: Arc<AtomicBool>,
 }
 
 /// Closes the client, but abandons it if it does not close. A member that lost its partitions while
@@ -98,7 +100,7 @@ impl GroupConsumer {
         topics: &[String],
         prefetch_bytes: usize,
     ) -> Result<Self> {
-        let config = group_config(cluster, (group, instance), topics, prefetch_bytes);
+        let config = group_config(cluster, (group, instance), prefetch_bytes);
         Self::join_with(cluster, group, instance, topics, config)
     }
 
@@ -111,7 +113,7 @@ impl GroupConsumer {
         topics: &[String],
         prefetch_bytes: usize,
     ) -> Result<Self> {
-        let mut config = group_config(cluster, (group, instance), topics, prefetch_bytes);
+        let mut config = group_config(cluster, (group, instance), prefetch_bytes);
         config.set("auto.offset.reset", "error");
         Self::join_with(cluster, group, instance, topics, config)
     }
@@ -142,6 +144,7 @@ impl GroupConsumer {
             instance: instance.to_owned(),
             topics: topics.to_owned(),
             unassigned: RefCell::new(UnassignedMonitor::new()),
+            is_interrupted: Arc::default(),
         };
         this.subscribe()?;
         Ok(this)
@@ -212,16 +215,32 @@ impl GroupConsumer {
         (answer == bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
     }
 
-    /// The offset up to which each assigned partition was read, markers of transactions included.
-    pub fn positions(&self) -> BTreeMap<TopicPartition, i64> {
-        let Ok(positions) = self.consumer.position() else { return BTreeMap::new() };
+    /// The offsets up to which these partitions were read, markers of transactions included; `None`
+    /// for a partition of which nothing was read. The call reads what the client knows: asking for
+    /// the assigned partitions too, as rdkafka does, would wake the client's main thread.
+    pub fn positions<'p>(&self, partitions: impl IntoIterator<Item = &'p TopicPartition>) -> Vec<Option<i64>> {
+        let mut list = TopicPartitionList::new();
+        for partition in partitions {
+            list.add_partition(&partition.topic, partition.partition);
+        }
+        // SAFETY: the client and the list are alive. The call changes the offsets in the list only,
+        // and cannot fail as a whole.
+        unsafe { bindings::rd_kafka_position(self.consumer.client().native_ptr(), list.ptr()) };
         let read = |found: &TopicPartitionListElem<'_>| match found.offset() {
-            Offset::Offset(offset) => {
-                Some((TopicPartition { topic: Arc::from(found.topic()), partition: found.partition() }, offset))
-            }
+            Offset::Offset(offset) => Some(offset),
             _ => None,
         };
-        positions.elements().iter().filter_map(read).collect()
+        list.elements().iter().map(read).collect()
+    }
+
+    /// A function that ends the current wait for records, or the next one, from any thread. It may
+    /// outlive the consumer.
+    pub fn waker(&self) -> impl Fn() + Send + Sync + use<> {
+        let (is_interrupted, sender) = (self.is_interrupted.clone(), self.notifier.as_ref().map(QueueNotifier::sender));
+        move || {
+            is_interrupted.store(true, Ordering::Release);
+            sender.iter().for_each(|sender| wake(sender));
+        }
     }
 
     /// Serves rebalances and errors from the client's queue, until it is empty or a rebalance
@@ -249,7 +268,7 @@ impl GroupConsumer {
     }
 
     /// Waits for an event or, with `for_messages`, a message; `false` once `limit` has passed since
-    /// `begun`.
+    /// `begun`, or after an interruption.
     fn wait(&self, begun: Instant, limit: Duration, for_messages: bool) -> bool {
         let left = limit.saturating_sub(begun.elapsed());
         if left.is_zero() {
@@ -258,7 +277,7 @@ impl GroupConsumer {
         if let Some(notifier) = &self.notifier {
             notifier.wait(left, for_messages);
         }
-        true
+        !self.is_interrupted.swap(false, Ordering::AcqRel)
     }
 
     /// Joins the group again if a partition has no owner. See [`unassigned`](super::unassigned).
@@ -524,12 +543,7 @@ impl GroupConsumer {
     }
 }
 
-fn group_config(
-    cluster: &Cluster,
-    (group, instance): (&str, &str),
-    topics: &[String],
-    prefetch_bytes: usize,
-) -> ClientConfig {
+fn group_config(cluster: &Cluster, (group, instance): (&str, &str), prefetch_bytes: usize) -> ClientConfig {
     let prefetch = (prefetch_bytes / 1024).clamp(128, 1_000_000).to_string();
     // Per partition and response, compressed. A response is decompressed to five or ten times its
     // size before the limit above applies.
@@ -537,10 +551,7 @@ fn group_config(
     // For all partitions together: with many partitions, one response would be many times the
     // limit.
     let response = (prefetch_bytes / 8).max(1 << 20).to_string();
-    // Each answer costs time for every partition, and with thousands of topics (which match a
-    // pattern) the client searches each of them. New records end the wait; only the first fetch of
-    // a partition that is added meanwhile waits longer.
-    let fetch_wait = if topics.iter().any(|topic| topic.starts_with('^')) { "500" } else { "100" };
+    let fetch_wait = cluster.fetch_wait().as_millis().to_string();
     let mut config = cluster.config(&[
         // Brokers name it in their logs and quotas.
         ("client.id", instance),
@@ -551,7 +562,7 @@ fn group_config(
         ("max.poll.interval.ms", "900000"),
         // The default of one second costs two thirds of the speed.
         ("fetch.queue.backoff.ms", "5"),
-        ("fetch.wait.max.ms", fetch_wait),
+        ("fetch.wait.max.ms", &fetch_wait),
         ("queued.min.messages", "400000"),
         ("queued.max.messages.kbytes", &prefetch),
         ("fetch.message.max.bytes", &fetch),

@@ -39,6 +39,11 @@ impl PartitionBatches {
         }
     }
 
+    /// Releases the memory that is kept for the next records.
+    pub fn release(&mut self) {
+        self.spare = Vec::new();
+    }
+
     /// Discards a partition's batch.
     pub fn remove(&mut self, partition: &TopicPartition) {
         self.batches.retain(|(known, _)| known != partition);

@@ -17,7 +17,7 @@ use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use trunkline_connector::{Error, Result, Retry, TopicPartition, failpoint};
 
-use super::client::Cluster;
+use super::client::{Cluster, close_in_background};
 use super::delivery::{DeliveryContext, check_delivery, failed, poll};
 use super::enqueue::TopicHandles;
 use super::flush::FlushSchedule;
@@ -153,6 +153,11 @@ impl TransactionalProducer {
         };
         // A failure here also fails the next step, which reports it.
         let _ = self.call_with_deadline("connecting", END_LIMIT, look_up);
+    }
+
+    /// Closes the client, without waiting for it.
+    pub fn close(self) {
+        drop(close_in_background(self));
     }
 
     /// Bytes sent in the open transaction.

@@ -5,10 +5,11 @@
 //! processor this way, a hundred consumers half a processor. Here, librdkafka writes a byte to a
 //! socket when a queue is no longer empty, and the wait is a read with a timeout.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::ptr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::bindings::{self, rd_kafka_queue_t, rd_kafka_t};
@@ -18,8 +19,8 @@ pub(super) struct QueueNotifier {
     events: *mut rd_kafka_queue_t,
     messages: *mut rd_kafka_queue_t,
     receiver: UnixStream,
-    /// librdkafka writes to it; kept open for that.
-    _sender: UnixStream,
+    /// librdkafka writes to it, and so does [`wake`].
+    sender: Arc<UnixStream>,
 }
 
 impl QueueNotifier {
@@ -39,7 +40,12 @@ impl QueueNotifier {
             }
             events
         };
-        Ok(Self { events, messages, receiver, _sender: sender })
+        Ok(Self { events, messages, receiver, sender: Arc::new(sender) })
+    }
+
+    /// The socket for [`wake`].
+    pub(super) fn sender(&self) -> Arc<UnixStream> {
+        self.sender.clone()
     }
 
     /// Waits at most `timeout` for an event or, with `for_messages`, a message. Call it after both
@@ -56,6 +62,12 @@ impl QueueNotifier {
             let _ = (&self.receiver).read(&mut [0; 16]);
         }
     }
+}
+
+/// Ends the current wait of a notifier, or the next one.
+pub(super) fn wake(mut sender: &UnixStream) {
+    // It fails if the socket is full, or if the notifier is gone.
+    let _ = sender.write(b"!");
 }
 
 impl Drop for QueueNotifier {

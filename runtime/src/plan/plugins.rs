@@ -144,20 +144,29 @@ fn modules_in_folder(base: &Path, name: &str, path: &Path) -> Vec<String> {
 
 /// The problem of a configuration that a plugin rejects, at its key in the section's `config`.
 pub(crate) fn rejected(section: &Section<'_>, name: &str, error: StartError) -> Problem {
-    let key_span = match (&error.key, section.node("config")) {
-        (Some(key), Some(config)) => span_of_path(config, key),
+    let node = match (&error.key, section.node("config")) {
+        (Some(key), Some(config)) => node_of_path(config, key),
         _ => None,
     };
+    let column = node.and_then(|node| at_column(node, &error.message));
+    let key_span = column.as_ref().map(|(span, _)| span.clone()).or_else(|| node.map(|node| node.span.clone()));
+    let message = column.map_or(error.message.as_str(), |(_, message)| message);
     let config_span = section.table.entry("config").map(|(key, _)| key.span.clone());
     let otherwise = match (&config_span, &error.key, &key_span) {
         (None, ..) => "expected `config = { .. }` here".to_owned(),
         (Some(_), Some(key), None) => format!("expected `{key}` here"),
         _ => format!("`{name}` does not accept this"),
     };
-    let (message, expected) = split_expected(&error.message, &otherwise);
+    let (message, expected) = split_expected(message, &otherwise);
+    let missing_key = expected.strip_prefix("expected `").and_then(|expected| expected.strip_suffix(" = ..`"));
+    let expected = match missing_key.filter(|_| config_span.is_none()) {
+        Some(key) => format!("expected `config = {{ {key} = .. }}` here"),
+        None => expected,
+    };
     Problem {
         code: "plan.plugin_config",
         message: match &error.key {
+            None if message.starts_with(&format!("`{name}`: ")) => format!("the plugin does not start: {message}"),
             Some(key) => format!("the plugin `{name}` rejects its configuration: `{key}`: {message}"),
             None => format!("the plugin `{name}` rejects its configuration: {message}"),
         },
@@ -176,8 +185,33 @@ fn split_expected(message: &str, otherwise: &str) -> (String, String) {
     }
 }
 
-/// The place of a path of keys such as `rules[2].field`; `None` if the key does not exist.
-fn span_of_path(node: &Node, path: &str) -> Option<Range<usize>> {
+/// The place of a problem within a text, if the message begins with `column N: `, as those about
+/// expressions do; and the message without it. `None` if the file has another text than the plugin
+/// got, because of escapes or `${..}`.
+fn at_column<'m>(node: &Node, message: &'m str) -> Option<(Range<usize>, &'m str)> {
+    let Value::String(text) = &node.value else { return None };
+    let (column, message) = message.strip_prefix("column ")?.split_once(": ")?;
+    let column = column.parse::<usize>().ok()?.checked_sub(1)?;
+    let quotes = match node.span.len().checked_sub(text.raw.len())? {
+        2 => 1,
+        6 => 3,
+        7 => 4, // a line break follows the quotes
+        _ => return None,
+    };
+    if text.raw != text.resolved {
+        return None;
+    }
+    // After the last character: the quote.
+    let at = text.raw.char_indices().nth(column).map_or(text.raw.len(), |(at, _)| at);
+    let is_word = |character: char| character.is_alphanumeric() || character == '_';
+    let word = text.raw[at..].chars().take_while(|character| is_word(*character)).map(char::len_utf8).sum::<usize>();
+    let length = word.max(text.raw[at..].chars().next().map_or(1, char::len_utf8));
+    let start = node.span.start + quotes + at;
+    Some((start..start + length, message))
+}
+
+/// The value at a path of keys such as `rules[2].field`; `None` if the key does not exist.
+fn node_of_path<'n>(node: &'n Node, path: &str) -> Option<&'n Node> {
     let mut node = node;
     for part in path.split('.') {
         let (key, indices) = part.split_once('[').unwrap_or((part, ""));
@@ -190,7 +224,7 @@ fn span_of_path(node: &Node, path: &str) -> Option<Range<usize>> {
             node = items.get(index.trim_end_matches(']').parse::<usize>().ok()?)?;
         }
     }
-    Some(node.span.clone())
+    Some(node)
 }
 
 #[cfg(test)]
@@ -203,10 +237,27 @@ mod tests {
         let source = r#"config = { fields = ["a", "b"], rules = [{ to = 1 }] }"#.to_owned();
         let document = Document::parse(Path::new("x.toml"), source, None);
         let config = document.table.get("config").unwrap();
-        let written = |path: &str| span_of_path(config, path).map(|span| &document.source[span]);
+        let written = |path: &str| node_of_path(config, path).map(|node| &document.source[node.span.clone()]);
         assert_eq!(written("fields[1]"), Some("\"b\""));
         assert_eq!(written("rules[0].to"), Some("1"));
         assert_eq!(written("fields[2]"), None);
         assert_eq!(written("other"), None);
+    }
+
+    #[test]
+    fn columns_of_expressions_have_places() {
+        let source = "a = \"é + valu.x\"\nb = '''\nx &&\n  valu.x'''\nc = \"\\u0061 valu\"\nd = \"x >\"\n".to_owned();
+        let document = Document::parse(Path::new("x.toml"), source, None);
+        let place = |key: &str, message: &str| {
+            let (span, message) = at_column(document.table.get(key).unwrap(), message)?;
+            Some((span.start, document.source[span].to_owned(), message.to_owned()))
+        };
+        let problem = || "problem".to_owned();
+        assert_eq!(place("a", "column 5: problem"), Some((10, "valu".to_owned(), problem())));
+        assert_eq!(place("a", "column 9: problem"), Some((14, ".".to_owned(), problem())));
+        assert_eq!(place("b", "column 8: problem").map(|(_, text, _)| text), Some("valu".to_owned()));
+        assert_eq!(place("c", "column 3: problem"), None);
+        assert_eq!(place("d", "column 4: problem").map(|(_, text, _)| text), Some("\"".to_owned()));
+        assert_eq!(place("d", "problem"), None);
     }
 }

@@ -397,17 +397,29 @@ impl<'a> Watch<'a> {
         Ok(totals?.pop().unwrap_or_default())
     }
 
+    /// The prefix of the rows with its counters.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// How far the run is.
     pub fn read(&self) -> Result<Progress> {
+        self.progress(self.counters()?)
+    }
+
+    /// The same with counters that were read before.
+    pub fn progress(&self, mut counters: Counters) -> Result<Progress> {
         let partitions: Vec<TopicPartition> = self.run.ranges.iter().map(PartitionRange::topic_partition).collect();
-        let committed = self.offsets.committed(&partitions)?;
-        let mut progress = Progress { counters: *self.counters()?.of(&self.run.sink), ..Progress::default() };
+        let is_finished = self.run.state == RunState::Finished;
+        // The brokers need not be asked for the offsets of a finished run.
+        let committed = if is_finished { BTreeMap::new() } else { self.offsets.committed(&partitions)? };
+        let mut progress = Progress { counters: *counters.of(&self.run.sink), ..Progress::default() };
         for (partition, range) in partitions.iter().zip(&self.run.ranges) {
             let done = committed.get(partition).map_or(0, |next| (*next).clamp(range.from, range.to) - range.from);
             progress.done += u64::try_from(done).unwrap_or(0);
             progress.total += u64::try_from(range.to - range.from).unwrap_or(0);
         }
-        if self.run.state == RunState::Finished {
+        if is_finished {
             // The last offsets may be those of markers.
             progress.done = progress.total;
         }

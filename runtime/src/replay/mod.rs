@@ -9,6 +9,8 @@
 //! - [`range`]: what the user asks for, and the offsets that result.
 //! - [`event_time`]: a range by a time in the records.
 //! - [`run`]: the rows of runs in `_trunkline.checkpoints`.
+//! - [`listing`]: the runs with their progress.
+//! - [`requests`]: pauses, resumes and stops a run, on whichever machine it is executed.
 //! - [`execution`]: executes a run in this process, and continues it after a crash.
 //! - [`widening`]: the range of a run that replaces files, as whole files.
 //! - [`superseding`]: makes the output of such a run visible, and removes the earlier files.
@@ -23,8 +25,10 @@ pub mod diff;
 pub mod event_time;
 pub mod execution;
 pub mod inspection;
+pub mod listing;
 pub mod origin;
 pub mod range;
+pub mod requests;
 pub mod run;
 pub mod superseding;
 pub mod trace;

@@ -9,6 +9,7 @@ use trunkline_connector::{Error, Result, TopicPartition};
 
 use crate::kafka::{Admin, Cluster, GroupOffsets, TopicFacts, Watermarks};
 use crate::plan::Input;
+use crate::replay::listing::time_text;
 
 /// One end of a range, or a position in topics.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,20 +141,54 @@ pub fn resolve(
     let firsts = positions(offsets, &chosen, from, &watermarks, true)?;
     let ends = positions(offsets, &chosen, to, &watermarks, false)?;
     let mut ranges = BTreeMap::new();
-    for (partition, (first, end)) in chosen.into_iter().zip(firsts.into_iter().zip(ends)) {
+    let mut empty = Vec::new();
+    for ((partition, records), (first, end)) in chosen.into_iter().zip(watermarks).zip(firsts.into_iter().zip(ends)) {
         // Partitions that --from or --to leaves out are not replayed.
-        if let (Some(first), Some(end)) = (first, end)
-            && first < end
-        {
+        let (Some(first), Some(end)) = (first, end) else { continue };
+        if first < end {
             ranges.insert(partition, (first, end));
+        } else {
+            empty.push((partition, records, (first, end)));
         }
     }
-    if ranges.is_empty() {
-        let message =
-            "the range has no records: --from is at or after --to, or after the last record, in every partition";
-        return Err(Error::data("replay.empty", message));
+    if ranges.is_empty() { Err(no_records(&empty)) } else { Ok(ranges) }
+}
+
+/// Partitions that a message names.
+const NAMED_PARTITIONS: usize = 3;
+
+/// The error for a range without records, with what it is in some of the partitions.
+fn no_records(partitions: &[(TopicPartition, Watermarks, (i64, i64))]) -> Error {
+    let with_records: Vec<_> = partitions.iter().filter(|(_, (low, high), _)| low < high).collect();
+    if with_records.is_empty() {
+        return Error::data("replay.empty", "the range has no records: the topics of the component are empty");
     }
-    Ok(ranges)
+    let place = |(partition, (low, high), (first, end)): &&(TopicPartition, Watermarks, (i64, i64))| {
+        format!("{partition} begins at offset {first} and ends before {end} (there are {low} to {})", high - 1)
+    };
+    let mut places: Vec<String> = with_records.iter().take(NAMED_PARTITIONS).map(place).collect();
+    if with_records.len() > NAMED_PARTITIONS {
+        places.push(format!("and {} more partitions", with_records.len() - NAMED_PARTITIONS));
+    }
+    let message = format!(
+        "the range has no records: {}. Choose --from before --to, and before the last record",
+        places.join("; ")
+    );
+    Error::data("replay.empty", message)
+}
+
+/// Refuses times in the wrong order: they are wrong for all topics.
+pub fn check_order(from: &Bound, to: &Bound) -> Result<()> {
+    let (Bound::Time(begin), Bound::Time(end)) = (from, to) else { return Ok(()) };
+    if begin < end {
+        return Ok(());
+    }
+    let message = format!(
+        "the range ends before it begins: --from is {}, and --to is {}. Exchange them",
+        time_text(*begin),
+        time_text(*end)
+    );
+    Err(Error::config("replay.bad_range", message))
 }
 
 /// The offset of a bound in each partition; `None` where it names none. `strict`: records that the
@@ -278,6 +313,26 @@ mod tests {
             let error = Bound::parse(wrong, Timestamp::UNIX_EPOCH).unwrap_err();
             assert_eq!(error.code, "replay.bad_range", "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_range_without_records_names_what_there_is() {
+        let partition = |number, records, range| (TopicPartition::new("t", number), records, range);
+        let one = no_records(&[partition(0, (0, 0), (0, 0)), partition(1, (3, 301), (200, 100))]).to_string();
+        assert!(one.contains(" begins at offset 200 and ends before 100 (there are 3 to 300). Choose"), "{one}");
+        let many: Vec<_> = (0..5).map(|number| partition(number, (0, 9), (9, 9))).collect();
+        let many = no_records(&many).to_string();
+        assert!(many.contains("; and 2 more partitions. Choose --from before --to"), "{many}");
+        assert!(no_records(&[partition(0, (7, 7), (7, 7))]).to_string().contains("are empty [replay.empty]"));
+    }
+
+    #[test]
+    fn times_in_the_wrong_order_are_refused() {
+        let (early, late) = (parse("2026-11-01"), parse("2026-11-08"));
+        assert!(check_order(&early, &late).is_ok() && check_order(&late, &Bound::Latest).is_ok());
+        let error = check_order(&late, &early).unwrap_err();
+        let message = "the range ends before it begins: --from is 2026-11-08T00:00:00Z, and --to is 2026-11-01T00:00:00Z. Exchange them";
+        assert_eq!((error.code, error.message()), ("replay.bad_range", message));
     }
 
     #[test]

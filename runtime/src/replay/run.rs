@@ -316,6 +316,17 @@ pub fn new_id(now: Timestamp) -> String {
     format!("{}-{}", now.strftime("%Y%m%d%H%M"), &random[..4])
 }
 
+/// Whether a text has the form of an id, so that it is no name of a pipeline or component.
+pub fn is_id(text: &str) -> bool {
+    let parts = text.split_once('-');
+    parts.is_some_and(|(time, random)| {
+        time.len() == 12
+            && time.bytes().all(|byte| byte.is_ascii_digit())
+            && random.len() == 4
+            && random.bytes().all(|byte| byte.is_ascii_hexdigit())
+    })
+}
+
 /// Whether one of two destinations is, or contains, the other.
 pub fn overlap(one: &str, other: &str) -> bool {
     let contains = |outer: &str, inner: &str| {
@@ -443,6 +454,16 @@ mod tests {
         assert_eq!(executed.speed(900, 251, 3_000), Some((250.0, 2)));
         assert_eq!(executed.speed(400, 250, 3_000), None);
         assert_eq!(executed.speed(300, 250, 3_000), None, "the brokers have lost the position");
+    }
+
+    #[test]
+    fn ids_have_a_form_of_their_own() {
+        assert!(is_id(&new_id(Timestamp::now())) && is_id("202611291310-19d6"));
+        for name in
+            ["orders", "orders.lake", "202611291310", "202611291310-19d", "202611291310-19dg", "x02611291310-19d6"]
+        {
+            assert!(!is_id(name), "{name}");
+        }
     }
 
     #[test]

@@ -225,8 +225,8 @@ fn step_back(runs: &Runs<'_>, id: &str) -> Result<Run> {
     })
 }
 
-/// Gives up a run that has not published anything: removes what it has prepared. A repeated call
-/// continues after a crash.
+/// Gives up a run that has not replaced anything: removes what it has prepared. What a run into a
+/// shadow has written stays there. A repeated call continues after a crash.
 pub fn discard(job: &Job<'_>, data: &DataDir, runtime: &Handle, runs: &Runs<'_>) -> Result<Run> {
     let id = &job.run.id;
     // First, so that no command continues it.
@@ -242,11 +242,8 @@ pub fn discard(job: &Job<'_>, data: &DataDir, runtime: &Handle, runs: &Runs<'_>)
                 );
                 return Err(Error::config("replay.published", message));
             }
-            (Some(_), _) => {}
-            (None, _) => {
-                let message = format!("the run {id} replaces nothing: `trunkline runs stop {id}` stops it");
-                return Err(Error::config("replay.published", message));
-            }
+            // Of a run that replaces nothing, what it has written stays: it is in no one's way.
+            _ => {}
         }
         run.state = RunState::Discarded;
         run.ended = Some(Timestamp::now().as_millisecond());
@@ -260,8 +257,16 @@ pub fn discard(job: &Job<'_>, data: &DataDir, runtime: &Handle, runs: &Runs<'_>)
         retry(&stop, || output.sink()?.discard_prepared(staged))?;
     }
     let planned = Intents::of(job.cluster, &job.component()).load(job.cluster)?;
-    for row in planned.values().filter(|row| row.state == IntentState::Planned) {
-        retry(&stop, || output.sink()?.abort(&row.payload))?;
+    let has_collected = job.run.request.supersede;
+    for row in planned.values() {
+        match row.state {
+            IntentState::Planned => retry(&stop, || output.sink()?.abort(&row.payload))?,
+            // A run that replaces output collects what is prepared in rows of its own.
+            IntentState::Prepared if !has_collected => {
+                retry(&stop, || output.sink()?.discard_prepared(std::slice::from_ref(&row.payload)))?;
+            }
+            IntentState::Prepared | IntentState::Committed => {}
+        }
     }
     let keys = rows.keys(job.cluster)?;
     runs.change_with(|runs| known(runs, id), |_, producer| rows.remove(producer, &keys))?;
@@ -407,7 +412,7 @@ impl Destination<'_> {
         let sink = job.sink()?.spec.open(SinkContext {
             replay: Some(SinkReplay {
                 run: job.run.id.clone(),
-                supersedes: true,
+                supersedes: job.run.request.supersede,
                 ranges: ranges_of(job.run),
                 earlier: self.earlier()?,
             }),

@@ -47,13 +47,16 @@ impl LagReport {
         if begun < self.due {
             return;
         }
-        let positions = consumer.positions();
+        let partitions: Vec<Uncommitted<'_>> = partitions.collect();
+        let positions = consumer.positions(partitions.iter().map(|uncommitted| uncommitted.partition));
         let (mut records, mut oldest) = (0, None);
-        for Uncommitted { partition, committed, is_pending, oldest: own } in partitions {
+        for (Uncommitted { partition, committed, is_pending, oldest: own }, position) in
+            partitions.into_iter().zip(positions)
+        {
             let Some(high) = consumer.high_watermark(partition) else { continue };
             oldest = oldest.into_iter().chain(own).min();
             // A committed offset does not cover the marker at the end of its transaction.
-            let is_caught_up = !is_pending && positions.get(partition).is_some_and(|position| *position >= high);
+            let is_caught_up = !is_pending && position.is_some_and(|position| position >= high);
             records += if is_caught_up { 0 } else { u64::try_from(high - committed.max(0)).unwrap_or(0) };
         }
         let age = match oldest {

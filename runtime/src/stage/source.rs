@@ -3,18 +3,18 @@
 //! The task has two threads. The *reader* owns the source and fills batches. The stage's thread
 //! applies transforms, produces, and commits every `commit_interval` ([`CommitTimer`]). A channel
 //! of two batches connects them: the next batch is filled while the last one is produced, and
-//! memory stays bounded.
+//! memory stays bounded. Without data both threads sleep: a batch without content is not handed
+//! over, and a request to stop wakes the source.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, sync_channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use trunkline_connector::{
-    Batch, Domain, Error, Fill, MemoryBudget, Placement, PositionChange, RecordRef, Reservation, Result, Schema,
-    Source, SourceBatch, SourceContext, SourceLag, failpoint,
+    Batch, Domain, Error, Placement, PositionChange, RecordRef, Result, Schema, SourceBatch, SourceContext, failpoint,
 };
 
 use super::careful::{Mark, RECORD_REJECTED, run_until_rejection};
@@ -26,6 +26,7 @@ use super::first_records;
 use super::output::Topics;
 use super::partitioner::partition_of;
 use super::snapshot_deletes::{PendingDeletes, Search, without_entries};
+use super::source_reader::{Filled, Reader};
 use super::status::StageStatus;
 use super::stop_signal::StopSignal;
 use super::supervise::Stage;
@@ -33,12 +34,6 @@ use super::worker_context::WorkerContext;
 use crate::checkpoint::{CHECKPOINTS, Counters, Positions};
 use crate::kafka::{ProducerRecord, TransactionalProducer};
 use crate::plan::{Branch, Route, SharedTopics, SourcePlan};
-
-/// Deadline of a fill: bounds how late a stop is noticed.
-const POLL: Duration = Duration::from_millis(100);
-
-/// Limit on the records of a batch.
-const BATCH_RECORDS: usize = 10_000;
 
 /// A source of a pipeline on this node.
 pub struct SourceStage {
@@ -124,17 +119,22 @@ impl SourceStage {
         writer.commit()?;
         writer.delete_gone_rows()?;
 
-        let limits = (context.share.batch_bytes, if one_by_one { 1 } else { BATCH_RECORDS });
+        let batch_bytes = context.share.batch_bytes;
         let abandoned = AtomicBool::new(false);
         let (full, filled) = sync_channel::<Result<Filled>>(2);
         let (returned, empty) = std::sync::mpsc::channel::<SourceBatch>();
+        let waker = source.waker();
+        let _stops_wait = waker.clone().map(|wake| stop.on_set(move || wake()));
         std::thread::scope(|scope| {
-            let reader = Reader { source, limits, budget: &context.budget, stop, abandoned: &abandoned, committed };
+            let (budget, until_idle, abandoned) = (&context.budget, context.until_idle, &abandoned);
+            let reader =
+                Reader { source, one_by_one, batch_bytes, until_idle, budget, status, stop, abandoned, committed };
             scope.spawn(move || reader.run(&full, &empty));
             let outcome = writer.run(&filled, &returned, stop);
             abandoned.store(true, Ordering::Relaxed);
-            // Wakes a reader that waits for room in the channel.
+            // Wakes a reader that waits for room in the channel, or for data.
             drop(filled);
+            waker.iter().for_each(|wake| wake());
             if outcome.is_err() {
                 // Best effort: the next owner aborts the transaction too, but consumers would wait
                 // until then.
@@ -166,56 +166,6 @@ impl SourceStage {
             );
         }
         Ok(())
-    }
-}
-
-/// A filled batch for the writer.
-struct Filled {
-    batch: SourceBatch,
-    caught_up: bool,
-    lag: SourceLag,
-    /// Held until the batch was produced.
-    reservation: Reservation,
-}
-
-struct Reader<'a> {
-    source: Box<dyn Source>,
-    limits: (usize, usize),
-    budget: &'a MemoryBudget,
-    stop: &'a StopSignal,
-    abandoned: &'a AtomicBool,
-    /// Position changes that the writer has committed.
-    committed: Receiver<Vec<PositionChange>>,
-}
-
-impl Reader<'_> {
-    /// Fills batches until stopped. An error is the last message.
-    fn run(mut self, full: &SyncSender<Result<Filled>>, empty: &Receiver<SourceBatch>) {
-        while !self.stop.is_set() && !self.abandoned.load(Ordering::Relaxed) {
-            // A small reservation waits while the budget is exhausted; the fill then sets the true
-            // size.
-            let Some(mut reservation) = self.budget.reserve(64 << 10, Instant::now() + POLL) else { continue };
-            let mut batch = empty.try_recv().unwrap_or_default();
-            (batch.max_bytes, batch.max_records) = self.limits;
-            let acknowledged = self.committed.try_iter().try_for_each(|changes| self.source.committed(&changes));
-            let outcome = acknowledged.and_then(|()| self.source.fill(&mut batch, Instant::now() + POLL));
-            reservation.resize(batch.bytes());
-            let (caught_up, error) = match outcome {
-                Ok(fill) => (fill == Fill::CaughtUp, None),
-                Err(error) => (false, Some(error)),
-            };
-            let lag = self.source.lag();
-            let filled = Filled { batch, caught_up, lag, reservation };
-            if full.send(Ok(filled)).is_err() {
-                return;
-            }
-            if let Some(error) = error {
-                // The writer has the records from before the error. It may have ended, which does
-                // not matter.
-                let _ = full.send(Err(error));
-                return;
-            }
-        }
     }
 }
 
@@ -259,10 +209,9 @@ impl Writer<'_> {
         stop: &StopSignal,
     ) -> Result<()> {
         loop {
-            match filled.recv_timeout(self.commit_timer.until_due(POLL)) {
+            // The reader ends when the stage is stopped, which ends the wait.
+            match filled.recv_timeout(self.commit_timer.until_due(Duration::MAX)) {
                 Ok(Ok(mut filled)) => {
-                    self.status.set_lag(filled.lag);
-                    self.status.set_memory_bytes(filled.reservation.bytes());
                     if let Err(error) = self.chain.ready() {
                         self.commit()?;
                         return Err(error);

@@ -1,17 +1,36 @@
 //! The request to stop, shared by the threads of a worker.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A request to stop that threads can wait for.
 #[derive(Clone, Default)]
 pub struct StopSignal {
-    shared: Arc<(Mutex<Option<Instant>>, Condvar)>,
+    shared: Arc<Shared>,
     parent: Option<Box<StopSignal>>,
 }
 
-/// How often a child checks its parent.
-const PARENT_POLL: Duration = Duration::from_millis(50);
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    requested: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    requested_at: Option<Instant>,
+    /// Called when the stop is requested.
+    listeners: Vec<Arc<Listener>>,
+}
+
+type Listener = dyn Fn() + Send + Sync;
+
+/// A function that is called when a stop is requested, until this is dropped.
+#[must_use = "dropping it removes the function"]
+pub struct StopListener {
+    signal: StopSignal,
+    listener: Arc<Listener>,
+}
 
 impl StopSignal {
     /// A signal that is set when this one is, and can be set alone.
@@ -21,48 +40,86 @@ impl StopSignal {
 
     /// Requests the stop.
     pub fn set(&self) {
-        self.lock().get_or_insert_with(Instant::now);
-        self.shared.1.notify_all();
+        let mut state = self.shared.lock();
+        state.requested_at.get_or_insert_with(Instant::now);
+        let listeners = state.listeners.clone();
+        // Listeners take locks of their own.
+        drop(state);
+        self.shared.requested.notify_all();
+        listeners.iter().for_each(|listener| listener());
     }
 
     /// The stop was requested.
     pub fn is_set(&self) -> bool {
-        self.lock().is_some() || self.parent.as_ref().is_some_and(|parent| parent.is_set())
+        self.shared.lock().requested_at.is_some() || self.parent.as_ref().is_some_and(|parent| parent.is_set())
     }
 
     /// Time since the stop was requested.
     pub fn since(&self) -> Option<Duration> {
-        let own = self.lock().map(|at| at.elapsed());
+        let own = self.shared.lock().requested_at.map(|at| at.elapsed());
         own.max(self.parent.as_ref().and_then(|parent| parent.since()))
+    }
+
+    /// Calls `listener` when the stop is requested, in the thread that requests it; at once if it
+    /// was requested before. It must not block.
+    pub fn on_set(&self, listener: impl Fn() + Send + Sync + 'static) -> StopListener {
+        let listener: Arc<Listener> = Arc::new(listener);
+        for signal in self.with_ancestors() {
+            signal.shared.lock().listeners.push(listener.clone());
+        }
+        if self.is_set() {
+            listener();
+        }
+        StopListener { signal: self.clone(), listener }
     }
 
     /// Waits at most `timeout` for the request; returns whether it was made.
     pub fn wait(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
+        let own = self.shared.clone();
+        let _woken_by_parent = self.parent.as_ref().map(|parent| {
+            parent.on_set(move || {
+                // With the lock, the waiter either waits already, or has not looked yet.
+                drop(own.lock());
+                own.requested.notify_all();
+            })
+        });
+        let mut state = self.shared.lock();
         loop {
-            if self.is_set() {
+            if state.requested_at.is_some() || self.parent.as_ref().is_some_and(|parent| parent.is_set()) {
                 return true;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            let slice = if self.parent.is_some() { left.min(PARENT_POLL) } else { left };
-            let own = self.lock();
-            if own.is_none() {
-                // The loop checks again, also after a spurious wake-up.
-                drop(self.shared.1.wait_timeout(own, slice));
-            }
+            state = self.shared.requested.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn with_ancestors(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |signal| signal.parent.as_deref())
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for StopListener {
+    fn drop(&mut self) {
+        for signal in self.signal.with_ancestors() {
+            signal.shared.lock().listeners.retain(|known| !Arc::ptr_eq(known, &self.listener));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -75,5 +132,33 @@ mod tests {
         let waiter = std::thread::spawn(move || second.wait(Duration::from_secs(10)));
         parent.set();
         assert!(waiter.join().unwrap());
+    }
+
+    #[test]
+    fn listeners_are_called_for_every_request_that_stops_their_signal() {
+        let parent = StopSignal::default();
+        let child = parent.child();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = |signal: &StopSignal| {
+            let calls = calls.clone();
+            signal.on_set(move || {
+                calls.fetch_add(1, Ordering::Relaxed);
+            })
+        };
+        let count = || calls.swap(0, Ordering::Relaxed);
+        drop(counted(&child));
+        let listener = counted(&child);
+        parent.child().set();
+        assert_eq!(count(), 0);
+        child.set();
+        assert_eq!(count(), 1);
+        parent.set();
+        assert_eq!(count(), 1);
+        drop(listener);
+        parent.set();
+        assert_eq!(count(), 0);
+        let _late = counted(&child);
+        assert_eq!(count(), 1);
+        assert!(parent.shared.lock().listeners.len() == 1 && child.shared.lock().listeners.len() == 1);
     }
 }

@@ -36,6 +36,7 @@ use super::first_records;
 use super::lag::{LagReport, Uncommitted, written_at};
 use super::lookup_table::LookupTable;
 use super::output::Topics;
+use super::repeated_inputs::Reader;
 use super::routes::Routes;
 use super::status::StageStatus;
 use super::stop_signal::StopSignal;
@@ -47,7 +48,11 @@ use crate::kafka::topic_reader::PartitionScanner;
 use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, RebalanceEvent, TransactionalProducer};
 use crate::plan::TransformPlan;
 
+/// The longest wait for records while there is something else to do.
 const POLL: Duration = Duration::from_millis(100);
+
+/// The longest wait for records otherwise. A request to stop ends it.
+const IDLE_WAIT: Duration = Duration::from_secs(1);
 
 /// Records of one poll.
 const POLL_RECORDS: usize = 10_000;
@@ -136,7 +141,9 @@ impl TransformStage {
             throttle: self.bounds.as_ref().and_then(|bounds| bounds.rate.clone()).map(Throttle::new),
             idle_check: Instant::now(),
         };
+        let stops_wait = stop.on_set(task.consumer.waker());
         let outcome = task.run(stop).and_then(|()| task.close_states());
+        drop(stops_wait);
         if outcome.is_ok() {
             task.consumer.leave();
         } else {
@@ -303,9 +310,17 @@ impl TransformTask<'_> {
         }
     }
 
+    /// It has no table, no state and no end: it has nothing to do until records arrive, or a commit
+    /// is due.
+    fn is_idle(&self) -> bool {
+        let has_end = self.context.until_idle || self.stage.bounds.is_some();
+        !has_end && self.table.is_none() && self.stores().next().is_none()
+    }
+
     /// Waits for records until the next commit is due.
     fn poll(&mut self, batches: &mut PartitionBatches) -> Result<usize> {
-        let wait = self.commit_timer.until_due(POLL).min(POLL);
+        let longest = if self.is_idle() { IDLE_WAIT } else { POLL };
+        let wait = self.commit_timer.until_due(longest).min(longest);
         let allowance = self.throttle.as_ref().map_or(POLL_RECORDS, Throttle::allowance);
         if allowance == 0 {
             self.consumer.keep_alive(wait)?;
@@ -400,6 +415,7 @@ impl TransformTask<'_> {
                 RebalanceEvent::Assigned(partitions) => {
                     let committed =
                         if partitions.is_empty() { Vec::new() } else { self.consumer.committed(&partitions)? };
+                    self.check_inputs(&partitions, &committed)?;
                     // The same clients restore the state of all partitions.
                     let mut scanner = None;
                     let facts = match self.stage.plan.state {
@@ -440,6 +456,19 @@ impl TransformTask<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Refuses to process records a second time.
+    fn check_inputs(&self, partitions: &[TopicPartition], committed: &[i64]) -> Result<()> {
+        let is_new = |(_, committed): &(&TopicPartition, &i64)| **committed < 0;
+        let new = partitions.iter().zip(committed).filter(is_new);
+        let new: Vec<TopicPartition> = new.map(|(partition, _)| partition.clone()).collect();
+        if new.is_empty() || self.context.append || self.stage.bounds.is_some() {
+            return Ok(());
+        }
+        let known = Positions::topics(&self.context.cluster, &self.component)?;
+        let TransformStage { pipeline, plan, upstream, .. } = self.stage;
+        Reader { pipeline, component: &plan.name, inputs: &plan.inputs, upstream }.check(&known, &new)
     }
 
     fn abort_transaction(&mut self, batches: &mut PartitionBatches) -> Result<()> {

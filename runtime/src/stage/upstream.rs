@@ -10,6 +10,7 @@ use trunkline_connector::{Result, TopicPartition};
 
 use super::status::{StageState, StageStatus};
 use crate::kafka::{Cluster, GroupConsumer, topic_reader::EndProbe};
+use crate::plan::TopicSelector;
 
 /// Time between two checks, because each costs round trips for all partitions.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
@@ -19,6 +20,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 pub struct Upstream {
     /// Their statuses.
     pub stages: Vec<Arc<StageStatus>>,
+    /// The topics that the transforms among them read.
+    pub transformed: Vec<TopicSelector>,
 }
 
 impl Upstream {

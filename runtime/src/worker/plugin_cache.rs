@@ -12,9 +12,13 @@ const FOLDER: &str = "trunkline/compiled-plugins";
 /// The folders for compiled plugins, the preferred one first: that of the user, and that of a data
 /// directory, for users without a home.
 pub fn plugin_cache_dirs(data: Option<&Path>) -> Vec<PathBuf> {
-    let user = user_cache(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"));
     let data = data.and_then(DataDir::plugin_cache);
-    user.map(|cache| cache.join(FOLDER)).into_iter().chain(data).collect()
+    user_cache_dir().map(|cache| cache.join(FOLDER)).into_iter().chain(data).collect()
+}
+
+/// The cache folder of the user.
+pub fn user_cache_dir() -> Option<PathBuf> {
+    user_cache(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))
 }
 
 /// The cache folder of the user, by the XDG Base Directory Specification: a relative path counts as

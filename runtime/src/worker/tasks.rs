@@ -152,7 +152,7 @@ pub(super) fn plan(
             .map(|(number, component)| planned(pipeline, number, component, before, is_replaced))
             .collect();
         // The topics that each task of this pipeline writes, to find the upstream tasks of readers.
-        let writers: Vec<(TopicSelector, Arc<StageStatus>)> = planned.iter().flat_map(writers).collect();
+        let writers: Vec<Writer> = planned.iter().flat_map(writers).collect();
         for Planned { id, plan, status, existing } in planned {
             let task = existing.unwrap_or_else(|| Arc::new(new_task(&id, plan, status, &writers, context)));
             tasks.insert(id, task);
@@ -178,10 +178,20 @@ fn planned(
     Planned { id, plan, status, existing }
 }
 
-/// The topics that a task writes, each with the task's status.
-fn writers(task: &Planned) -> Vec<(TopicSelector, Arc<StageStatus>)> {
-    let topics = task.plan.component.writes().into_iter().map(TopicSelector::of);
-    topics.map(|topic| (topic, task.status.clone())).collect()
+/// A topic that a task writes.
+struct Writer {
+    topic: TopicSelector,
+    status: Arc<StageStatus>,
+    /// The topics that the task reads.
+    reads: Vec<TopicSelector>,
+}
+
+/// The topics that a task writes.
+fn writers(task: &Planned) -> Vec<Writer> {
+    let component = &task.plan.component;
+    let reads: Vec<TopicSelector> = component.reads().iter().map(|input| input.topics.clone()).collect();
+    let topics = component.writes().into_iter().map(TopicSelector::of);
+    topics.map(|topic| Writer { topic, status: task.status.clone(), reads: reads.clone() }).collect()
 }
 
 fn components(pipeline: &Pipeline) -> Vec<Component> {
@@ -195,7 +205,7 @@ fn new_task(
     id: &TaskId,
     plan: TaskPlan,
     status: Arc<StageStatus>,
-    writers: &[(TopicSelector, Arc<StageStatus>)],
+    writers: &[Writer],
     context: &WorkerContext,
 ) -> Task {
     let upstream = upstream_of(plan.component.reads(), writers);
@@ -219,14 +229,17 @@ fn new_task(
     Task { plan, stage, status, context: context.clone(), lease, permit }
 }
 
-fn upstream_of(inputs: &[Input], writers: &[(TopicSelector, Arc<StageStatus>)]) -> Upstream {
+fn upstream_of(inputs: &[Input], writers: &[Writer]) -> Upstream {
     writers_of(&inputs.iter().map(|input| input.topics.clone()).collect::<Vec<_>>(), writers)
 }
 
-fn writers_of(reads: &[TopicSelector], writers: &[(TopicSelector, Arc<StageStatus>)]) -> Upstream {
-    let is_read = |topic: &TopicSelector| reads.iter().any(|read| can_match(topic, read));
-    let stages = writers.iter().filter(|(topic, _)| is_read(topic)).map(|(_, status)| status.clone());
-    Upstream { stages: stages.collect() }
+fn writers_of(reads: &[TopicSelector], writers: &[Writer]) -> Upstream {
+    let is_read = |writer: &&Writer| reads.iter().any(|read| can_match(&writer.topic, read));
+    let upstream = || writers.iter().filter(is_read);
+    Upstream {
+        stages: upstream().map(|writer| writer.status.clone()).collect(),
+        transformed: upstream().flat_map(|writer| writer.reads.clone()).collect(),
+    }
 }
 
 /// Whether a written topic can be one of the topics that are read.

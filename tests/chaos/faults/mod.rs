@@ -55,6 +55,7 @@ const EVERY: &[Path] = &[
 const ALL_AND_STATE: &[Path] = &[Path::Bucket, Path::Topics, Path::State, Path::Tables, Path::MariaDb];
 const STORES: &[Path] = &[Path::Bucket, Path::Tables, Path::MariaDb, Path::Snowflake, Path::Redshift];
 const WAREHOUSES: &[Path] = &[Path::Snowflake, Path::Redshift];
+const REPLAYED: &[Path] = &[Path::Bucket, Path::Topics, Path::Snowflake, Path::Redshift, Path::RedshiftKeys];
 const SNOWFLAKE: &[Path] = &[Path::Snowflake];
 const SEARCH: &[Path] = &[Path::Search];
 const LOGS: &[Path] = &[Path::Bucket, Path::Topics];
@@ -90,8 +91,8 @@ pub(crate) const FAULTS: &[FaultKind] = &[
     fault("error-steps", "an error at each step of each protocol", EVERY, TOPICS_EMBEDDED, steps::fail_at_each),
     fault(
         "replay",
-        "death of a replay that replaces files at each of its steps, while live records arrive",
-        LOGS,
+        "death of a replay that replaces output at each of its steps, while live records arrive",
+        REPLAYED,
         &[],
         replay::kill_at_each,
     ),
@@ -194,7 +195,7 @@ pub(crate) const FAULTS: &[FaultKind] = &[
 ];
 
 const STEPS: &[(Path, BrokerKind)] =
-    &[(Path::Bucket, BrokerKind::Embedded), (Path::Topics, BrokerKind::Embedded), (Path::Tables, BrokerKind::Embedded)];
+    &[(Path::Bucket, BrokerKind::Embedded), (Path::State, BrokerKind::Embedded), (Path::Tables, BrokerKind::Embedded)];
 const KILLED: &[(Path, BrokerKind)] = &[(Path::Bucket, BrokerKind::Apache), (Path::Tables, BrokerKind::Apache)];
 const CROSSED: &[(Path, BrokerKind)] = &[(Path::Topics, BrokerKind::Embedded), (Path::Bucket, BrokerKind::Apache)];
 

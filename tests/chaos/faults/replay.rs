@@ -1,4 +1,4 @@
-//! Replays that replace the files of the live sink, killed at each step while live records arrive.
+//! Replays that replace the output of the live sink, killed at each step while live records arrive.
 //! An independent reader finds each record once in the end, as after all faults.
 
 use std::time::Instant;
@@ -8,25 +8,44 @@ use trunkline_tests::{Process, Skip, wait};
 
 use super::steps::is_reachable;
 use crate::fixture::{Fixture, LIMIT};
+use crate::warehouse::Warehouse;
 
 /// Lines per log before and after each kill.
 const LINES: u64 = 100;
 
-/// Steps before the first new file is visible, at which a run may be given up.
-const STAGING: [&str; 5] =
-    ["sink.seal.recorded", "sink.prepare.after", "sink.intent.written", "sink.intent.after", "replay.publish.before"];
+/// Steps before the first new output is visible, at which a run may be given up.
+const STAGING: [&str; 7] = [
+    "sink.seal.recorded",
+    "sink.prepare.after",
+    "sink.intent.written",
+    "sink.intent.after",
+    "warehouse.upload.before",
+    "warehouse.upload.after",
+    "replay.publish.before",
+];
 
 /// Steps inside of the publication.
-const COMMITS: [&str; 4] =
-    ["directory.rename.after", "directory.remove.before", "s3.complete.before", "s3.complete.after"];
+const COMMITS: [&str; 12] = [
+    "directory.rename.after",
+    "directory.remove.before",
+    "s3.complete.before",
+    "s3.complete.after",
+    "warehouse.begin.before",
+    "warehouse.begin.after",
+    "warehouse.offsets.after",
+    "warehouse.copy.before",
+    "warehouse.copy.after",
+    "warehouse.apply.after",
+    "warehouse.commit.before",
+    "warehouse.commit.after",
+];
+
+/// The step between the removals of files: rows are removed by the transaction that adds others.
+const OF_FILES: &str = "replay.remove.part";
 
 /// Kills a replay at each step; the same command must complete it, or give it up.
 pub(crate) fn kill_at_each(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
-    let path = fixture.plan.path;
-    let replay = FAILPOINTS.iter().filter(|point| point.reached == Reached::Replay).map(|point| point.name);
-    let others = FAILPOINTS.iter().filter(|point| is_reachable(point, path)).map(|point| point.name);
-    let others = others.filter(|name| STAGING.contains(name) || COMMITS.contains(name));
-    let mut steps: Vec<&str> = replay.chain(others).collect();
+    let mut steps = steps(fixture);
     for last in (1..steps.len()).rev() {
         steps.swap(last, fixture.random.below(last as u64 + 1) as usize);
     }
@@ -36,6 +55,7 @@ pub(crate) fn kill_at_each(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
     let mut live = fixture.start("a");
     fixture.wait_for_recovery(since, &mut [&mut live]);
     for step in steps {
+        let before = fixture.warehouse.as_ref().map(Warehouse::last_load);
         let killed = start(fixture, &["--from", "earliest", "--supersede"], &format!("{step}=kill"));
         fixture.append(LINES);
         let exit = killed.wait(LIMIT);
@@ -47,6 +67,9 @@ pub(crate) fn kill_at_each(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
         } else {
             let exit = start(fixture, &["--from", "earliest", "--supersede"], "").wait(LIMIT);
             assert_eq!(exit.code, Some(0), "after {step}: {}", exit.describe());
+            if let (Some(warehouse), Some(before)) = (&fixture.warehouse, before) {
+                assert_eq!(warehouse.loaded_until(&before), 0, "after {step}: rows that were not replaced");
+            }
         }
         let since = Instant::now();
         fixture.append(LINES);
@@ -54,6 +77,15 @@ pub(crate) fn kill_at_each(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
     }
     fixture.stop(live);
     Ok(())
+}
+
+/// The steps that a replay into the destination of the path passes.
+fn steps(fixture: &Fixture<'_>) -> Vec<&'static str> {
+    let path = fixture.plan.path;
+    let replay = FAILPOINTS.iter().filter(|point| point.reached == Reached::Replay).map(|point| point.name);
+    let others = FAILPOINTS.iter().filter(|point| is_reachable(point, path)).map(|point| point.name);
+    let others = others.filter(|name| STAGING.contains(name) || COMMITS.contains(name));
+    replay.chain(others).filter(|name| *name != OF_FILES || !path.ends_in_warehouse()).collect()
 }
 
 /// The run is given up as soon as the brokers have noticed the death of its process.

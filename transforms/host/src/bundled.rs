@@ -41,7 +41,7 @@ pub(crate) const NAMES: &[&str] = &[
 pub(crate) const USES_STATE: &[&str] = &["dedupe", "aggregate", "lookup", "previous", "absence"];
 
 /// Those of them that use timers.
-pub(crate) const USES_TIMERS: &[&str] = &["absence"];
+pub(crate) const USES_TIMERS: &[&str] = &["absence", "aggregate"];
 
 /// Those of them whose state is a table that the caller fills.
 pub(crate) const READS_TABLE: &[&str] = &["lookup"];

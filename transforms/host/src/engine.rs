@@ -1,11 +1,9 @@
-//! The [`Host`]: engines, linkers, the epoch ticker and the compile cache.
+//! The [`Host`]: engines, linkers, the clock for time limits and the compile cache.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use wasmtime::component::Linker;
 use wasmtime::{Config, Engine};
@@ -16,10 +14,8 @@ use crate::component::{CompiledPlugin, LoadError};
 use crate::guest::GuestState;
 use crate::host_functions;
 use crate::plugin::Plugin;
+use crate::ticker::Ticker;
 use crate::wasi;
-
-/// Interval at which the time limit of running calls is checked.
-pub(crate) const EPOCH_TICK: Duration = Duration::from_millis(10);
 
 /// Options of a [`Host`].
 #[derive(Debug, Clone, Default)]
@@ -52,8 +48,7 @@ pub(crate) struct HostInner {
     cache: Option<CompileCache>,
     /// Compiled bundled files, by the address of their bytes: several plugins share a file.
     bundled: Mutex<HashMap<usize, Arc<CompiledPlugin>>>,
-    /// Stops the ticker thread when the last owner drops it.
-    _ticker: mpsc::Sender<()>,
+    ticker: Arc<Ticker>,
 }
 
 impl Host {
@@ -66,7 +61,7 @@ impl Host {
             interruptible_linker: linker(&interruptible).map_err(failed)?,
             trusted_linker: linker(&trusted).map_err(failed)?,
             cache: CompileCache::open(&options.cache_dirs),
-            _ticker: start_ticker(interruptible.clone()).map_err(|error| HostError(error.to_string()))?,
+            ticker: Ticker::start(interruptible.clone()).map_err(|error| HostError(error.to_string()))?,
             bundled: Mutex::default(),
             interruptible,
             trusted,
@@ -119,6 +114,11 @@ impl HostInner {
         CompiledPlugin::new(name, wasm, engine, linker, self.cache.as_ref())
     }
 
+    /// The clock for the time limits of calls.
+    pub(crate) fn ticker(&self) -> &Arc<Ticker> {
+        &self.ticker
+    }
+
     /// Compiles a bundled file once.
     fn compile_bundled(&self, name: &str, wasm: &'static [u8]) -> Result<Arc<CompiledPlugin>, LoadError> {
         let mut bundled = self.bundled.lock().unwrap_or_else(PoisonError::into_inner);
@@ -143,15 +143,4 @@ fn linker(engine: &Engine) -> wasmtime::Result<Linker<GuestState>> {
     wasi::add_to_linker(&mut linker)?;
     host_functions::add_to_linker(&mut linker)?;
     Ok(linker)
-}
-
-/// Advances the engine's epoch every [`EPOCH_TICK`] until the returned sender is dropped.
-fn start_ticker(engine: Engine) -> std::io::Result<mpsc::Sender<()>> {
-    let (alive, stopped) = mpsc::channel::<()>();
-    std::thread::Builder::new().name("plugin-ticker".to_owned()).spawn(move || {
-        while stopped.recv_timeout(EPOCH_TICK) == Err(RecvTimeoutError::Timeout) {
-            engine.increment_epoch();
-        }
-    })?;
-    Ok(alive)
 }

@@ -9,10 +9,10 @@ use wasmtime::{ResourceLimiter, Store, Trap};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
 use crate::component::CompiledPlugin;
-use crate::engine::EPOCH_TICK;
 use crate::host_functions::{CallState, CrashOutput, Metrics, truncate};
 use crate::limits::Limits;
 use crate::state::StateStore;
+use crate::ticker::{EPOCH_TICK, Ticker};
 use crate::wasi::{self, OutputCapture};
 
 /// Supported formats of batches and verdicts, the preferred one first.
@@ -149,6 +149,7 @@ pub(crate) struct Guest {
     process: Func,
     flush: Func,
     limits: Limits,
+    ticker: Arc<Ticker>,
 }
 
 impl Guest {
@@ -158,7 +159,9 @@ impl Guest {
         name: &Arc<str>,
         config: &str,
         limits: &Limits,
+        ticker: &Arc<Ticker>,
     ) -> Result<(Self, InitReply), GuestStartError> {
+        let _ticking = ticker.begin_call();
         let mut store = new_store(compiled, name, limits);
         begin_call(&mut store, limits, limits.timeout);
         let started = instantiate(&mut store, compiled, config);
@@ -181,7 +184,7 @@ impl Guest {
             );
             return Err(GuestStartError::Broken(message));
         }
-        Ok((Self { store, process, flush, limits: limits.clone() }, reply))
+        Ok((Self { store, process, flush, limits: limits.clone(), ticker: ticker.clone() }, reply))
     }
 
     /// Returns the verdicts on a sealed batch. A guest that crashed must be discarded. `state`: the
@@ -192,6 +195,7 @@ impl Guest {
         timeout: Duration,
         state: &mut Option<StateStore>,
     ) -> Result<Vec<u8>, CallError> {
+        let _ticking = self.ticker.begin_call();
         begin_call(&mut self.store, &self.limits, timeout);
         self.store.data_mut().state = state.take();
         let called = match self.process.typed::<(&[u8],), (Result<Vec<u8>, String>,)>(&self.store) {
@@ -205,6 +209,7 @@ impl Guest {
     /// Returns the verdict of `flush`.
     pub(crate) fn flush(&mut self) -> Result<Vec<u8>, CallError> {
         let timeout = self.limits.timeout;
+        let _ticking = self.ticker.begin_call();
         begin_call(&mut self.store, &self.limits, timeout);
         let called = match self.flush.typed::<(), (Result<Vec<u8>, String>,)>(&self.store) {
             Ok(flush) => flush.call(&mut self.store, ()),

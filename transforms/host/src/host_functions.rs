@@ -314,6 +314,8 @@ fn add_timers(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
         })?;
         Ok((times,))
     })?;
+    functions
+        .func_wrap("event-time", |mut store, (): ()| Ok((with_state(&mut store, |state, _| Ok(state.time()))?,)))?;
     Ok(())
 }
 

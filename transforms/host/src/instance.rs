@@ -1,4 +1,4 @@
-//! An [`Instance`]: a plugin of one task, and the isolation of records on which it crashes.
+//! An [`Instance`]: a running plugin of one task.
 //!
 //! # Processing a batch
 //! Records are passed in calls of at most `batch_records` records and `batch_bytes` bytes. A batch
@@ -7,22 +7,12 @@
 //! the plugin does not read. The outcome is collected separately and replaces the batch after all
 //! calls have succeeded, so an error leaves the batch unchanged.
 //!
-//! # Isolating a crash
-//! When the plugin crashes in a call with several records, the host bisects the call: it runs each
-//! half, in order, in a new instance. A single record that crashes the plugin is rejected with the
-//! cause of the crash. Pending halves are on a stack with the left half on top, so outcomes keep
-//! the order of the records and each record has exactly one (I3, I5).
-//!
-//! With state, each call has a savepoint: a crash takes back the changes of its call only, so that
-//! a half sees the changes of the records before it.
-//!
-//! After a timeout, a half gets half the time. Otherwise a single bad record would cost the full
-//! timeout at each of the up to ten bisection steps. A record is rejected for a timeout only after
-//! timeout at each of the up to ten bisection steps. A record is rejected for a timeout only after
-//! it was run alone with the full timeout.
+//! A call in which the plugin crashes is repeated in parts: see [`isolation`].
 //!
 //! Plugins with timers have another loop, which also decides where calls end: see [`timed`].
 
+mod isolation;
+mod packing;
 mod timed;
 
 use std::fmt;
@@ -30,8 +20,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use trunkline_connector::batch::ENTRY_BYTES;
-use trunkline_connector::{Batch, Entry, Error, Reason, RecordRef, Rejections, Retry, Schema};
+use trunkline_connector::{Batch, Entry, Error, Rejections, Retry, Schema};
 
 use crate::guest::{CallError, Guest, GuestCrash, InitReply, Inputs};
 use crate::host_functions::Metrics;
@@ -41,14 +30,8 @@ use crate::schema_fits::{SchemaFits, SchemaStore};
 use crate::state::StateStore;
 use crate::verdict::{Call, Counts, Outcome, Rules, VerdictError};
 
+use packing::{copy_records, is_sparse};
 use timed::{Called, Timing};
-
-/// Minimum timeout of a bisected call.
-const MIN_TIMEOUT: Duration = Duration::from_millis(100);
-/// A batch is packed if more than this many bytes, and more than half, of its arena are unused.
-const MAX_UNUSED_BYTES: usize = 64 << 10;
-/// A cleared batch keeps its topic names; the packed batch is recreated when it has more of them.
-const MAX_CACHED_TOPICS: usize = 1000;
 
 /// A running plugin with its configuration. It belongs to one task.
 pub struct Instance {
@@ -304,78 +287,6 @@ impl Instance {
         Ok(())
     }
 
-    /// Rejects the records of a call that crash the plugin, and processes all others.
-    fn isolate(
-        &mut self,
-        batch: &Batch,
-        records: Range<usize>,
-        crash: GuestCrash,
-        timeout: Duration,
-    ) -> Result<(), Error> {
-        let mut pending = Vec::new();
-        self.bisect(batch, records, crash, timeout, &mut pending);
-        while let Some((records, timeout)) = pending.pop() {
-            let timeout = if records.len() == 1 { self.limits.timeout } else { timeout };
-            if let Called::Crashed(crash) = self.call_packed(batch, records.clone(), timeout)? {
-                self.bisect(batch, records, crash, timeout, &mut pending);
-            }
-        }
-        Ok(())
-    }
-
-    /// Pushes both halves of a crashed call to `pending`, or rejects its only record.
-    fn bisect(
-        &mut self,
-        batch: &Batch,
-        records: Range<usize>,
-        crash: GuestCrash,
-        timeout: Duration,
-        pending: &mut Vec<(Range<usize>, Duration)>,
-    ) {
-        if records.len() == 1 {
-            self.crashes.record(Instant::now());
-            self.log_crash(batch.get(records.start).entry(), &crash);
-            self.outcome.counts.records_in += 1;
-            self.outcome.reject(records.start, Reason::new(crash.code, crash.message));
-            return;
-        }
-        self.push_halves(records, &crash, timeout, pending);
-    }
-
-    fn push_halves(
-        &self,
-        range: Range<usize>,
-        crash: &GuestCrash,
-        timeout: Duration,
-        pending: &mut Vec<(Range<usize>, Duration)>,
-    ) {
-        let timeout = match crash.code {
-            GuestCrash::TIMEOUT => (timeout / 2).max(MIN_TIMEOUT.min(self.limits.timeout)),
-            _ => timeout,
-        };
-        let middle = range.start + range.len() / 2;
-        pending.push((middle..range.end, timeout));
-        pending.push((range.start..middle, timeout));
-    }
-
-    /// Logs a rejected record at most [`CrashLog::MAX_PER_MINUTE`] times per minute.
-    fn log_crash(&mut self, record: &Entry, crash: &GuestCrash) {
-        let plugin = self.plugin.name();
-        let Some(not_logged) = self.crash_log.admit(Instant::now()) else { return };
-        if not_logged > 0 {
-            tracing::warn!(plugin, "{not_logged} more records were rejected because the plugin crashed on them");
-        }
-        crash.log_output(plugin);
-        tracing::warn!(
-            plugin,
-            code = crash.code,
-            partition = record.partition,
-            offset = record.offset,
-            "record rejected: the plugin crashed on it: {}",
-            crash.message
-        );
-    }
-
     fn call_packed(&mut self, batch: &Batch, records: Range<usize>, timeout: Duration) -> Result<Called, Error> {
         let inputs = self.guest()?.inputs();
         copy_records(&mut self.packed, batch, records.clone(), inputs);
@@ -527,17 +438,6 @@ impl Instance {
             self.batch_metrics.merge(metrics);
         }
     }
-
-    /// The number of these records that fit into one call; at least one.
-    fn call_len(&self, batch: &Batch, records: &Range<usize>, inputs: Inputs) -> usize {
-        let entries = &batch.entries()[records.clone()];
-        let mut bytes = 0;
-        let fit = entries.iter().take(self.limits.batch_records.max(1)).take_while(|entry| {
-            bytes += record_bytes(entry, inputs);
-            bytes <= self.limits.batch_bytes
-        });
-        fit.count().max(1)
-    }
 }
 
 impl fmt::Debug for Instance {
@@ -559,51 +459,4 @@ fn begin_state(state: &mut Option<StateStore>, batch: &Batch) -> Option<usize> {
 
 fn no_instance() -> Error {
     Error::internal("plugin.guest", "a plugin instance is missing after its start")
-}
-
-/// Bytes of a record's table entry and of the parts that the plugin reads.
-fn record_bytes(entry: &Entry, inputs: Inputs) -> usize {
-    let part = |is_read: bool, len: i32| if is_read { usize::try_from(len).unwrap_or(0) } else { 0 };
-    ENTRY_BYTES
-        + part(inputs.key, entry.key_len)
-        + part(inputs.value, entry.value_len)
-        + part(inputs.headers, entry.headers_len)
-}
-
-/// Whether the plugin does not need most of the arena, because it does not read all parts, or
-/// earlier transforms dropped or replaced records. Then a packed copy costs less than the bytes
-/// that are not passed.
-fn is_sparse(batch: &Batch, inputs: Inputs) -> bool {
-    let used: usize = batch.entries().iter().map(|entry| record_bytes(entry, inputs)).sum();
-    let all = batch.bytes();
-    all.saturating_sub(used) > MAX_UNUSED_BYTES.max(all / 2)
-}
-
-/// Replaces the content of `packed` by copies of these records, with the parts that the plugin
-/// reads.
-fn copy_records(packed: &mut Batch, batch: &Batch, records: Range<usize>, inputs: Inputs) {
-    packed.clear();
-    if packed.topics().len() > MAX_CACHED_TOPICS {
-        *packed = Batch::default();
-    }
-    for index in records {
-        copy_record(packed, batch.get(index), inputs);
-    }
-}
-
-fn copy_record(packed: &mut Batch, record: RecordRef<'_>, inputs: Inputs) {
-    let topic = packed.topic_index(record.topic());
-    let entry = record.entry();
-    let mut copy = packed.record();
-    copy.timestamp(entry.timestamp).read_from(topic, entry.partition, entry.offset).port(entry.port);
-    if let Some(key) = record.key().filter(|_| inputs.key) {
-        copy.key(key);
-    }
-    if let Some(value) = record.value().filter(|_| inputs.value) {
-        copy.value(value);
-    }
-    if inputs.headers {
-        copy.header_block(record.header_block());
-    }
-    copy.finish();
 }

@@ -34,6 +34,7 @@ mod limits;
 mod plugin;
 mod schema_fits;
 mod state;
+mod ticker;
 mod timers;
 mod verdict;
 mod wasi;

@@ -144,10 +144,11 @@ impl Plugin {
     pub(crate) fn start_guest(&self, config: &str, limits: &Limits) -> Result<(Guest, InitReply), StartError> {
         let name = &self.inner.name;
         let compiled = self.compiled(limits.trusted)?;
-        let (guest, reply) = Guest::start(compiled, name, config, limits).map_err(|error| match error {
-            GuestStartError::ConfigRejected { message, key } => StartError { message, key },
-            GuestStartError::Broken(message) => StartError { message: format!("`{name}`: {message}"), key: None },
-        })?;
+        let (guest, reply) =
+            Guest::start(compiled, name, config, limits, self.inner.host.ticker()).map_err(|error| match error {
+                GuestStartError::ConfigRejected { message, key } => StartError { message, key },
+                GuestStartError::Broken(message) => StartError { message: format!("`{name}`: {message}"), key: None },
+            })?;
         check_ports(&reply.ports)
             .map_err(|message| StartError { message: format!("`{name}`: {message}"), key: None })?;
         Ok((guest, reply))

@@ -19,6 +19,9 @@ pub mod trunkline {
 /// it. A timer whose time has passed already fires after the record that has set it. A pipeline can
 /// let the partition's time advance without records (the option `timers.idle` of a transform).
 ///
+/// A record is late for what a timer has ended. `event-time` finds that out: it also counts time
+/// that has advanced without records.
+///
 /// The host passes timers to `process` in a batch with `content` 1. A timer is removed before it
 /// fires. Timers of the same time fire in one call if they fit, and each of them fires, also if
 /// the call deletes it. A timer that crashes the plugin becomes a dead letter.
@@ -172,6 +175,43 @@ pub mod trunkline {
           _rt::cabi_dealloc(base8, len8 * 16, 8);
           let result9 = result8;
           result9
+        }
+      }
+      #[allow(unused_unsafe, clippy::all)]
+/// The partition's time before this call, in milliseconds since 1970; none if no record had a
+/// timestamp. The records of the call advance it one by one.
+      #[allow(async_fn_in_trait)]
+      pub fn event_time() -> ::core::option::Option<i64>{
+        unsafe {
+
+          #[repr(align(8))]
+          struct RetArea([::core::mem::MaybeUninit::<u8>; 16]);
+          let mut ret_area = RetArea([::core::mem::MaybeUninit::uninit(); 16]);
+          let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
+          #[cfg(target_arch = "wasm32")]
+          #[link(wasm_import_module = "trunkline:transform/timers@1.1.0")]
+          unsafe extern "C" {
+            #[link_name = "event-time"]
+            fn wit_import1(_: *mut u8, );
+          }
+
+          #[cfg(not(target_arch = "wasm32"))]
+          unsafe extern "C" fn wit_import1(_: *mut u8, ) { unreachable!() }
+          wit_import1(ptr0);
+          let l2 = i32::from(*ptr0.add(0).cast::<u8>());
+          let result4 = match l2 {
+            0 => None,
+            1 => {
+              let e = {
+                let l3 = *ptr0.add(8).cast::<i64>();
+
+                l3
+              };
+              Some(e)
+            }
+            _ => _rt::invalid_enum_discriminant(),
+          };
+          result4
         }
       }
 
@@ -1131,32 +1171,33 @@ macro_rules! __export_timed_impl {
     #[unsafe(link_section = "component-type:wit-bindgen:0.63.0:trunkline:transform@1.1.0:timed:imports and exports")]
     #[doc(hidden)]
     #[allow(clippy::octal_escapes)]
-    pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1055] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xa3\x07\x01A\x02\x01\
-A\x0a\x01B\x0d\x01p}\x01r\x02\x03key\0\x04timex\x04\0\x09new-timer\x03\0\x01\x01\
+    pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1075] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xb7\x07\x01A\x02\x01\
+A\x0a\x01B\x0f\x01p}\x01r\x02\x03key\0\x04timex\x04\0\x09new-timer\x03\0\x01\x01\
 p\x02\x01@\x01\x06timers\x03\x01\0\x04\0\x03set\x01\x04\x01p\0\x01@\x01\x04keys\x05\
 \x01\0\x04\0\x06delete\x01\x06\x01kx\x01p\x07\x01@\x01\x04keys\x05\0\x08\x04\0\x03\
-get\x01\x09\x03\0\x20trunkline:transform/timers@1.1.0\x05\0\x01B\x13\x01p}\x01r\x02\
-\x03key\0\x05value\0\x04\0\x05entry\x03\0\x01\x01kw\x01r\x03\x03key\0\x05value\0\
-\x06ttl-ms\x03\x04\0\x09new-entry\x03\0\x04\x01p\0\x01k\0\x01p\x07\x01@\x01\x04k\
-eys\x06\0\x08\x04\0\x03get\x01\x09\x01p\x05\x01@\x01\x07entries\x0a\x01\0\x04\0\x03\
-put\x01\x0b\x01@\x01\x04keys\x06\x01\0\x04\0\x06delete\x01\x0c\x01p\x02\x01@\x03\
-\x05start\0\x03end\x07\x05limity\0\x0d\x04\0\x05range\x01\x0e\x03\0\x1ftrunkline\
-:transform/state@1.1.0\x05\x01\x01B\x0a\x01m\x05\x05trace\x05debug\x04info\x04wa\
-rn\x05error\x04\0\x05level\x03\0\0\x01@\x02\x05level\x01\x07messages\x01\0\x04\0\
-\x03log\x01\x02\x01@\x02\x04names\x02byw\x01\0\x04\0\x0bcounter-add\x01\x03\x01@\
-\x02\x04names\x05valueu\x01\0\x04\0\x10histogram-record\x01\x04\x01@\0\0w\x04\0\x06\
-now-ms\x01\x05\x03\0\x1etrunkline:transform/host@1.1.0\x05\x02\x01B\x02\x01@\x03\
-\x03key\x7f\x05value\x7f\x07headers\x7f\x01\0\x04\0\x07declare\x01\0\x03\0\x20tr\
-unkline:transform/inputs@1.1.0\x05\x03\x01B\x12\x01py\x01r\x02\x07formats\0\x0ch\
-ost-versions\x04\0\x05offer\x03\0\x01\x01ps\x01r\x03\x06formaty\x05ports\x03\x0c\
-keeps-schema\x7f\x04\0\x0ainit-reply\x03\0\x04\x01ks\x01r\x02\x07messages\x03key\
-\x06\x04\0\x0ainit-error\x03\0\x07\x01j\x01\x05\x01\x08\x01@\x02\x06configs\x04h\
-ost\x02\0\x09\x04\0\x04init\x01\x0a\x01p}\x01j\x01\x0b\x01s\x01@\x01\x05batch\x0b\
-\0\x0c\x04\0\x07process\x01\x0d\x01@\0\0\x0c\x04\0\x05flush\x01\x0e\x04\0\x20tru\
-nkline:transform/plugin@1.1.0\x05\x04\x04\0\x1ftrunkline:transform/timed@1.1.0\x04\
-\0\x0b\x0b\x01\0\x05timed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit\
--component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
+get\x01\x09\x01@\0\0\x07\x04\0\x0aevent-time\x01\x0a\x03\0\x20trunkline:transfor\
+m/timers@1.1.0\x05\0\x01B\x13\x01p}\x01r\x02\x03key\0\x05value\0\x04\0\x05entry\x03\
+\0\x01\x01kw\x01r\x03\x03key\0\x05value\0\x06ttl-ms\x03\x04\0\x09new-entry\x03\0\
+\x04\x01p\0\x01k\0\x01p\x07\x01@\x01\x04keys\x06\0\x08\x04\0\x03get\x01\x09\x01p\
+\x05\x01@\x01\x07entries\x0a\x01\0\x04\0\x03put\x01\x0b\x01@\x01\x04keys\x06\x01\
+\0\x04\0\x06delete\x01\x0c\x01p\x02\x01@\x03\x05start\0\x03end\x07\x05limity\0\x0d\
+\x04\0\x05range\x01\x0e\x03\0\x1ftrunkline:transform/state@1.1.0\x05\x01\x01B\x0a\
+\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01@\
+\x02\x05level\x01\x07messages\x01\0\x04\0\x03log\x01\x02\x01@\x02\x04names\x02by\
+w\x01\0\x04\0\x0bcounter-add\x01\x03\x01@\x02\x04names\x05valueu\x01\0\x04\0\x10\
+histogram-record\x01\x04\x01@\0\0w\x04\0\x06now-ms\x01\x05\x03\0\x1etrunkline:tr\
+ansform/host@1.1.0\x05\x02\x01B\x02\x01@\x03\x03key\x7f\x05value\x7f\x07headers\x7f\
+\x01\0\x04\0\x07declare\x01\0\x03\0\x20trunkline:transform/inputs@1.1.0\x05\x03\x01\
+B\x12\x01py\x01r\x02\x07formats\0\x0chost-versions\x04\0\x05offer\x03\0\x01\x01p\
+s\x01r\x03\x06formaty\x05ports\x03\x0ckeeps-schema\x7f\x04\0\x0ainit-reply\x03\0\
+\x04\x01ks\x01r\x02\x07messages\x03key\x06\x04\0\x0ainit-error\x03\0\x07\x01j\x01\
+\x05\x01\x08\x01@\x02\x06configs\x04host\x02\0\x09\x04\0\x04init\x01\x0a\x01p}\x01\
+j\x01\x0b\x01s\x01@\x01\x05batch\x0b\0\x0c\x04\0\x07process\x01\x0d\x01@\0\0\x0c\
+\x04\0\x05flush\x01\x0e\x04\0\x20trunkline:transform/plugin@1.1.0\x05\x04\x04\0\x1f\
+trunkline:transform/timed@1.1.0\x04\0\x0b\x0b\x01\0\x05timed\x03\0\0\0G\x09produ\
+cers\x01\x0cprocessed-by\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rust\x06\
+0.63.0";
   };
   )
 }
@@ -1167,27 +1208,27 @@ pub use __export_timed_impl as __export_guest_types;
 #[unsafe(link_section = "component-type:wit-bindgen:0.63.0:trunkline:transform@1.1.0:timed-with-all-of-its-exports-removed:encoded world")]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 870] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xca\x05\x01A\x02\x01\
-A\x08\x01B\x0d\x01p}\x01r\x02\x03key\0\x04timex\x04\0\x09new-timer\x03\0\x01\x01\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 890] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xde\x05\x01A\x02\x01\
+A\x08\x01B\x0f\x01p}\x01r\x02\x03key\0\x04timex\x04\0\x09new-timer\x03\0\x01\x01\
 p\x02\x01@\x01\x06timers\x03\x01\0\x04\0\x03set\x01\x04\x01p\0\x01@\x01\x04keys\x05\
 \x01\0\x04\0\x06delete\x01\x06\x01kx\x01p\x07\x01@\x01\x04keys\x05\0\x08\x04\0\x03\
-get\x01\x09\x03\0\x20trunkline:transform/timers@1.1.0\x05\0\x01B\x13\x01p}\x01r\x02\
-\x03key\0\x05value\0\x04\0\x05entry\x03\0\x01\x01kw\x01r\x03\x03key\0\x05value\0\
-\x06ttl-ms\x03\x04\0\x09new-entry\x03\0\x04\x01p\0\x01k\0\x01p\x07\x01@\x01\x04k\
-eys\x06\0\x08\x04\0\x03get\x01\x09\x01p\x05\x01@\x01\x07entries\x0a\x01\0\x04\0\x03\
-put\x01\x0b\x01@\x01\x04keys\x06\x01\0\x04\0\x06delete\x01\x0c\x01p\x02\x01@\x03\
-\x05start\0\x03end\x07\x05limity\0\x0d\x04\0\x05range\x01\x0e\x03\0\x1ftrunkline\
-:transform/state@1.1.0\x05\x01\x01B\x0a\x01m\x05\x05trace\x05debug\x04info\x04wa\
-rn\x05error\x04\0\x05level\x03\0\0\x01@\x02\x05level\x01\x07messages\x01\0\x04\0\
-\x03log\x01\x02\x01@\x02\x04names\x02byw\x01\0\x04\0\x0bcounter-add\x01\x03\x01@\
-\x02\x04names\x05valueu\x01\0\x04\0\x10histogram-record\x01\x04\x01@\0\0w\x04\0\x06\
-now-ms\x01\x05\x03\0\x1etrunkline:transform/host@1.1.0\x05\x02\x01B\x02\x01@\x03\
-\x03key\x7f\x05value\x7f\x07headers\x7f\x01\0\x04\0\x07declare\x01\0\x03\0\x20tr\
-unkline:transform/inputs@1.1.0\x05\x03\x04\0?trunkline:transform/timed-with-all-\
-of-its-exports-removed@1.1.0\x04\0\x0b+\x01\0%timed-with-all-of-its-exports-remo\
-ved\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.262.0\x10\
-wit-bindgen-rust\x060.63.0";
+get\x01\x09\x01@\0\0\x07\x04\0\x0aevent-time\x01\x0a\x03\0\x20trunkline:transfor\
+m/timers@1.1.0\x05\0\x01B\x13\x01p}\x01r\x02\x03key\0\x05value\0\x04\0\x05entry\x03\
+\0\x01\x01kw\x01r\x03\x03key\0\x05value\0\x06ttl-ms\x03\x04\0\x09new-entry\x03\0\
+\x04\x01p\0\x01k\0\x01p\x07\x01@\x01\x04keys\x06\0\x08\x04\0\x03get\x01\x09\x01p\
+\x05\x01@\x01\x07entries\x0a\x01\0\x04\0\x03put\x01\x0b\x01@\x01\x04keys\x06\x01\
+\0\x04\0\x06delete\x01\x0c\x01p\x02\x01@\x03\x05start\0\x03end\x07\x05limity\0\x0d\
+\x04\0\x05range\x01\x0e\x03\0\x1ftrunkline:transform/state@1.1.0\x05\x01\x01B\x0a\
+\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01@\
+\x02\x05level\x01\x07messages\x01\0\x04\0\x03log\x01\x02\x01@\x02\x04names\x02by\
+w\x01\0\x04\0\x0bcounter-add\x01\x03\x01@\x02\x04names\x05valueu\x01\0\x04\0\x10\
+histogram-record\x01\x04\x01@\0\0w\x04\0\x06now-ms\x01\x05\x03\0\x1etrunkline:tr\
+ansform/host@1.1.0\x05\x02\x01B\x02\x01@\x03\x03key\x7f\x05value\x7f\x07headers\x7f\
+\x01\0\x04\0\x07declare\x01\0\x03\0\x20trunkline:transform/inputs@1.1.0\x05\x03\x04\
+\0?trunkline:transform/timed-with-all-of-its-exports-removed@1.1.0\x04\0\x0b+\x01\
+\0%timed-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocesse\
+d-by\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
 
 #[inline(never)]
 #[doc(hidden)]

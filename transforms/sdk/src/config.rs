@@ -39,9 +39,10 @@ impl ConfigError {
             {
                 push_key(&mut key, name);
             }
+            let in_words = in_words(&message);
             let message = match unknown.and_then(|(_, nearest)| nearest) {
-                Some(nearest) => format!("{message}; did you mean `{nearest}`?"),
-                None => message.clone(),
+                Some(nearest) => format!("{in_words}; did you mean `{nearest}`?"),
+                None => in_words,
             };
             ConfigError { message, key: Some(key).filter(|key| !key.is_empty()) }
         })
@@ -91,6 +92,39 @@ fn push_key(key: &mut String, name: &str) {
 /// Removes serde_json's ` at line 1 column 12`: the user wrote TOML and never sees the JSON text.
 fn plain_message(message: &str) -> String {
     message.rfind(" at line ").map_or(message, |at| &message[..at]).to_owned()
+}
+
+/// Serde's message in the form "PROBLEM; expected WHAT", in words of configuration files. The host
+/// shows the second part at the place of the problem.
+fn in_words(message: &str) -> String {
+    if message == "expected value" {
+        return "has the wrong type; expected a text".to_owned(); // serde_json, for an enum
+    }
+    if let Some(name) = message.strip_prefix("missing field ") {
+        return format!("the key {name} is missing; expected `{} = ..`", name.trim_matches('`'));
+    }
+    let Some((problem, expected)) = message.split_once(", expected ") else { return message.to_owned() };
+    let expected = match expected {
+        "a sequence" => "an array",
+        "a map" => "a table",
+        "a boolean" => "`true` or `false`",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number that is not negative",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "f32" | "f64" => "a number",
+        expected if expected.starts_with("struct ") => "a table",
+        expected => expected,
+    };
+    for (prefix, is) in [
+        ("invalid type: ", "has the wrong type: "),
+        ("invalid value: ", "has the wrong value: "),
+        (UNKNOWN_FIELD, "is not a known key: "),
+        (UNKNOWN_VARIANT, "is not a known value: "),
+    ] {
+        if let Some(found) = problem.strip_prefix(prefix) {
+            return format!("{is}{}; expected {expected}", found);
+        }
+    }
+    format!("{problem}; expected {expected}")
 }
 
 fn ends_with_key(path: &str, name: &str) -> bool {
@@ -158,12 +192,24 @@ mod tests {
         let (key, message) = rejected(r#"{"fields":["a",7]}"#);
         assert_eq!(
             (key.as_deref(), message.as_str()),
-            (Some("fields[1]"), "invalid type: integer `7`, expected a string")
+            (Some("fields[1]"), "has the wrong type: integer `7`; expected a string")
         );
+        let (key, message) = rejected(r#"{"fields":"a"}"#);
+        assert_eq!(
+            (key.as_deref(), message.as_str()),
+            (Some("fields"), "has the wrong type: string \"a\"; expected an array")
+        );
+        let (key, message) = rejected(r#"{"fields":[],"rule":5}"#);
+        assert_eq!(
+            (key.as_deref(), message.as_str()),
+            (Some("rule"), "has the wrong type: integer `5`; expected a table")
+        );
+        let (key, message) = rejected(r#"{"fields":[],"mode":5}"#);
+        assert_eq!((key.as_deref(), message.as_str()), (Some("mode"), "has the wrong type; expected a text"));
         let (key, message) = rejected(r#"{"fields":[],"mode":"hsah"}"#);
         assert_eq!(key.as_deref(), Some("mode"));
-        assert!(message.ends_with("did you mean `hash`?"), "{message}");
+        assert_eq!(message, "is not a known value: `hsah`; expected `hash` or `fixed`; did you mean `hash`?");
         let (key, message) = rejected("{}");
-        assert_eq!((key, message.as_str()), (None, "missing field `fields`"));
+        assert_eq!((key, message.as_str()), (None, "the key `fields` is missing; expected `fields = ..`"));
     }
 }

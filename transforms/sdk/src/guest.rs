@@ -192,6 +192,10 @@ pub(crate) fn timers_get(keys: Vec<Vec<u8>>) -> Vec<Option<i64>> {
     timers::get(&keys)
 }
 
+pub(crate) fn event_time() -> Option<i64> {
+    timers::event_time()
+}
+
 /// The interface `state` as the host sees it. `bindings.rs` has these functions too, but there each
 /// key and value is a separate vector.
 mod imports {

@@ -32,6 +32,8 @@ struct MockState {
     entries: BTreeMap<Vec<u8>, (Vec<u8>, Option<i64>)>,
     /// The greatest timestamp of the records, including the current batch.
     time: i64,
+    /// The same before the current batch; `None` before the first timestamp.
+    event_time: Option<i64>,
     timers: BTreeMap<Vec<u8>, i64>,
     /// The earliest time that a timer got in the last call, even if it was moved later.
     earliest_timer: Option<i64>,
@@ -86,6 +88,10 @@ pub(crate) fn timers_delete(keys: Vec<Vec<u8>>) {
 
 pub(crate) fn timers_get(keys: Vec<Vec<u8>>) -> Vec<Option<i64>> {
     with_state(|state| keys.iter().map(|key| state.timers.get(key).copied()).collect())
+}
+
+pub(crate) fn event_time() -> Option<i64> {
+    with_state(|state| state.event_time)
 }
 
 pub(crate) fn log(level: Level, message: &str) {
@@ -246,6 +252,16 @@ impl<T: Transform> MockHost<T> {
         Ok(())
     }
 
+    /// Like [`MockHost::restart`], with another configuration.
+    pub fn restart_with(&mut self, config: serde_json::Value) -> Result<(), ConfigError> {
+        self.config = config.to_string();
+        self.restart()?;
+        self.ports.truncate(1);
+        self.ports.extend(self.transform.ports());
+        self.inputs = self.transform.inputs();
+        Ok(())
+    }
+
     /// Processes a batch. After an error, the state is as before. The transform sees the parts of
     /// the records that it [reads](Transform::inputs); the others are null.
     ///
@@ -300,6 +316,9 @@ impl<T: Transform> MockHost<T> {
         CALL_STATE.with_borrow_mut(|call| {
             call.state.in_process = false;
             let time = call.state.time;
+            if entries.iter().any(|entry| entry.timestamp.is_some()) {
+                call.state.event_time = Some(time);
+            }
             call.state.entries.retain(|_, (_, expires_at)| expires_at.is_none_or(|expires_at| expires_at > time));
         });
         let without_parts: Vec<Input> =
@@ -334,7 +353,7 @@ impl<T: Transform> MockHost<T> {
         self.fire(time)?;
         CALL_STATE.with_borrow_mut(|call| {
             let time = call.state.time.max(time);
-            call.state.time = time;
+            (call.state.time, call.state.event_time) = (time, Some(time));
             call.state.entries.retain(|_, (_, expires_at)| expires_at.is_none_or(|expires_at| expires_at > time));
         });
         Ok(())

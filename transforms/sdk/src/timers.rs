@@ -58,6 +58,16 @@ use crate::testing as implementation;
 /// Separates the name of a collection from the keys of its timers.
 const SEPARATOR: u8 = 0;
 
+/// The event time of the topic partition before this call, in milliseconds since 1970; `None` if no
+/// record had a timestamp. In [`Transform::process`], the records of the batch advance it one by
+/// one. It shows whether a record is late for what a timer has ended, also if event time has
+/// advanced without records.
+///
+/// [`Transform::process`]: crate::Transform::process
+pub fn event_time() -> Option<i64> {
+    implementation::event_time()
+}
+
 /// A collection of timers. Keys are bytes, times are milliseconds since 1970. A key has at most one
 /// timer.
 #[derive(Debug)]

@@ -85,6 +85,12 @@ export class Timers {
   getAll(keys: Iterable<Key>): (number | undefined)[];
 }
 
+/**
+ * The event time of the topic partition before this call; undefined if no record had a timestamp. It also counts time
+ * that has advanced without records. `transform.toml` needs `timers = true`.
+ */
+export function eventTime(): number | undefined;
+
 export class ConfigError extends Error {
   constructor(message: string, key?: string);
   key?: string;

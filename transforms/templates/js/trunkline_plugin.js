@@ -155,6 +155,16 @@ export class Timers {
   }
 }
 
+/**
+ * The event time of the topic partition before this call, in milliseconds since 1970; undefined if no record had a
+ * timestamp. In `process`, the records of the batch advance it one by one. It shows whether a record is late for what a
+ * timer has ended, also if event time has advanced without records. `transform.toml` needs `timers = true`.
+ */
+export function eventTime() {
+  const time = hostTimers.eventTime();
+  return time === undefined || time === null ? undefined : Number(time);
+}
+
 /** The key of an entry of a collection. */
 function storedKey(prefix, key) {
   const own = typeof key === 'string' ? encoder.encode(key) : key;

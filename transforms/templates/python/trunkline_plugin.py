@@ -134,6 +134,13 @@ class Timer:
     partition: int
 
 
+def event_time() -> Optional[int]:
+    """The event time of the topic partition before this call, in milliseconds since 1970; `None` if no record had a
+    timestamp. In `process`, the records of the batch advance it one by one. It shows whether a record is late for what a
+    timer has ended, also if event time has advanced without records. `transform.toml` needs `timers = true`."""
+    return host_timers.event_time()
+
+
 class Timers:
     """A collection of durable timers by event time, for the current topic partition.
 

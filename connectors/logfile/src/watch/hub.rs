@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 
@@ -17,6 +18,14 @@ const CHANGES: WatchMask = WatchMask::CREATE
     .union(WatchMask::MOVED_FROM)
     .union(WatchMask::MOVED_TO)
     .union(WatchMask::ONLYDIR);
+
+/// Time between two deliveries of changes: each wakes the sources, which costs more than a change.
+/// The first change after a pause is delivered at once.
+const DELIVERY_GAP: Duration = Duration::from_millis(20);
+
+/// After this many events at once there may be more, which must be read before the kernel's queue
+/// is full (16,384 events by default).
+const MANY_EVENTS: usize = 500;
 
 /// The instance, once a source has subscribed. It lives as long as the process.
 static HUB: Mutex<Option<Arc<Hub>>> = Mutex::new(None);
@@ -91,8 +100,14 @@ impl Hub {
                 }
             };
             let mut state = lock(&self.state);
+            let mut count = 0;
             for event in events {
                 state.forward(event.mask, &event.wd, event.name);
+                count += 1;
+            }
+            drop(state);
+            if count < MANY_EVENTS {
+                std::thread::park_timeout(DELIVERY_GAP);
             }
         }
     }

@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use trunkline_connector::SourceWaker;
+
 use crate::discovery::identify;
 use crate::position::FileId;
 
@@ -62,13 +64,13 @@ struct InboxState {
     known: Arc<KnownFiles>,
     /// A scan is running: it may find files that are not known yet.
     keeps_all: bool,
-    /// The source waits for further changes, so that it need not be woken.
-    is_gathering: bool,
     /// A change of any other file in the folders needs a scan.
     unknown_matters: bool,
     /// Paths of files whose content changed.
     changed: HashSet<PathBuf>,
     needs_scan: bool,
+    /// The source shall not wait.
+    is_interrupted: bool,
 }
 
 impl Inbox {
@@ -89,20 +91,18 @@ impl Inbox {
         } else {
             return;
         }
-        self.wake(&state);
+        self.arrived.notify_one();
     }
 
     /// Notes a change that only a scan can find.
     fn note_scan(&self) {
-        let mut state = self.lock();
-        state.needs_scan = true;
-        self.wake(&state);
+        self.lock().needs_scan = true;
+        self.arrived.notify_one();
     }
 
-    fn wake(&self, state: &InboxState) {
-        if !state.is_gathering {
-            self.arrived.notify_one();
-        }
+    fn interrupt(&self) {
+        self.lock().is_interrupted = true;
+        self.arrived.notify_one();
     }
 }
 
@@ -211,27 +211,23 @@ impl Watch {
         Changes { files, needs_scan }
     }
 
+    /// Ends the current wait, or the next one, from any thread.
+    pub(crate) fn waker(&self) -> SourceWaker {
+        let inbox = Arc::clone(&self.inbox);
+        Arc::new(move || inbox.interrupt())
+    }
+
+    /// Whether a wait was interrupted since the last call.
+    pub(crate) fn take_interruption(&self) -> bool {
+        std::mem::take(&mut self.inbox.lock().is_interrupted)
+    }
+
     /// Whether there are changes to take.
     pub(crate) fn has_changes(&self) -> bool {
         self.wait(Instant::now())
     }
 
-    /// Waits until `deadline` for further changes, which do not end the wait: each wake-up costs
-    /// more than the change.
-    pub(crate) fn gather(&self, deadline: Instant) {
-        let mut state = self.inbox.lock();
-        state.is_gathering = true;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            state = self.inbox.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        state.is_gathering = false;
-    }
-
-    /// Waits for a change until `deadline`; returns whether there is one.
+    /// Waits for a change until `deadline`, or until an interruption; returns whether there is one.
     pub(crate) fn wait(&self, deadline: Instant) -> bool {
         let mut state = self.inbox.lock();
         loop {
@@ -239,7 +235,7 @@ impl Watch {
                 return true;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || state.is_interrupted {
                 return false;
             }
             state = self.inbox.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -396,6 +392,20 @@ mod tests {
         append("other");
         assert!(watch.wait(late()));
         assert!(watch.take().needs_scan);
+    }
+
+    #[test]
+    fn an_interruption_ends_one_wait_from_another_thread() {
+        let folder = tempfile::tempdir().unwrap();
+        let watch = watch_of(folder.path(), "a.log", id(1));
+        let wake = watch.waker();
+        std::thread::scope(|scope| {
+            scope.spawn(|| wake());
+            assert!(!watch.wait(late()));
+        });
+        assert!(watch.take_interruption() && !watch.take_interruption());
+        std::fs::write(folder.path().join("a.log"), "one").unwrap();
+        assert!(watch.wait(late()));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use trunkline_connector::conformance::configure_source;
-use trunkline_connector::{Error, Fill, MemoryBudget, Source, SourceBatch, SourceContext, SourceSpec};
+use trunkline_connector::{Error, Fill, MemoryBudget, Source, SourceBatch, SourceContext, SourceSpec, SourceWaker};
 use trunkline_logfile::LogfileConnector;
 
 /// Limit of every wait in a test.
@@ -106,6 +106,8 @@ pub(crate) struct TestSource {
     /// The source learns what is committed.
     pub(crate) acknowledges: bool,
     source: Option<Box<dyn Source>>,
+    /// How long a fill may wait without data.
+    pub(crate) max_wait: Duration,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -148,6 +150,7 @@ impl TestSource {
             budget: MemoryBudget::new(1 << 30),
             acknowledges: true,
             source: None,
+            max_wait: Duration::ZERO,
             runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
         }
     }
@@ -182,6 +185,7 @@ impl TestSource {
             self.source = Some(self.spec().open(context)?);
         }
         let mut batch = SourceBatch::with_limits(1 << 20, max_records);
+        batch.max_wait = self.max_wait;
         let result = self.source.as_mut().unwrap().fill(&mut batch, Instant::now() + wait);
         self.commit(&batch);
         if self.acknowledges {
@@ -235,6 +239,10 @@ impl TestSource {
             assert!(begun.elapsed() < TEST_TIMEOUT, "still waiting after {TEST_TIMEOUT:?}; seen: {:?}", self.texts());
         }
         self
+    }
+
+    pub(crate) fn waker(&self) -> SourceWaker {
+        self.source.as_ref().unwrap().waker().unwrap()
     }
 
     pub(crate) fn lag(&self) -> trunkline_connector::SourceLag {

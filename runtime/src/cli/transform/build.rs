@@ -1,32 +1,29 @@
 //! `trunkline transform build`: runs the toolchain of the project's language.
 
-use std::env;
-use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use trunkline_transform_host::embed_config_schema;
 
 use super::project::Project;
+use super::toolchain::{self, Failure, RUST_TARGET};
 use super::{Exit, Language, failed, plugin_host};
 use crate::cli::output::{print_data, print_error, report_problems};
 
 /// The JSON Schema of the configuration in a project.
 const SCHEMA: &str = "config.schema.json";
 
-const RUST_TARGET: &str = "wasm32-unknown-unknown";
-
-/// Builds the project.
-pub(super) fn build(folder: &Path) -> Exit {
+/// Builds the project. `offline`: fetches nothing.
+pub(super) fn build(folder: &Path, offline: bool) -> Exit {
     let project = match Project::read(folder) {
         Ok(project) => project,
         Err(problems) => return report_problems(&[problems], false),
     };
     let built = match project.language {
-        Language::Rust => rust(&project),
-        Language::Python => python(&project),
-        Language::Js => js(&project),
+        Language::Rust => rust(&project, offline),
+        Language::Python => python(&project, offline),
+        Language::Js => js(&project, offline),
     };
     if let Err((exit, message)) = built {
         return failed(exit, &message);
@@ -38,6 +35,9 @@ pub(super) fn build(folder: &Path) -> Exit {
     let wasm = project.wasm();
     if let Err((exit, message)) = embed_schema(&project, &wasm) {
         return failed(exit, &message);
+    }
+    if project.language != Language::Rust {
+        print_error(format_args!("compiling {} for this machine, once", wasm.display()));
     }
     if let Err(error) = host.load(&wasm) {
         return failed(Exit::Runtime, &error.to_string());
@@ -61,90 +61,41 @@ fn embed_schema(project: &Project, wasm: &Path) -> Built {
     fs::write(wasm, embedded).map_err(|error| failed(wasm, error))
 }
 
-type Built = Result<(), (Exit, String)>;
+type Built = Result<(), Failure>;
 
-/// A program that is not there, with the command that installs it.
-fn missing(program: &str, problem: &str, install: &str) -> (Exit, String) {
-    (Exit::Environment, format!("`{program}` {problem}; to install it, run\n  {install}"))
-}
-
-fn rust(project: &Project) -> Built {
-    let rustc = env::var_os("TRUNKLINE_WASM_RUSTC").or_else(|| env::var_os("RUSTC"));
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let rustup = "curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -t wasm32-unknown-unknown";
-    if !runs(&cargo, &["--version"], &project.folder) {
-        return Err(missing("cargo", "is not installed", rustup));
-    }
-    check_rust_target(rustc.as_deref().unwrap_or(OsStr::new("rustc")), &project.folder)?;
-    let mut command = Command::new(&cargo);
-    if let Some(rustc) = &rustc {
-        command.env("RUSTC", rustc);
-    }
+fn rust(project: &Project, offline: bool) -> Built {
+    let cargo = toolchain::rust(&project.folder, offline)?;
     let target_dir = absolute(&project.folder)?.join("target");
+    let mut command = cargo.command();
     command.args(["build", "--release", "--lib", "--target", RUST_TARGET, "--target-dir"]).arg(&target_dir);
+    if offline {
+        command.arg("--offline");
+    }
     run(command, &project.folder, "cargo build")?;
     let library = project.name.replace('-', "_");
     copy(&target_dir.join(RUST_TARGET).join("release").join(format!("{library}.wasm")), project)
 }
 
-/// Checks that the compiler has the standard library of the target.
-fn check_rust_target(rustc: &OsStr, folder: &Path) -> Built {
-    let output = Command::new(rustc)
-        .args(["--print", "target-libdir", "--target", RUST_TARGET])
-        .current_dir(folder)
-        .output()
-        .map_err(|_| missing("rustc", "is not installed", &format!("rustup target add {RUST_TARGET}")))?;
-    let libdir = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-    let files = fs::read_dir(&libdir).map(|files| files.flatten().collect::<Vec<_>>()).unwrap_or_default();
-    if files.iter().any(|file| file.file_name().to_string_lossy().starts_with("libstd-")) {
-        return Ok(());
-    }
-    let problem = format!("has no standard library for {RUST_TARGET}");
-    Err(missing(&rustc.to_string_lossy(), &problem, &format!("rustup target add {RUST_TARGET}")))
-}
-
-fn python(project: &Project) -> Built {
-    let program = env::var_os("COMPONENTIZE_PY").unwrap_or_else(|| "componentize-py".into());
-    if !runs(&program, &["--version"], &project.folder) {
-        return Err(missing("componentize-py", "is not installed", "pip install componentize-py==0.25.1"));
-    }
-    let mut command = Command::new(&program);
+fn python(project: &Project, offline: bool) -> Built {
+    let mut command = toolchain::python(&project.folder, offline)?.command();
     command.args(["-d", "wit", "-w", project.world, "componentize", "app", "-o"]);
     command.arg(absolute(&project.folder)?.join(format!("{}.wasm", project.name)));
+    print_error(format_args!("building with componentize-py"));
     run(command, &project.folder, "componentize-py")
 }
 
-fn js(project: &Project) -> Built {
-    if !runs(OsStr::new("node"), &["--version"], &project.folder) {
-        return Err(missing("node", "is not installed", "apt-get install nodejs npm  # or from nodejs.org"));
-    }
-    if !project.folder.join("node_modules/@bytecodealliance/componentize-js").is_dir() {
-        let install = format!("npm install --prefix {}", project.folder.display());
-        return Err(missing("@bytecodealliance/componentize-js", "is not installed", &install));
-    }
-    let mut command = Command::new("node");
+fn js(project: &Project, offline: bool) -> Built {
+    let mut command = toolchain::js(&project.folder, offline)?.command();
     command.arg("build.js").arg(absolute(&project.folder)?.join(format!("{}.wasm", project.name)));
     command.arg(project.world);
+    print_error(format_args!("building with componentize-js"));
     run(command, &project.folder, "node build.js")
 }
 
-fn runs(program: &OsStr, arguments: &[&str], folder: &Path) -> bool {
-    let mut command = Command::new(program);
-    command.args(arguments).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
-}
-
-/// Runs a step of the build; its output is shown on stderr.
+/// Runs a step of the build in the project's folder. Its failure is one of the sources.
 fn run(mut command: Command, folder: &Path, name: &str) -> Built {
-    let stderr = std::io::stderr();
-    let stdout = std::os::fd::AsFd::as_fd(&stderr).try_clone_to_owned();
-    let stdout = stdout.map_or_else(|_| Stdio::null(), Stdio::from);
-    let status = command.current_dir(folder).stdout(stdout).status();
-    match status {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err((Exit::Runtime, format!("`{name}` failed ({status}); its messages are above"))),
-        Err(error) => Err((Exit::Environment, format!("cannot run `{name}`: {error}"))),
-    }
+    command.current_dir(folder);
+    toolchain::run(command, name).map_err(|(_, message)| (Exit::Runtime, message))
 }
 
 fn copy(built: &Path, project: &Project) -> Built {
@@ -154,6 +105,6 @@ fn copy(built: &Path, project: &Project) -> Built {
     })
 }
 
-fn absolute(folder: &Path) -> Result<PathBuf, (Exit, String)> {
+fn absolute(folder: &Path) -> Result<PathBuf, Failure> {
     fs::canonicalize(folder).map_err(|error| (Exit::Environment, format!("cannot open {}: {error}", folder.display())))
 }

@@ -115,10 +115,12 @@ fn fill(text: &str, name: &str, language: Language) -> String {
     };
     let toolchain = match language {
         Language::Rust => {
-            "The build needs Rust and its target for WebAssembly: `rustup target add wasm32-unknown-unknown`."
+            "The build needs Rust, and fetches its target for WebAssembly (`rustup target add wasm32-unknown-unknown`)."
         }
-        Language::Python => "The build needs componentize-py: `pip install componentize-py==0.25.1`.",
-        Language::Js => "The build needs Node.js, and `npm install` in this folder.",
+        Language::Python => {
+            "The build needs Python with pip, and fetches componentize-py 0.25.1 into `~/.cache/trunkline/toolchains`."
+        }
+        Language::Js => "The build needs Node.js with npm, and fetches componentize-js 0.23 into `node_modules`.",
     };
     // A Rust plugin imports state and timers if it uses them.
     let state = match language {

@@ -5,6 +5,7 @@ mod create;
 mod inspect;
 mod project;
 mod test;
+mod toolchain;
 
 use std::path::{Path, PathBuf};
 
@@ -36,11 +37,14 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         into: Option<PathBuf>,
     },
-    /// Build the .wasm file of a project
+    /// Build the .wasm file of a project; fetches the parts of the toolchain that are missing
     Build {
         /// The folder with `transform.toml`
         #[arg(value_name = "DIR", default_value = ".")]
         folder: PathBuf,
+        /// Fetch nothing, and show the commands that install what is missing
+        #[arg(long)]
+        offline: bool,
     },
     /// Run the tests of a project: records in, expected records out
     Test {
@@ -105,7 +109,7 @@ impl Language {
 pub(super) fn run(args: &TransformArgs) -> Exit {
     match &args.command {
         Command::New { name, lang, into } => create::create(name, *lang, into.as_deref()),
-        Command::Build { folder } => build::build(folder),
+        Command::Build { folder, offline } => build::build(folder, *offline),
         Command::Test { folder, update, bench } => test::test(folder, *update, *bench),
         Command::Inspect { file, config, json } => inspect::inspect(file, config.as_deref(), *json),
         Command::List { json } => connectors::list_transforms(*json),

@@ -7,6 +7,7 @@
 
 mod graph;
 mod html;
+mod runs;
 mod sections;
 
 use std::collections::HashMap;
@@ -21,8 +22,8 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use serde_json::json;
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::channel;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_stream::wrappers::ReceiverStream;
 use trunkline_connector::{Error, RecordRef, Result};
 use uuid::Uuid;
@@ -33,9 +34,10 @@ use super::Served;
 use super::answer::{blocking, query, status_of};
 use super::cluster::cluster_status;
 use super::components::all;
+use super::live_runs::live_runs;
+use super::runs::replays;
 use crate::dead_letters::DeadLetter;
 use crate::plan::{Pipeline, TopicSelector};
-use crate::replay::run::Runs;
 use crate::tap::{TappedRecord, newest};
 
 const STYLE: &str = include_str!("style.css");
@@ -79,6 +81,12 @@ impl Viewers {
     #[cfg(test)]
     pub(super) fn forget(&self) {
         self.lock().clear();
+    }
+
+    /// Waits until few others read from Kafka.
+    pub(super) async fn reader(&self) -> Option<SemaphorePermit<'_>> {
+        // The semaphore is never closed.
+        self.readers.acquire().await.ok()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, (Instant, Arc<Rendered>)>> {
@@ -176,14 +184,10 @@ async fn events(State(served): Shared, RawQuery(parameters): RawQuery) -> Respon
 }
 
 async fn runs(State(served): Shared) -> Response {
-    let listed = blocking(move || {
-        let (cluster, name) = served.control.kafka()?;
-        Runs::new(&cluster, &name).list()
-    });
-    match listed.await {
-        Ok(found) => page("Runs", &sections::runs(&found), None, StatusCode::OK),
-        Err(error) => failed(&error),
-    }
+    // The live runs are known without Kafka.
+    let listed = replays(&served).await.map_err(|error| error.to_string());
+    let status = if listed.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    page("Runs", &runs::runs(&live_runs(&served).await, &listed), None, status)
 }
 
 /// The newest records that a component reads, or a source writes.
@@ -229,8 +233,7 @@ async fn read(
     topics: Vec<TopicSelector>,
     each: impl FnMut(RecordRef<'_>) -> Option<ShownRecord> + Send + 'static,
 ) -> Result<Vec<ShownRecord>> {
-    // The semaphore is never closed.
-    let _permit = served.viewers.readers.acquire().await.ok();
+    let _permit = served.viewers.reader().await;
     let (served, arguments) = (served.clone(), json!({ "name": name }));
     blocking(move || {
         served.control.audit_reading(command, arguments)?;

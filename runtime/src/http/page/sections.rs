@@ -1,12 +1,9 @@
 //! The parts of the pages.
 
-use jiff::Timestamp;
-
 use super::graph::{draw, state_of};
 use super::html::{Html, Rendered};
 use crate::http::{ClusterStatus, ComponentInfo, Flow, History, LiveTask};
 use crate::plan::Pipeline;
-use crate::replay::run::Run;
 use crate::units::{bytes, count, duration, milliseconds};
 
 /// Pipelines whose graphs and plots are on the first page; with more, each has its own page only.
@@ -265,32 +262,6 @@ fn worker_table(html: &mut Html, cluster: &ClusterStatus) {
         html.raw("</tr>");
     }
     html.raw("</tbody></table></div>");
-}
-
-/// The replays.
-pub(super) fn runs(runs: &[Run]) -> Rendered {
-    let mut html = Html::default();
-    html.raw("<h1>Runs</h1><p>Replays of sinks, by <code>trunkline replay</code>. ");
-    html.raw("<code>trunkline runs</code> shows their progress.</p>");
-    if runs.is_empty() {
-        html.raw("<p class=\"dim\">The cluster has no runs.</p>");
-        return html.finish();
-    }
-    html.raw("<div class=\"scroll\"><table><thead><tr><th>Run<th>Sink<th>State<th>Started<th>Ended<th>Node");
-    html.raw("<th>Destination<th>Error</tr></thead><tbody>");
-    let time = |time: i64| Timestamp::from_millisecond(time).map(|time| time.to_string()).unwrap_or_default();
-    for run in runs.iter().rev() {
-        let state = run.state.name();
-        html.raw("<tr><td>").text(&run.id).raw("<td>").text(&run.pipeline).raw(".").text(&run.sink).raw("<td class=\"");
-        html.text(state).raw("\">").text(state).raw("<td>").text(&time(run.started)).raw("<td>");
-        html.text(&run.ended.map(time).unwrap_or_default()).raw("<td>").text(&run.node).raw("<td class=\"wide\">");
-        html.text(&run.destination)
-            .raw("<td class=\"wide\">")
-            .text(run.error.as_deref().unwrap_or_default())
-            .raw("</tr>");
-    }
-    html.raw("</tbody></table></div>");
-    html.finish()
 }
 
 /// A record, or a dead letter with its error, as texts.

@@ -83,7 +83,8 @@ fn fixture() -> Fixture {
     let control = Control::default();
     control.set_http(Some("127.0.0.1:8083".to_owned()));
     let rows = Rows::default();
-    let connection = Connection { store: Box::new(rows.clone()), node: "n1".to_owned(), kafka: None };
+    let started = (String::new(), 0);
+    let connection = Connection { store: Box::new(rows.clone()), node: "n1".to_owned(), started, kafka: None };
     control.connect(View::default(), connection);
     let other = TaskRow {
         pipeline: "shop".to_owned(),
@@ -93,7 +94,13 @@ fn fixture() -> Fixture {
         state: "running".to_owned(),
         error: None,
     };
-    let other = WorkerTasks { node: "n2".to_owned(), http: Some("127.0.0.1:8084".to_owned()), tasks: vec![other] };
+    let other = WorkerTasks {
+        node: "n2".to_owned(),
+        http: Some("127.0.0.1:8084".to_owned()),
+        user: "ada".to_owned(),
+        started: Some(1_764_395_000_000),
+        tasks: vec![other],
+    };
     control.apply(ControlRow::Beat("x".to_owned(), true));
     control.apply(ControlRow::Tasks("x".to_owned(), Some(other)));
     let served = Served {
@@ -447,7 +454,7 @@ fn other_workers_do_not_receive_the_token() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let fixture = fixture();
-    let other = WorkerTasks { node: "n1".to_owned(), http: Some(address.clone()), tasks: Vec::new() };
+    let other = WorkerTasks { node: "n1".to_owned(), http: Some(address.clone()), ..WorkerTasks::default() };
     fixture.served.control.apply(ControlRow::Tasks("x".to_owned(), Some(other)));
     let served = Served { token: Some("hunter2".to_owned()), ..Arc::into_inner(fixture.served).unwrap() };
     let fixture = Fixture { served: Arc::new(served), ..fixture };
@@ -466,13 +473,53 @@ fn other_workers_do_not_receive_the_token() {
 }
 
 #[test]
+fn live_runs_are_listed_shown_and_controlled() {
+    let fixture = fixture();
+    let runs = fixture.get("/api/v1/runs?kind=live");
+    let shown = runs.as_array().unwrap().iter().map(|run| json!([run["id"], run["state"], run["tasks"], run["kind"]]));
+    let expected = json!([["shop.lake", "failed", 3, "live"], ["shop.web", "running", 1, "live"]]);
+    assert_eq!(shown.collect::<Value>(), expected);
+    let lake = fixture.get("/api/v1/runs/shop.lake");
+    assert_eq!((&lake["error"], &lake["destination"]), (&"no bucket".into(), &"s3://lake/v1".into()), "{lake}");
+    assert_eq!(lake["started_by"], json!(["ada@n2", "n1"]));
+    let workers: Vec<_> = lake["task_list"].as_array().unwrap().iter().map(|task| task["worker"].clone()).collect();
+    assert_eq!(workers, ["w", "w", "x"]);
+    for (action, state, written) in [
+        ("pause", "paused", "shop.lake \"paused\""),
+        ("stop", "stopped", "shop.lake \"stopped\""),
+        ("resume", "running", "shop.lake null"),
+    ] {
+        let (status, answer) = fixture.ask("POST", &format!("/api/v1/runs/shop.lake/{action}"), "");
+        assert_eq!(
+            (status, &answer),
+            (202, &json!({ "id": "shop.lake", "state": state, "components": ["shop.lake"] }))
+        );
+        assert_eq!(fixture.written(), [written]);
+    }
+    assert_eq!(fixture.ask("POST", "/api/v1/runs/shop/pause", "").1["components"], json!(["shop.lake", "shop.web"]));
+    let refused = |method: &str, path: &str| {
+        let (status, answer) = fixture.ask(method, path, "");
+        (status, answer["code"].as_str().unwrap_or_default().to_owned())
+    };
+    let expected = |status: u16, code: &str| (status, code.to_owned());
+    assert_eq!(refused("GET", "/api/v1/runs/shop.nope"), expected(404, "replay.unknown_run"));
+    assert_eq!(refused("POST", "/api/v1/runs/shop.nope/pause"), expected(404, "cli.unknown_component"));
+    assert_eq!(refused("POST", "/api/v1/runs/shop.lake/restart"), expected(404, "http.unknown_action"));
+    assert_eq!(refused("GET", "/api/v1/runs?kind=other"), expected(400, "http.bad_parameter"));
+    // Replays are in Kafka, which this worker does not have.
+    assert_eq!(refused("GET", "/api/v1/runs"), expected(503, "control.not_connected"));
+    assert_eq!(refused("POST", "/api/v1/runs/202611291310-19d6/stop"), expected(503, "control.not_connected"));
+}
+
+#[test]
 fn the_openapi_document_describes_the_paths_of_the_router() {
     let fixture = fixture();
     let document = fixture.get("/api/v1/openapi.json");
     let mut described = BTreeSet::new();
     for (path, operations) in document["paths"].as_object().unwrap() {
         for method in operations.as_object().unwrap().keys() {
-            let asked = path.replace("{name}", if path.contains("components") { "shop.lake" } else { "shop" });
+            let has_component = path.contains("components") || path.contains("runs");
+            let asked = path.replace("{name}", if has_component { "shop.lake" } else { "shop" });
             let (status, _) = fixture.ask(&method.to_uppercase(), &asked.replace("{action}", "pause"), "");
             assert!(![404, 405].contains(&status), "{method} {path}");
             described.insert((method.clone(), path.clone()));

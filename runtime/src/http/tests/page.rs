@@ -93,6 +93,7 @@ fn pages_need_kafka_only_for_records_and_runs() {
         let (status, _, page) = fixture.page(path);
         assert!(status == 503 && page.contains("control.not_connected"), "{path}: {page}");
     }
+    assert!(fixture.page("/ui/runs").2.contains("<tr><td>shop.lake<td class=\"failed\">failed"), "live runs need none");
     assert_eq!(fixture.page("/").0, 200);
 }
 
@@ -125,7 +126,7 @@ fn other_workers_are_asked_for_their_status() {
     let address = start(fixture.runtime.handle(), "127.0.0.1:0".parse().unwrap(), other).unwrap();
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for (worker, http) in [("x", address.to_string()), ("y", closed.to_string())] {
-        let row = WorkerTasks { node: "n1".to_owned(), http: Some(http), tasks: Vec::new() };
+        let row = WorkerTasks { node: "n1".to_owned(), http: Some(http), ..WorkerTasks::default() };
         fixture.served.control.apply(ControlRow::Beat(worker.to_owned(), true));
         fixture.served.control.apply(ControlRow::Tasks(worker.to_owned(), Some(row)));
     }

@@ -125,7 +125,7 @@ fn records_written_after_a_pause_at_the_end_are_returned() {
         producer.commit().unwrap();
         // The record, and the marker behind it.
         let end = 2 * (i64::from(round) + 1);
-        let position = || consumer.positions().get(&partition).copied();
+        let position = || consumer.positions([&partition])[0];
         let begun = Instant::now();
         while position().is_none_or(|position| position < end) {
             assert!(begun.elapsed() < Duration::from_secs(30), "round {round}: {:?}", position());
@@ -138,6 +138,61 @@ fn records_written_after_a_pause_at_the_end_are_returned() {
         consumer.resume().unwrap();
     }
     assert_eq!(read, [0, 1, 2]);
+}
+
+#[test]
+fn an_interruption_ends_a_wait_for_records() {
+    let fixture = Fixture::start();
+    let cluster = fixture.cluster();
+    Admin::new(&cluster).unwrap().ensure(&[spec("a", 1, &[])]).unwrap();
+    let consumer = GroupConsumer::join(&cluster, "g", "g-1", &["a".to_owned()], 1 << 20).unwrap();
+    let mut batches = PartitionBatches::default();
+    let mut fill = |wait| {
+        let limits = FillLimits { records: 10, bytes: 1 << 20, wait: Duration::from_secs(wait) };
+        let begun = Instant::now();
+        consumer.fill(&limits, &mut batches).unwrap();
+        consumer.rebalance_events();
+        begun.elapsed()
+    };
+    // The assignment of the partition ends a wait, too.
+    while fill(2) < Duration::from_secs(2) {}
+    let wake = consumer.waker();
+    let waker = std::thread::spawn(move || {
+        std::thread::park_timeout(Duration::from_millis(100));
+        wake();
+        wake
+    });
+    assert!(fill(60) < Duration::from_secs(30));
+    // An interruption between two waits ends the next one, and no more.
+    let wake = waker.join().unwrap();
+    wake();
+    assert!(fill(60) < Duration::from_secs(30));
+    assert!(fill(1) >= Duration::from_secs(1));
+    drop(consumer);
+    wake();
+}
+
+#[test]
+fn a_producer_is_closed_while_it_is_not_used() {
+    let fixture = Fixture::start();
+    let cluster = fixture.cluster();
+    Admin::new(&cluster).unwrap().ensure(&[spec("a", 1, &[])]).unwrap();
+    let mut producer = ReopeningProducer::open(&cluster, "p", "a", 1 << 20).unwrap();
+    let rest = |producer: &mut ReopeningProducer| {
+        producer.last_use = Instant::now().checked_sub(reopening_producer::IDLE_TIME).unwrap();
+        producer.close_if_idle();
+        producer.is_open()
+    };
+    producer.get().unwrap().send(&record("a", b"first", b"1")).unwrap();
+    assert!(rest(&mut producer), "a transaction is open");
+    producer.get().unwrap().commit().unwrap();
+    producer.close_if_idle();
+    assert!(producer.is_open(), "it was used just now");
+    assert!(!rest(&mut producer) && !producer.in_transaction());
+    producer.abort().unwrap();
+    producer.get().unwrap().send(&record("a", b"second", b"2")).unwrap();
+    producer.get().unwrap().commit().unwrap();
+    assert_eq!(keys(&cluster, "a"), ["first", "second"]);
 }
 
 #[test]

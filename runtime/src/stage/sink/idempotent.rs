@@ -21,7 +21,6 @@ use trunkline_connector::{
     TopicPartition, failpoint,
 };
 
-use super::POLL;
 use super::committer::{Assignment, Committer};
 use super::delivery_pool::{DeliveryEvent, DeliveryPool};
 use super::parts::{Part, PartState, Parts};
@@ -412,7 +411,7 @@ impl Committer for IdempotentCommitter {
 
     fn wake_in(&self) -> Duration {
         let has_work = !self.in_flight.is_empty() || self.parts.has_waiting();
-        let idle = if has_work { IN_FLIGHT_POLL } else { POLL };
+        let idle = if has_work { IN_FLIGHT_POLL } else { Duration::MAX };
         self.timer.until_due(idle).min(idle)
     }
 

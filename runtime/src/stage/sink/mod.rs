@@ -36,6 +36,7 @@ use super::careful::{Mark, RECORD_REJECTED, single};
 use super::error_limits::ErrorLimits;
 use super::first_records;
 use super::lag::{LagReport, Uncommitted, time_in_topic, written_at};
+use super::repeated_inputs::Reader;
 use super::routes::Routes;
 use super::status::StageStatus;
 use super::stop_signal::StopSignal;
@@ -43,11 +44,15 @@ use super::supervise::Stage;
 use super::upstream::{Drain, Upstream};
 use super::worker_context::WorkerContext;
 use crate::checkpoint::{CHECKPOINTS, Counters};
-use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, RebalanceEvent, TransactionalProducer};
+use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, RebalanceEvent, ReopeningProducer};
 use crate::plan::SinkPlan;
 
-/// The longest wait for records: bounds how late a stop is noticed.
+/// The longest wait for records while there is something else to do: to keep the byte budget, or to
+/// end a run when everything was read.
 const POLL: Duration = Duration::from_millis(100);
+
+/// The longest wait for records otherwise. A request to stop ends it.
+const IDLE_WAIT: Duration = Duration::from_secs(1);
 
 /// A topic partition without buffered output (all records were dropped or dead-lettered) commits
 /// its offset this often.
@@ -118,12 +123,8 @@ impl SinkStage {
         let member = context.names.member(&self.pipeline, &self.plan.name, self.task);
         // The producer comes first: it aborts this worker's open transaction, which delays all
         // readers of offsets and intents.
-        let producer = TransactionalProducer::new(
-            &context.cluster,
-            &member,
-            &context.cluster.own_topic(CHECKPOINTS),
-            PRODUCER_BUFFER_BYTES,
-        )?;
+        let state_topic = context.cluster.own_topic(CHECKPOINTS);
+        let producer = ReopeningProducer::open(&context.cluster, &member, &state_topic, PRODUCER_BUFFER_BYTES)?;
         let sink = self.plan.spec.open(SinkContext {
             name: status.name(),
             replay: self.bounds.as_ref().map(Bounds::sink_replay),
@@ -154,7 +155,9 @@ impl SinkStage {
             error_limits: ErrorLimits::new(&self.plan.name, self.plan.on_error, &[], &self.plan.inputs),
             throttle: self.bounds.as_ref().and_then(|bounds| bounds.rate.clone()).map(Throttle::new),
         };
+        let stops_wait = stop.on_set(task.transactions.consumer.waker());
         let outcome = task.run();
+        drop(stops_wait);
         *rejected = task.transactions.rejected_at.take();
         outcome?;
         task.transactions.consumer.leave();
@@ -200,6 +203,11 @@ impl SinkTask<'_> {
             lag.update(status, consumer, partitions);
             let is_full = !self.committer.accepts_more();
             let records = self.poll(&mut batches)?;
+            if records > 0 {
+                // A closed producer is opened now, and not at the commit, which readers wait for.
+                // After a failure, the commit tries again.
+                let _ = self.transactions.producer.get();
+            }
             self.rebalance(&mut batches)?;
             let records = self.drop_out_of_bounds(&mut batches, records)?;
             for (partition, batch) in batches.iter_mut() {
@@ -221,6 +229,9 @@ impl SinkTask<'_> {
                 batch.clear();
             }
             self.check_failures()?;
+            if records == 0 && self.is_idle() {
+                self.release(&mut batches)?;
+            }
             self.enforce_memory_budget()?;
             let due = self.due_partitions();
             self.committer.commit(&mut self.transactions, &due)?;
@@ -238,7 +249,8 @@ impl SinkTask<'_> {
 
     /// Waits for records until the next commit is due.
     fn poll(&mut self, batches: &mut PartitionBatches) -> Result<usize> {
-        let wait = self.until_due().min(self.committer.wake_in()).min(POLL);
+        let longest = if self.is_idle() { IDLE_WAIT } else { POLL };
+        let wait = self.until_due().min(self.committer.wake_in()).min(longest);
         let allowance = self.throttle.as_ref().map_or(POLL_RECORDS, Throttle::allowance);
         if allowance == 0 || !self.committer.accepts_more() {
             self.transactions.consumer.keep_alive(wait)?;
@@ -250,6 +262,20 @@ impl SinkTask<'_> {
             wait,
         };
         self.transactions.consumer.fill(&limits, batches)
+    }
+
+    /// Nothing waits for a commit, and it has no end: it has nothing to do until records arrive.
+    fn is_idle(&self) -> bool {
+        let has_end = self.transactions.context.until_idle || self.transactions.stage.bounds.is_some();
+        let is_pending = self.transactions.partitions.values().any(PartitionState::has_pending);
+        !has_end && !is_pending && self.committer.wake_in() == Duration::MAX
+    }
+
+    /// Releases what is kept for the next records, while there are none.
+    fn release(&mut self, batches: &mut PartitionBatches) -> Result<()> {
+        batches.release();
+        self.transactions.producer.close_if_idle();
+        self.committer.spill()
     }
 
     /// Drops the records that a replay does not read. Returns the number of the other records.
@@ -373,7 +399,7 @@ impl SinkTask<'_> {
         let policy = &self.transactions.stage.plan.commit;
         let pending = self.transactions.partitions.iter().filter(|(_, state)| state.has_pending());
         let due = pending.filter_map(|(partition, state)| state.due_at(policy, &self.committer.buffered(partition)));
-        due.min().map_or(POLL, |due| due.saturating_duration_since(Instant::now()))
+        due.min().map_or(Duration::MAX, |due| due.saturating_duration_since(Instant::now()))
     }
 
     /// Keeps the byte budget (I6): moves buffers to disk when memory is short; commits early and
@@ -426,6 +452,14 @@ impl SinkTask<'_> {
         let committed = transactions
             .retry("reading committed offsets", |transactions| transactions.consumer.committed(partitions))?;
         let mut rows = transactions.retry("reading intents", Transactions::load_intents)?;
+        if !transactions.context.append && transactions.stage.bounds.is_none() {
+            let is_new = |(_, committed): &(&TopicPartition, &i64)| **committed < 0;
+            let new = partitions.iter().zip(&committed).filter(is_new);
+            let new: Vec<TopicPartition> = new.map(|(partition, _)| partition.clone()).collect();
+            let known = rows.keys().map(|partition| partition.topic.to_string()).collect();
+            let SinkStage { pipeline, plan, upstream, .. } = transactions.stage;
+            Reader { pipeline, component: &plan.name, inputs: &plan.inputs, upstream }.check(&known, &new)?;
+        }
         let assigned: Vec<Assignment> = partitions
             .iter()
             .zip(committed)

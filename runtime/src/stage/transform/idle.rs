@@ -25,7 +25,6 @@ impl TransformTask<'_> {
         self.idle_check = Instant::now();
         let now = i64::try_from(UNIX_EPOCH.elapsed().unwrap_or_default().saturating_sub(idle).as_millis());
         let now = now.unwrap_or(i64::MAX);
-        let mut positions = None;
         let mut due = Vec::new();
         for (partition, state) in &mut self.partitions {
             // The offset is committed again with the output: without one, there is no state either.
@@ -35,8 +34,8 @@ impl TransformTask<'_> {
                 continue;
             }
             // Fetches of the partition are answered, and it has no record to read.
-            let positions = positions.get_or_insert_with(|| self.consumer.positions());
-            let is_read = |high: i64| positions.get(partition).is_none_or(|position| *position >= high);
+            let position = self.consumer.positions([partition])[0];
+            let is_read = |high: i64| position.is_none_or(|position| position >= high);
             if self.consumer.high_watermark(partition).is_some_and(is_read) {
                 due.push(partition.clone());
             }

@@ -20,7 +20,9 @@ use trunkline_connector::{Error, Result};
 
 pub use self::view::{Components, Request, Target, View};
 use super::Overview;
-use crate::checkpoint::{AuditEntry, ConnectorRow, ControlRow, ControlRows, RunState, StateRow, TaskRow, WorkerTasks};
+use crate::checkpoint::{
+    AuditEntry, ConnectorRow, ControlRow, ControlRows, RunState, StateRow, TaskRow, WorkerTasks, user_name,
+};
 use crate::kafka::{Cluster, TableFollower};
 use crate::stage::{StopSignal, WorkerContext};
 
@@ -35,6 +37,12 @@ const REMOVE_AFTER: Duration = Duration::from_secs(60);
 
 /// A row that this worker has written arrives within this time.
 const SHOWN_AFTER: Duration = Duration::from_secs(10);
+
+/// Time for a worker to show a sign of life to a command, with room for a slow broker.
+const SIGN_LIMIT: Duration = Duration::from_secs(3);
+
+/// Time between two looks for signs of life.
+const SIGN_POLL: Duration = Duration::from_millis(50);
 
 /// Time to remove the row of a worker that stops.
 const FINISH_LIMIT: Duration = Duration::from_secs(1);
@@ -76,6 +84,8 @@ pub(crate) struct Connection {
     pub(crate) store: Box<dyn RowStore>,
     /// This worker's machine.
     pub(crate) node: String,
+    /// Who started this worker, and when, in milliseconds since the Unix epoch.
+    pub(crate) started: (String, i64),
     /// For answers about topics and offsets: Kafka, and the name of the cluster.
     pub(crate) kafka: Option<(Cluster, String)>,
 }
@@ -184,7 +194,9 @@ impl Control {
     /// The tasks of this worker.
     pub fn own_tasks(&self, overview: &Overview) -> WorkerTasks {
         let (node, http) = self.place();
-        WorkerTasks { node, http, tasks: task_rows(overview) }
+        let started = lock(&self.shared.connection).as_ref().map(|connection| connection.started.clone());
+        let (user, started) = started.unzip();
+        WorkerTasks { node, http, user: user.unwrap_or_default(), started, tasks: task_rows(overview) }
     }
 
     /// The machine of this worker, and the address of its HTTP server, as it shows them in Kafka.
@@ -234,6 +246,29 @@ pub fn read(cluster: &Cluster, name: &str) -> Result<(View, ControlRows)> {
     Ok((view, rows))
 }
 
+/// Reads the rows of a cluster, and waits until each of its workers has shown a sign of life, but
+/// not longer than [`SIGN_LIMIT`]. Only the others count as alive then: the rows of a worker that
+/// was killed stay until another worker removes them.
+pub fn read_alive(cluster: &Cluster, name: &str) -> Result<View> {
+    let rows = ControlRows::new(cluster, name)?;
+    let table = rows.follow()?;
+    let mut view = load(&rows, &table)?;
+    view.forget_signs();
+    let begun = Instant::now();
+    while !view.left_behind().is_empty() && begun.elapsed() < SIGN_LIMIT {
+        std::thread::park_timeout(SIGN_POLL);
+        table.poll(|key, value| {
+            let Some(row) = rows.parse(key, value) else { return };
+            if let ControlRow::Alive(worker, is_alive) = &row {
+                view.apply(ControlRow::Beat(worker.clone(), *is_alive), Instant::now());
+            }
+            view.apply(row, Instant::now());
+        });
+    }
+    table.close();
+    Ok(view)
+}
+
 fn load(rows: &ControlRows, table: &TableFollower) -> Result<View> {
     let mut view = View::default();
     let now = Instant::now();
@@ -262,6 +297,7 @@ impl Follower {
         let connection = Connection {
             store: Box::new(rows.clone()),
             node: names.node.clone(),
+            started: (user_name(), Timestamp::now().as_millisecond()),
             kafka: Some((context.cluster.clone(), names.cluster.clone())),
         };
         control.connect(view, connection);

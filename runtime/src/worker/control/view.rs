@@ -175,6 +175,12 @@ impl View {
         self.beats.get(worker).is_some_and(is_fresh) && !self.alive.get(worker).is_some_and(is_silent)
     }
 
+    /// Forgets when the workers have shown signs of life: the rows that a command reads are old.
+    pub(super) fn forget_signs(&mut self) {
+        self.beats.clear();
+        self.alive.clear();
+    }
+
     /// Whether there is a row of a worker's tasks.
     pub fn has_tasks_of(&self, worker: &str) -> bool {
         self.tasks.contains_key(worker)
@@ -297,7 +303,7 @@ mod tests {
         let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
         let mut view = View::default();
         for worker in ["a", "b", "old"] {
-            let tasks = WorkerTasks { node: "n".to_owned(), http: None, tasks: Vec::new() };
+            let tasks = WorkerTasks { node: "n".to_owned(), ..WorkerTasks::default() };
             view.apply(ControlRow::Tasks(worker.to_owned(), Some(tasks)), start);
             view.apply(ControlRow::Beat(worker.to_owned(), true), start);
         }
@@ -332,7 +338,7 @@ mod tests {
             state: "running".to_owned(),
             error: None,
         };
-        let tasks = WorkerTasks { node: "n".to_owned(), http: None, tasks: vec![row] };
+        let tasks = WorkerTasks { node: "n".to_owned(), tasks: vec![row], ..WorkerTasks::default() };
         let start = Instant::now();
         let mut view = View::default();
         let names = |view: &View, now| view.workers(now).map(|(worker, _)| worker.to_owned()).collect::<Vec<_>>();

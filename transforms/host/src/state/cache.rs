@@ -35,7 +35,8 @@ use super::disk::{
     Checkpoint, DiskStore, Position, StateDisk, StateIdentity, encode_entry, entry_key, expiry_key, key_and_value,
     key_of_expiry, now_ms,
 };
-use super::{ENTRY_OVERHEAD_BYTES, KeyAndValue, SlotId, StateEntry, StateError, StateStore, value_bytes};
+use super::slots::{SlotId, value_bytes};
+use super::{ENTRY_OVERHEAD_BYTES, KeyAndValue, StateEntry, StateError, StateStore};
 
 /// Expiries on disk that one batch looks at.
 const MAX_EXPIRED_ROWS: usize = 10_000;
@@ -64,6 +65,8 @@ pub(super) struct DiskCache {
     next_expiry: i64,
     /// Where the rows on disk can be trusted.
     position: Option<Position>,
+    /// Memory that finds the rows on disk.
+    pinned: usize,
 }
 
 impl DiskCache {
@@ -88,8 +91,10 @@ impl DiskCache {
         )
     }
 
+    /// The memory that the slots may use.
     fn share(&self) -> usize {
-        self.store.disk().share()
+        let share = self.store.disk().share();
+        share.saturating_sub(self.pinned).max(share / 4)
     }
 
     #[cfg(test)]
@@ -140,6 +145,7 @@ impl StateStore {
             expired: None,
             next_expiry: i64::MIN,
             position: None,
+            pinned: 0,
         }));
         match checkpoint {
             Some(checkpoint) => this.take_over(checkpoint, max_age)?,
@@ -164,6 +170,7 @@ impl StateStore {
             self.restore_time(time);
         }
         let Some(disk) = &mut self.disk else { return Ok(()) };
+        disk.pinned = disk.store.pinned_bytes();
         if checkpoint.bytes > disk.share() / 2 {
             (disk.is_whole, self.len, self.bytes) = (false, checkpoint.len, checkpoint.bytes);
             return Ok(());
@@ -197,6 +204,7 @@ impl StateStore {
             expired: None,
             next_expiry: i64::MIN,
             position: None,
+            pinned: 0,
         }));
         Ok(())
     }
@@ -210,7 +218,7 @@ impl StateStore {
 
     /// Whether so many committed changes are not on disk that they should be written.
     pub fn is_write_due(&self) -> bool {
-        self.disk.as_ref().is_some_and(|disk| disk.dirty_bytes > disk.share() / 4)
+        self.disk.as_ref().is_some_and(|disk| disk.dirty_bytes > disk.share() / 2)
     }
 
     /// Whether committed changes are not on disk.
@@ -264,6 +272,7 @@ impl StateStore {
         let checkpoint = Checkpoint { position: disk.position.clone(), time, len, bytes };
         disk.store.write(&checkpoint, entries.chain(expiries))?;
         disk.dirty_bytes = 0;
+        disk.pinned = disk.store.pinned_bytes();
         for (slot, _) in dirty {
             self.slots[slot as usize].is_dirty = false;
             self.free_unused(slot);
@@ -288,7 +297,7 @@ impl StateStore {
 
     /// Its memory: of its entries, and of blocks of the disk.
     pub fn memory(&self) -> usize {
-        self.disk.as_ref().map_or(self.bytes, |disk| disk.memory + disk.store.disk().block_share())
+        self.disk.as_ref().map_or(self.bytes, |disk| disk.memory + disk.pinned + disk.store.disk().block_share())
     }
 
     /// An error of the disk. The caller of the plugin takes it.

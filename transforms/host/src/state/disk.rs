@@ -29,7 +29,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use lsm_tree::compaction::Leveled;
-use lsm_tree::config::CompressionPolicy;
+use lsm_tree::config::{CompressionPolicy, PartitioningPolicy, PinningPolicy};
 use lsm_tree::{AbstractTree, AnyTree, Cache, Config, DescriptorTable, Guard, SeqNo, SequenceNumberCounter};
 use serde_json::{Value, json};
 use trunkline_connector::{Error, io_error};
@@ -54,9 +54,9 @@ const MIN_BLOCK_CACHE: usize = 64 << 10;
 /// Open files of all trees.
 const MAX_OPEN_FILES: usize = 100;
 /// Written tables that are merged.
-const COMPACT_AT: usize = 4;
+const COMPACT_AT: usize = 8;
 /// Written tables from which on a write waits for the compaction: each read looks at all of them.
-const MAX_RUNS: usize = 12;
+const MAX_RUNS: usize = 20;
 /// Time between two looks at a compaction or a lock that another thread holds.
 const POLL: Duration = Duration::from_millis(2);
 /// Time for an earlier owner in this process to close the state.
@@ -247,6 +247,12 @@ impl DiskStore {
             .use_cache(disk.blocks.clone())
             .use_descriptor_table(Some(disk.files.clone()))
             .data_block_compression_policy(CompressionPolicy::disabled())
+            // Ten bits for each key. A filter that is not in memory is read from its file, and
+            // checked, as a whole for each key that is looked up.
+            .filter_block_pinning_policy(PinningPolicy::all(true))
+            .filter_block_partitioning_policy(PartitioningPolicy::all(false))
+            .index_block_pinning_policy(PinningPolicy::all(true))
+            .index_block_partitioning_policy(PartitioningPolicy::all(false))
             .open()?;
         // Tables with a greater number hide those with a lower one.
         numbers.set(tree.get_highest_seqno().map_or(0, |highest| highest + 1));
@@ -261,6 +267,12 @@ impl DiskStore {
     /// Bytes of its files.
     pub(super) fn bytes(&self) -> u64 {
         self.tree.disk_space()
+    }
+
+    /// Memory of what finds the rows: the filters and indexes of the tables, about two bytes for
+    /// each row.
+    pub(super) fn pinned_bytes(&self) -> usize {
+        self.tree.pinned_filter_size() + self.tree.pinned_block_index_size()
     }
 
     /// Removes all rows, with their files.

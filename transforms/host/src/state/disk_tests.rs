@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::disk::now_ms;
+use super::slots::{entry_bytes, value_bytes};
 use super::*;
 
 use std::time::Duration;

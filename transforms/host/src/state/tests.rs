@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::slots::entry_bytes;
 use super::*;
 
 #[derive(Debug, Clone)]

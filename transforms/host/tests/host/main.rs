@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod aggregate;
 mod crashes;
 mod fuzz;
 mod handwritten_guests;

@@ -176,8 +176,19 @@ fn event_time_can_advance_without_records() {
     assert_eq!((values(&batch), rejected.len(), store.time()), (vec!["a@10".to_owned()], 1, Some(25)));
     assert_eq!((batch.get(0).topic(), batch.get(0).entry().partition), ("in", 3));
     // Records after that are late: they do not move the time back.
-    assert_eq!(output(&json!({}), &mut store, &[(12, "x"), (30, "y")]), ["x", "c@30", "y"]);
+    assert_eq!(output(&json!({}), &mut store, &[(12, "time"), (30, "y")]), ["25", "c@30", "y"]);
     assert_eq!(store.time(), Some(30));
+}
+
+#[test]
+fn plugin_sees_the_event_time_before_each_call() {
+    let mut store = StateStore::new(MAX_BYTES);
+    assert_eq!(
+        output(&json!({}), &mut store, &[(9, "time"), (8, "set a 12"), (7, "time")]),
+        ["none", "set a 12", "none"]
+    );
+    assert_eq!(output(&json!({}), &mut store, &[(8, "time"), (20, "time")]), ["9", "a@12", "12"]);
+    assert_eq!(output(&json!({}), &mut store, &[(8, "time")]), ["20"]);
 }
 
 #[test]

@@ -129,7 +129,7 @@ fn invalid_configuration_names_its_key() {
     };
     for (config, key, says) in [
         (json!({ "fields": [] }), "fields", "is empty"),
-        (json!({}), "", "missing field `fields`"),
+        (json!({}), "", "the key `fields` is missing"),
         (json!({ "fields": ["a", ""] }), "fields[1]", "empty part"),
         (json!({ "fields": ["a..b"] }), "fields[0]", "empty part"),
         (json!({ "fields": ["a", "a"] }), "fields[1]", "listed twice"),
@@ -142,7 +142,11 @@ fn invalid_configuration_names_its_key() {
         (json!({ "fields": ["a"], "keep": 3 }), "keep", "no effect"),
         (json!({ "fields": ["a"], "salt": "s" }), "salt", "no effect"),
         (json!({ "fields": ["a"], "mode": "keep_last", "keep": 0 }), "keep", "at least 1"),
-        (json!({ "fields": ["a"], "mode": "keep_last", "keep": -1 }), "keep", "expected usize"),
+        (
+            json!({ "fields": ["a"], "mode": "keep_last", "keep": -1 }),
+            "keep",
+            "expected a whole number that is not negative",
+        ),
     ] {
         let (found, message) = rejected(config);
         assert_eq!(found, key, "{message}");

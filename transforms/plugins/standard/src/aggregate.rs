@@ -2,11 +2,13 @@
 //!
 //! Tumbling windows have one size, start at multiples of it, and do not overlap. With `advance`,
 //! windows hop: they start at multiples of `advance`, and a record belongs to several of them.
-//! Session windows end with a pause. The time of a record is its timestamp. The *watermark* is the
-//! greatest timestamp of the topic partition so far. A window is closed when the watermark has
-//! passed its end by the allowed lateness; a record of a closed window is late. There are no
-//! timers: a record that advances the watermark closes windows, and the results take the place of
-//! that record.
+//! Session windows end with a pause. The time of a record is its timestamp. A window is closed when
+//! the event time of the topic partition has passed its end by the allowed lateness; a record of a
+//! closed window is late.
+//!
+//! A timer closes each window, or each session, and emits the result. Timers fire before the first
+//! record that reaches their time, so all windows in the state are open while records are
+//! processed.
 
 mod accumulator;
 mod sessions;
@@ -17,7 +19,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use trunkline_plugin::state::State;
-use trunkline_plugin::{Batch, ConfigError, Inputs, Port, Record, Verdict, Verdicts, json};
+use trunkline_plugin::timers::{self, Timer, Timers};
+use trunkline_plugin::{Batch, ConfigError, Done, Inputs, Port, Record, Verdict, Verdicts, json};
 
 use self::accumulator::{Accumulator, Function};
 use crate::expression::Scope;
@@ -27,7 +30,7 @@ use crate::{Everyday, duration};
 
 /// The port of late records.
 const LATE: Port = 1;
-/// Windows that one call of the host returns.
+/// Entries that one call of the host returns.
 const PAGE: u32 = 1000;
 /// Most windows that a record can belong to.
 const MAX_OVERLAP: i64 = 100;
@@ -99,14 +102,12 @@ pub(crate) struct Aggregate {
     late: Late,
     /// Hash of the options that the stored windows depend on.
     form: u64,
-    /// One entry, with an empty key.
-    watermark: State<i64>,
-    /// The open fixed windows: the start of the window as big-endian bytes, and the group.
+    /// The open fixed windows: see `windows.rs`.
     windows: State<Window>,
     /// The open sessions: see `sessions.rs`.
     sessions: State<sessions::Session>,
-    /// The sessions in the order of their ends.
-    session_ends: State<()>,
+    /// They close windows and sessions.
+    timers: Timers,
 }
 
 /// The records of one group in one window.
@@ -117,6 +118,14 @@ struct Window {
     /// The greatest timestamp of the records.
     time: i64,
     accumulators: Vec<Accumulator>,
+}
+
+/// A record of a batch.
+struct Arrival<'a> {
+    /// The event time of the topic partition before the record; `None` if no earlier record had a
+    /// timestamp.
+    event_time: Option<i64>,
+    group: Group<'a>,
 }
 
 /// The group of a record.
@@ -169,11 +178,26 @@ impl Aggregate {
             emit: config.emit,
             late: config.late,
             form: form_of(config),
-            watermark: State::new("watermark"),
             windows: State::new("windows"),
             sessions: State::new("sessions"),
-            session_ends: State::new("session-ends"),
+            timers: Timers::new("close"),
         })
+    }
+
+    /// The records of a batch.
+    fn arrivals<'a>(&self, batch: Batch<'a>) -> Vec<Arrival<'a>> {
+        let mut event_time = timers::event_time();
+        let arrivals = batch.iter().map(|record| {
+            let before = event_time;
+            event_time = event_time.max(record.timestamp());
+            Arrival { event_time: before, group: self.group(record) }
+        });
+        arrivals.collect()
+    }
+
+    /// The event time at which a window is closed that ends at `end`.
+    fn closes_at(&self, end: i64) -> i64 {
+        end.saturating_add(self.lateness)
     }
 
     fn group<'a>(&self, record: Record<'a>) -> Group<'a> {
@@ -304,28 +328,31 @@ fn form_of(config: &Config) -> u64 {
     form.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
-/// Writes results in the place of the record that caused them.
-fn emit(verdict: Verdict<'_>, outputs: &[Output]) {
-    let _ = verdict.emit(|out| {
+/// Emits results.
+fn emit(verdict: Verdict<'_>, outputs: &[Output]) -> Done {
+    if outputs.is_empty() {
+        return verdict.drop();
+    }
+    verdict.emit(|out| {
         for output in outputs {
             out.record(|parts| {
                 parts.key(output.key.as_deref()).value(Some(&output.value)).timestamp(output.time);
                 parts.headers(std::iter::empty::<(&str, Option<&[u8]>)>());
             });
         }
-    });
+    })
 }
 
-fn reject(verdict: Verdict<'_>, problem: &str) {
-    let _ = verdict.reject("aggregate.failed", &format!("the record cannot be aggregated: {problem}"));
+fn reject(verdict: Verdict<'_>, problem: &str) -> Done {
+    verdict.reject("aggregate.failed", &format!("the record cannot be aggregated: {problem}"))
 }
 
 /// The verdict on a record of closed windows.
-fn late(aggregate: &Aggregate, verdict: Verdict<'_>) {
-    let _ = match aggregate.late {
+fn late(aggregate: &Aggregate, verdict: Verdict<'_>) -> Done {
+    match aggregate.late {
         Late::Drop => verdict.drop(),
         Late::Port => verdict.pass_to(LATE),
-    };
+    }
 }
 
 impl Everyday for Aggregate {
@@ -338,15 +365,17 @@ impl Everyday for Aggregate {
     }
 
     fn process(&mut self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {
-        let groups: Vec<_> = batch.iter().map(|record| self.group(record)).collect();
-        let before = self.watermark.get("")?;
-        let watermark = match self.kind {
-            Kind::Fixed(fixed) => windows::process(self, fixed, &groups, before, verdicts)?,
-            Kind::Session(gap) => sessions::process(self, gap, &groups, before, verdicts)?,
-        };
-        match watermark {
-            Some(watermark) if before != Some(watermark) => self.watermark.put("", &watermark),
-            _ => Ok(()),
+        let arrivals = self.arrivals(batch);
+        match self.kind {
+            Kind::Fixed(fixed) => windows::process(self, fixed, &arrivals, verdicts),
+            Kind::Session(gap) => sessions::process(self, gap, &arrivals, verdicts),
+        }
+    }
+
+    fn timer(&mut self, timer: Timer<'_>, verdict: Verdict<'_>) -> Result<Done, String> {
+        match self.kind {
+            Kind::Fixed(fixed) => windows::close(self, fixed, timer, verdict),
+            Kind::Session(gap) => sessions::close(self, gap, timer, verdict),
         }
     }
 }

@@ -19,11 +19,6 @@ impl<'k> DistinctKeys<'k> {
         })
     }
 
-    /// The position of a key.
-    pub(crate) fn position(&self, key: &[u8]) -> Option<usize> {
-        self.positions.get(key).copied()
-    }
-
     /// The keys, by position.
     pub(crate) fn keys(&self) -> &[&'k [u8]] {
         &self.keys

@@ -39,6 +39,11 @@ impl Explode {
         if config.field.is_empty() {
             return Err(ConfigError::at("field", "is empty; expected the name of a member"));
         }
+        for (key, name) in [("into", &config.into), ("index", &config.index)] {
+            if name.as_ref().is_some_and(String::is_empty) {
+                return Err(ConfigError::at(key, "is empty; expected the name of a member"));
+            }
+        }
         if config.merge && config.into.is_some() {
             return Err(ConfigError::at("into", "has no effect with `merge`; expected one of both"));
         }

@@ -33,7 +33,7 @@ pub(crate) struct Filter {
 
 impl Filter {
     pub(crate) fn new(config: &Config) -> Result<Self, ConfigError> {
-        let condition = expression::compile("condition", &config.condition)?;
+        let condition = expression::compile_condition("condition", &config.condition)?;
         Ok(Self { condition, tombstones: config.tombstones })
     }
 }

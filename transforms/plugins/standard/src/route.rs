@@ -47,7 +47,7 @@ impl Route {
         }
         let mut route = Self { ports: Vec::new(), routes: Vec::new(), otherwise: None };
         for (index, rule) in config.routes.iter().enumerate() {
-            let condition = expression::compile(&format!("routes[{index}].when"), &rule.when)?;
+            let condition = expression::compile_condition(&format!("routes[{index}].when"), &rule.when)?;
             let is_name = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '-');
             if rule.port.is_empty() || rule.port == DROP || !rule.port.chars().all(is_name) {
                 let message =

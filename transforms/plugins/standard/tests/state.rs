@@ -143,25 +143,36 @@ fn session(user: &str, (start, end): (i64, i64), values: &[i64], ordered: [i64; 
     )
 }
 
+/// The results of the sessions that timers have closed.
+fn closed(host: &mut MockHost<Standard>) -> Vec<String> {
+    let fired = host.take_fired();
+    fired.iter().flat_map(|timer| timer.emitted()).map(|output| output.text().unwrap().to_owned()).collect()
+}
+
 #[test]
 fn sessions_end_with_a_pause_and_merge() {
     let mut host = start(serde_json::from_str(SESSIONS).unwrap());
     // Two sessions of `a`: at 100, and at 112.
-    assert_eq!(batch(&mut host, &[visit("a", 1, 100), visit("b", 5, 101), visit("a", 5, 112)]), ["", "", ""]);
+    assert_eq!(batch(&mut host, &[visit("a", 1, 100), visit("b", 5, 101), visit("a", 5, 112)]), ["drop"; 3]);
     host.restart().unwrap();
     // A record between them joins both. One that is older than the gap starts a session.
-    assert_eq!(batch(&mut host, &[visit("a", 3, 105)]), [""]);
+    assert_eq!(batch(&mut host, &[visit("a", 3, 105)]), ["drop"]);
+    let late = r#"late: {"user":"b","v":9}"#;
     let closing = batch(&mut host, &[visit("c", 0, 116), visit("b", 9, 101), visit("b", 9, 100)]);
-    let b = session("b", (101, 101), &[5], [5, 5]);
-    assert_eq!(closing, [b, r#"late: {"user":"b","v":9}"#.to_owned(), r#"late: {"user":"b","v":9}"#.to_owned()]);
-    let a = session("a", (100, 112), &[1, 3, 5], [1, 5]);
-    assert_eq!(batch(&mut host, &[visit("c", 0, 126), visit("c", 0, 127)]), [String::new(), a]);
+    assert_eq!(closing, ["drop", late, late]);
+    assert_eq!(closed(&mut host), [session("b", (101, 101), &[5], [5, 5])]);
+    assert_eq!(batch(&mut host, &[visit("c", 0, 126), visit("c", 0, 127)]), ["drop"; 2]);
+    assert_eq!(closed(&mut host), [session("a", (100, 112), &[1, 3, 5], [1, 5])]);
     // The records of `c` at 116 and at 126 are in two sessions: the pause is as long as the gap.
     let c = [session("c", (116, 116), &[0], [0, 0]), session("c", (126, 127), &[0, 0], [0, 0])];
-    let c = c.join(" ").replace("\"top\":0,\"values\":2", "\"top\":0,\"values\":1");
-    assert_eq!(batch(&mut host, &[visit("d", 1, 900)]), [c]);
-    // One open session: its entry, its end, and the watermark.
-    assert_eq!(host.state().len(), 3);
+    let c = c.map(|session| session.replace("\"top\":0,\"values\":2", "\"top\":0,\"values\":1"));
+    assert_eq!(batch(&mut host, &[visit("d", 1, 900)]), ["drop"]);
+    assert_eq!(closed(&mut host), c);
+    // Without records, event time closes the last session.
+    assert_eq!(host.state().len(), 1);
+    host.advance_time(915_000).unwrap();
+    assert_eq!((closed(&mut host), host.state().len()), (vec![session("d", (900, 900), &[1], [1, 1])], 0));
+    assert_eq!(batch(&mut host, &[visit("b", 9, 900), visit("d", 1, 901)]), [late.to_owned(), "drop".to_owned()]);
 }
 
 #[test]
@@ -192,27 +203,26 @@ fn sessions_agree_with_a_sorted_list() {
                                         "aggregates": { "n": "count()" } } });
     let mut host = start(config);
     let mut found: Vec<(u64, i64, i64, u64)> = Vec::new();
-    records.push((now + 1_000, 9));
     let mut rest = records.as_slice();
     while !rest.is_empty() {
         let (now, later) = rest.split_at((1 + random(40) as usize).min(rest.len()));
         rest = later;
         let inputs: Vec<Input> =
             now.iter().map(|(time, user)| Input::value(format!("{{\"user\":{user}}}")).at(time * 1000)).collect();
-        for text in batch(&mut host, &inputs) {
-            for result in text.split(' ').filter(|result| !result.is_empty()) {
-                let result: Value = serde_json::from_str(result).unwrap();
-                let number = |name: &str| result[name].as_i64().unwrap();
-                let (start, end) = (number("window_start") / 1000, number("window_end") / 1000);
-                found.push((number("user") as u64, start, end, number("n") as u64));
-            }
-        }
+        batch(&mut host, &inputs);
         host.restart().unwrap();
+    }
+    host.advance_time((now + 1_000) * 1000).unwrap();
+    for result in closed(&mut host) {
+        let result: Value = serde_json::from_str(&result).unwrap();
+        let number = |name: &str| result[name].as_i64().unwrap();
+        let (start, end) = (number("window_start") / 1000, number("window_end") / 1000);
+        found.push((number("user") as u64, start, end, number("n") as u64));
     }
     found.sort_unstable();
     expected.sort_unstable();
     assert!(expected.len() > 100, "{}", expected.len());
-    assert_eq!(found, expected);
+    assert_eq!((found, host.state().len()), (expected, 0));
 }
 
 #[test]
@@ -228,10 +238,13 @@ fn session_options_are_checked() {
         assert_eq!(rejected_key(json!({ "aggregate": options })).as_deref(), key);
     }
     let config = json!({ "aggregate": { "session": "10s", "emit": "updates", "aggregates": { "n": "count()" } } });
-    let updates = batch(&mut start(config), &[visit("a", 1, 1), visit("a", 1, 5)]);
+    let mut host = start(config);
+    let updates = batch(&mut host, &[visit("a", 1, 1), visit("a", 1, 5)]);
     let expected =
         [r#"{"window_start":1000,"window_end":1000,"n":1}"#, r#"{"window_start":1000,"window_end":5000,"n":2}"#];
     assert_eq!(updates, expected);
+    host.advance_time(15_000).unwrap();
+    assert_eq!((closed(&mut host), host.state().len()), (Vec::new(), 0));
 }
 
 #[test]

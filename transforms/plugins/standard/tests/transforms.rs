@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 use standard::Standard;
-use trunkline_plugin::testing::{Input, MockHost, Outcome};
+use trunkline_plugin::testing::{Input, MockHost, Outcome, Output};
 
 fn run(config: Value, inputs: &[Input]) -> Vec<Outcome> {
     MockHost::<Standard>::start(config).unwrap_or_else(|error| panic!("{error}")).process(inputs).unwrap()
@@ -231,6 +231,14 @@ fn route_takes_the_first_port_whose_condition_holds() {
     assert!(route("{}").starts_with("route.condition: "));
     let (key, message) = rejected_config(json!({ "route": { "routes": [{ "port": "a", "when": "valu.x" }] } }));
     assert!(key.as_deref() == Some("routes[0].when") && message.starts_with("column 1: "), "{message}");
+    let condition = |text: &str| rejected_config(json!({ "filter": { "condition": text } })).1;
+    assert!(condition("value.a + 1").starts_with("is always a number or a text; expected a condition"));
+    assert!(condition("'yes'").starts_with("is always a text"));
+    assert!(condition("value.a >").starts_with("column 10: the expression ends here, and lacks a value; expected"));
+    assert!(condition("value.a &&\n  (valu.b").starts_with("column 21: "), "{}", condition("value.a &&\n  (valu.b"));
+    assert!(condition("value.a &&\n  valu.b").starts_with("column 14: there is no variable `valu`"));
+    let sum = json!({ "aggregate": { "window": "1m", "aggregates": { "n": " sum( valu.x)" } } });
+    assert!(rejected_config(sum).1.starts_with("column 7: there is no variable `valu`"));
     let otherwise = json!({ "route": { "routes": [{ "port": "a", "when": "true" }], "otherwise": "b" } });
     assert_eq!(rejected_config(otherwise).0.as_deref(), Some("otherwise"));
 }
@@ -401,6 +409,15 @@ fn dedupe_takes_the_key_of_the_record_by_default() {
     }
 }
 
+/// The results of the windows that timers have closed.
+fn closed(host: &mut MockHost<Standard>) -> Vec<Output> {
+    host.take_fired().iter().flat_map(|timer| timer.emitted().to_vec()).collect()
+}
+
+fn texts(outputs: &[Output]) -> Vec<&str> {
+    outputs.iter().map(|output| output.text().unwrap()).collect()
+}
+
 #[test]
 fn aggregate_outputs_the_results_of_closed_windows() {
     let config = json!({ "aggregate": {
@@ -413,24 +430,58 @@ fn aggregate_outputs_the_results_of_closed_windows() {
     let mut host = MockHost::<Standard>::start(config).unwrap();
     let reading = |device: &str, c: &str, at: i64| Input::value(format!(r#"{{"device":"{device}","c":{c}}}"#)).at(at);
     let first = [reading("a", "0.1", 1_000), reading("b", "7", 2_000), reading("a", "0.20", 30_000)];
-    assert_eq!(batch(&mut host, &first), ["", "", ""]);
+    assert_eq!(batch(&mut host, &first), ["drop", "drop", "drop"]);
     host.restart().unwrap();
-    // Out of order, then the watermark advances, but not past the lateness.
-    assert_eq!(batch(&mut host, &[reading("a", "-1", 500), reading("a", "5", 69_999)]), ["", ""]);
-    let closing = host.process(&[reading("a", "6", 70_000), reading("a", "9", 59_999)]).unwrap();
-    let Outcome::Emitted(results) = &closing[0] else { panic!("{closing:?}") };
-    let values: Vec<_> = results.iter().map(|output| output.text().unwrap()).collect();
+    // Out of order, then event time advances, but not past the lateness.
+    assert_eq!(batch(&mut host, &[reading("a", "-1", 500), reading("a", "5", 69_999)]), ["drop", "drop"]);
+    assert_eq!(closed(&mut host), []);
+    let closing = [reading("a", "6", 70_000), reading("a", "9", 59_999)];
+    assert_eq!(batch(&mut host, &closing), ["drop", r#"late: {"device":"a","c":9}"#]);
+    let results = closed(&mut host);
     assert_eq!(
-        values,
+        texts(&results),
         [
             r#"{"device":"a","window_start":0,"window_end":60000,"avg":-0.23333333333333333333,"first":-1,"last":0.20,"max":0.20,"min":-1,"n":3,"named":0,"sum":-0.70}"#,
             r#"{"device":"b","window_start":0,"window_end":60000,"avg":7,"first":7,"last":7,"max":7,"min":7,"n":1,"named":0,"sum":7}"#
         ]
     );
     assert_eq!((results[0].record.key.as_deref(), results[0].record.timestamp), (Some(&b"a"[..]), Some(30_000)));
-    assert_eq!(shown(&closing[1]), r#"late: {"device":"a","c":9}"#);
-    // Only the open window is left.
-    assert_eq!(host.state().iter().filter(|(key, _)| key.starts_with(b"windows")).count(), 1);
+    // Only the open window is left. Without records, event time closes it, too.
+    assert_eq!(host.state().len(), 1);
+    host.advance_time(130_000).unwrap();
+    assert_eq!((closed(&mut host).len(), host.state().len()), (1, 0));
+    let late = [reading("b", "1", 119_999), reading("b", "2", 120_000)];
+    assert_eq!(batch(&mut host, &late), [r#"late: {"device":"b","c":1}"#, "drop"]);
+}
+
+#[test]
+fn aggregate_closes_any_number_of_windows_at_once() {
+    let config = json!({ "group_by": ["device"], "window": "1m", "aggregates": { "n": "count()" } });
+    let mut host = MockHost::<Standard>::start(json!({ "aggregate": config })).unwrap();
+    let count = 20_500;
+    let readings: Vec<Input> = (0..count).map(|n| Input::value(format!("{{\"device\":{n}}}")).at(n % 60_000)).collect();
+    batch(&mut host, &readings);
+    host.advance_time(60_000).unwrap();
+    let timers = host.take_fired();
+    let results: Vec<&Output> = timers.iter().flat_map(|timer| timer.emitted()).collect();
+    let devices: std::collections::BTreeSet<_> = results.iter().map(|output| output.record.key.clone()).collect();
+    assert_eq!((results.len(), devices.len(), host.state().len()), (count as usize, count as usize, 0));
+    assert!(timers.len() > 1, "each call emits a limited number");
+}
+
+#[test]
+fn aggregate_applies_a_changed_lateness_to_open_windows() {
+    let config = |lateness: &str| {
+        let config = json!({ "window": "1m", "lateness": lateness, "late": "port", "aggregates": { "n": "count()" } });
+        json!({ "aggregate": config })
+    };
+    let mut host = MockHost::<Standard>::start(config("10s")).unwrap();
+    batch(&mut host, &[Input::value("{}").at(5_000)]);
+    host.restart_with(config("30s")).unwrap();
+    assert_eq!(batch(&mut host, &[Input::value("{}").at(80_000), Input::value("{}").at(6_000)]), ["drop", "drop"]);
+    assert_eq!(closed(&mut host), []);
+    host.advance_time(90_000).unwrap();
+    assert_eq!(texts(&closed(&mut host)), [r#"{"window_start":0,"window_end":60000,"n":2}"#]);
 }
 
 #[test]
@@ -440,15 +491,16 @@ fn aggregate_counts_a_record_in_each_of_its_hopping_windows() {
     } });
     let mut host = MockHost::<Standard>::start(config).unwrap();
     let at = |seconds: i64| Input::value("{}").at(seconds * 1000);
-    assert_eq!(batch(&mut host, &[at(150), at(179)]), ["", ""]);
+    assert_eq!(batch(&mut host, &[at(150), at(179)]), ["drop", "drop"]);
     let window = |start: i64, n: u64| {
         format!(r#"{{"window_start":{},"window_end":{},"n":{n}}}"#, start * 1000, (start + 180) * 1000)
     };
     // The first window is closed; the record at 170 belongs to the other two.
-    assert_eq!(batch(&mut host, &[at(180), at(170)]), [window(0, 2), String::new()]);
+    assert_eq!(batch(&mut host, &[at(180), at(170)]), ["drop", "drop"]);
+    assert_eq!(texts(&closed(&mut host)), [window(0, 2)]);
     host.restart().unwrap();
-    let closed = [window(60, 4), window(120, 4), window(180, 1)].join(" ");
-    assert_eq!(batch(&mut host, &[at(600), at(100)]), [closed, "drop".to_owned()]);
+    assert_eq!(batch(&mut host, &[at(600), at(100)]), ["drop", "drop"]);
+    assert_eq!(texts(&closed(&mut host)), [window(60, 4), window(120, 4), window(180, 1)]);
     for advance in ["0s", "4m", "1s"] {
         let config = json!({ "window": "3m", "advance": advance, "aggregates": { "n": "count()" } });
         assert_eq!(rejected_config(json!({ "aggregate": config })).0.as_deref(), Some("advance"));

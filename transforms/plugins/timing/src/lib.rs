@@ -6,11 +6,12 @@
 //! | `set KEY TIME` | sets a timer |
 //! | `delete KEY` | removes a timer |
 //! | `get KEY` | outputs `KEY=TIME`, or `KEY=none` |
+//! | `time` | outputs the event time before the call, or `none` |
 //! | `forge` | stores an entry with a key that is reserved for timers |
 
 use serde::Deserialize;
 use trunkline_plugin::state::State;
-use trunkline_plugin::timers::{Timer, Timers};
+use trunkline_plugin::timers::{Timer, Timers, event_time};
 use trunkline_plugin::{ConfigError, Done, Record, Transform, Verdict};
 
 /// The `config` table: parts of keys that trigger actions when a timer fires.
@@ -59,6 +60,10 @@ impl Transform for Timing {
             ["get", key] => {
                 let time = self.timers.get(key).map_or("none".to_owned(), |time| time.to_string());
                 return Ok(verdict.value(format!("{key}={time}").as_bytes()));
+            }
+            ["time"] => {
+                let time = event_time().map_or("none".to_owned(), |time| time.to_string());
+                return Ok(verdict.value(time.as_bytes()));
             }
             #[cfg(target_arch = "wasm32")]
             ["forge"] => {

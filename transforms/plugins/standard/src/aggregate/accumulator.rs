@@ -86,7 +86,11 @@ impl Function {
         let argument = match argument.trim() {
             "" if kind == Kind::Count => None,
             "" => return Err(ConfigError::at(key, format!("`{text}` has no argument; expected an expression in CEL"))),
-            argument => Some(expression::compile(key, argument)?),
+            argument => {
+                let before = text.find('(').map_or(0, |at| at + 1);
+                let before = before + text[before..].len() - text[before..].trim_start().len();
+                Some(expression::compile_after(key, text[..before].chars().count(), argument)?)
+            }
         };
         Ok(Self { kind, argument, percent })
     }

@@ -1,19 +1,17 @@
 //! Session windows: the records of a group without a pause of the gap or longer between them. A
 //! record can join two sessions.
 //!
-//! | collection | key | value |
-//! |---|---|---|
-//! | `sessions` | length of the group, group, first time | the last time, and the window |
-//! | `session-ends` | last time, key of the session | nothing |
-//!
-//! Times are big-endian, so that the second collection is in the order in which sessions end.
+//! The key of a session in the state is the length of the group, the group, and the time of the
+//! first record as big-endian bytes. Its timer has the same key. It is set when the session begins,
+//! and not moved with each record: a timer that fires while the session is open is set again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
-use trunkline_plugin::{Verdict, Verdicts};
+use trunkline_plugin::timers::Timer;
+use trunkline_plugin::{Done, Verdict, Verdicts};
 
-use super::{Aggregate, Emit, Grouped, Output, PAGE, Window, emit, late, reject};
+use super::{Aggregate, Arrival, Emit, Grouped, PAGE, Window, emit, late, reject};
 
 /// A stored session.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -23,40 +21,58 @@ pub(super) struct Session {
     window: Window,
 }
 
-/// Processes a batch whose records have these groups. Returns the watermark after it.
+/// Processes the records of a batch.
 pub(super) fn process(
     aggregate: &Aggregate,
     gap: i64,
-    groups: &[super::Group<'_>],
-    watermark: Option<i64>,
+    arrivals: &[Arrival<'_>],
     verdicts: &mut Verdicts,
-) -> Result<Option<i64>, String> {
-    let mut open = Open { aggregate, gap, watermark, earliest: None, groups: HashMap::new() };
-    open.find_earliest()?;
-    for grouped in groups.iter().filter_map(|group| group.as_ref().ok()?.as_ref()) {
+) -> Result<(), String> {
+    let groups = || arrivals.iter().filter_map(|arrival| arrival.group.as_ref().ok()?.as_ref());
+    let last = arrivals.last().and_then(|arrival| arrival.event_time);
+    let end = last.into_iter().chain(groups().map(|grouped| grouped.time)).max().unwrap_or(i64::MIN);
+    let mut open = Open { aggregate, gap, end, groups: HashMap::new(), first: None };
+    for grouped in groups() {
         open.load(&grouped.group)?;
     }
-    for group in groups {
+    for arrival in arrivals {
         let verdict = verdicts.next_verdict();
-        match group {
-            Ok(Some(grouped)) => open.record(grouped, verdict)?,
+        match &arrival.group {
+            Ok(Some(grouped)) => _ = open.record(grouped, arrival.event_time, verdict)?,
             Ok(None) => _ = verdict.drop(),
-            Err(problem) => reject(verdict, problem),
+            Err(problem) => _ = reject(verdict, problem),
         }
     }
-    open.store()?;
-    Ok(open.watermark)
+    open.store()
 }
 
-/// The state that a batch uses.
+/// Closes the session of a timer, unless it has got later records.
+pub(super) fn close(aggregate: &Aggregate, gap: i64, timer: Timer<'_>, verdict: Verdict<'_>) -> Result<Done, String> {
+    let Some(Session { end, window }) = aggregate.sessions.get(timer.key)? else { return Ok(verdict.drop()) };
+    aggregate.check(&window)?;
+    let closes_at = aggregate.closes_at(end.saturating_add(gap));
+    if timer.time < closes_at {
+        aggregate.timers.set(timer.key, closes_at);
+        return Ok(verdict.drop());
+    }
+    aggregate.sessions.delete(timer.key);
+    if aggregate.emit == Emit::Updates {
+        return Ok(verdict.drop());
+    }
+    let (group, first) = parts_of(timer.key)?;
+    Ok(emit(verdict, &[aggregate.output(group, (first, end), &window)?]))
+}
+
+/// The sessions of the groups of a batch.
 struct Open<'a> {
     aggregate: &'a Aggregate,
     gap: i64,
-    watermark: Option<i64>,
-    /// No open session ends before this.
-    earliest: Option<i64>,
-    /// The groups of the batch.
+    /// The event time after the batch.
+    end: i64,
     groups: HashMap<&'a [u8], Group>,
+    /// The first session that is closed within the batch, unless a later record extends it: when,
+    /// and its key. The host then repeats the first part of the batch.
+    first: Option<(i64, Vec<u8>)>,
 }
 
 /// The open sessions of a group.
@@ -64,8 +80,8 @@ struct Open<'a> {
 struct Group {
     /// By their first times; whether they have changed.
     sessions: BTreeMap<i64, (Session, bool)>,
-    /// The last times of the stored sessions, by their first times.
-    stored: BTreeMap<i64, i64>,
+    /// The first times of the stored sessions.
+    stored: BTreeSet<i64>,
 }
 
 impl<'a> Open<'a> {
@@ -83,8 +99,8 @@ impl<'a> Open<'a> {
             start = [last.as_slice(), &[0]].concat();
             for (key, session) in page {
                 self.aggregate.check(&session.window)?;
-                let first = time_at(&key, key.len().saturating_sub(8))?;
-                loaded.stored.insert(first, session.end);
+                let (_, first) = parts_of(&key)?;
+                loaded.stored.insert(first);
                 loaded.sessions.insert(first, (session, false));
             }
         }
@@ -92,42 +108,28 @@ impl<'a> Open<'a> {
         Ok(())
     }
 
-    fn find_earliest(&mut self) -> Result<(), String> {
-        let first = self.aggregate.session_ends.range("", None, 1)?;
-        self.earliest = first.first().map(|(key, ())| time_at(key, 0)).transpose()?;
-        Ok(())
-    }
-
-    /// Stores the changed sessions.
-    fn store(&mut self) -> Result<(), String> {
-        let (mut changed, mut ends, mut removed, mut removed_ends) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for (group, Group { sessions, stored }) in &mut self.groups {
-            for (first, end) in &*stored {
-                let known = sessions.get(first).map(|(session, _)| session.end);
-                if known != Some(*end) {
-                    removed_ends.push(end_key(*end, &session_key(group, *first)));
+    /// Stores the changed sessions, and sets the timers of new ones.
+    fn store(&self) -> Result<(), String> {
+        let (mut changed, mut timers, mut removed) = (Vec::new(), Vec::new(), Vec::new());
+        timers.extend(self.first.as_ref().map(|(time, key)| (key.clone(), *time)));
+        for (group, Group { sessions, stored }) in &self.groups {
+            let is_removed = |first: &&i64| !sessions.contains_key(first);
+            removed.extend(stored.iter().filter(is_removed).map(|first| session_key(group, *first)));
+            for (first, (session, _)) in sessions.iter().filter(|(_, (_, is_changed))| *is_changed) {
+                let key = session_key(group, *first);
+                if !stored.contains(first) {
+                    timers.push((key.clone(), self.closes_at(session.end)));
                 }
-                if known.is_none() {
-                    removed.push(session_key(group, *first));
-                }
-            }
-            stored.clear();
-            for (first, (session, has_changed)) in sessions {
-                stored.insert(*first, session.end);
-                if std::mem::take(has_changed) {
-                    let key = session_key(group, *first);
-                    ends.push(end_key(session.end, &key));
-                    changed.push((key, &*session));
-                }
+                changed.push((key, session));
             }
         }
-        self.aggregate.session_ends.delete_all(&removed_ends);
+        self.aggregate.timers.set_all(timers);
+        self.aggregate.timers.delete_all(&removed);
         self.aggregate.sessions.delete_all(&removed);
-        self.aggregate.session_ends.put_all(ends.iter().map(|key| (key, &())))?;
         self.aggregate.sessions.put_all(changed)
     }
 
-    fn record(&mut self, record: &Grouped<'_>, verdict: Verdict<'_>) -> Result<(), String> {
+    fn record(&mut self, record: &Grouped<'_>, event_time: Option<i64>, verdict: Verdict<'_>) -> Result<Done, String> {
         let (aggregate, time, group) = (self.aggregate, record.time, record.group.as_slice());
         let Some(sessions) = self.groups.get(group).map(|group| &group.sessions) else {
             return Err("a group of the batch was not loaded".to_owned());
@@ -138,9 +140,8 @@ impl<'a> Open<'a> {
             .map(|(first, (session, _))| (*first, session))
             .collect();
         joined.reverse();
-        if joined.is_empty() && self.is_closed(time) {
-            late(aggregate, verdict);
-            return Ok(());
+        if joined.is_empty() && event_time >= Some(self.closes_at(time)) {
+            return Ok(late(aggregate, verdict));
         }
         let first = joined.first().map_or(time, |(first, _)| time.min(*first));
         let end = joined.last().map_or(time, |(_, session)| time.max(session.end));
@@ -152,8 +153,7 @@ impl<'a> Open<'a> {
         let window = match merged.and_then(|merged| aggregate.add(merged.as_ref(), record)) {
             Ok(window) => window,
             Err(problem) => {
-                reject(verdict, &problem);
-                return Ok(());
+                return Ok(reject(verdict, &problem));
             }
         };
         let mut outputs = Vec::new();
@@ -165,52 +165,16 @@ impl<'a> Open<'a> {
             joined.iter().for_each(|first| drop(sessions.remove(first)));
             sessions.insert(first, (Session { end, window }, true));
         }
-        self.earliest = Some(self.earliest.map_or(end, |earliest| earliest.min(end)));
-        self.watermark = self.watermark.max(Some(time));
-        outputs.extend(self.close()?);
-        emit(verdict, &outputs);
-        Ok(())
+        let closes_at = self.closes_at(end);
+        if closes_at <= self.end && self.first.as_ref().is_none_or(|(earliest, _)| closes_at < *earliest) {
+            self.first = Some((closes_at, session_key(group, first)));
+        }
+        Ok(emit(verdict, &outputs))
     }
 
-    /// Closes the sessions that the watermark has passed. Returns their results.
-    fn close(&mut self) -> Result<Vec<Output>, String> {
-        let mut outputs = Vec::new();
-        if !self.earliest.is_some_and(|end| self.is_closed(end)) {
-            return Ok(outputs);
-        }
-        self.store()?;
-        let (aggregate, watermark) = (self.aggregate, self.watermark.unwrap_or(i64::MIN));
-        // The first last time of a session that stays open.
-        let open = watermark.saturating_sub(self.gap).saturating_sub(aggregate.lateness).saturating_add(1);
-        loop {
-            let page = aggregate.session_ends.range("", Some(&open.to_be_bytes()), PAGE)?;
-            if page.is_empty() {
-                break;
-            }
-            let ends: Vec<&[u8]> = page.iter().map(|(key, ())| key.as_slice()).collect();
-            let keys: Vec<&[u8]> = ends.iter().map(|key| key.get(8..).unwrap_or_default()).collect();
-            for (key, session) in keys.iter().zip(aggregate.sessions.get_all(&keys)?) {
-                let session = session.ok_or("the state lacks a session that ends")?;
-                let (group, first) = parts_of(key)?;
-                aggregate.check(&session.window)?;
-                if aggregate.emit == Emit::Final {
-                    outputs.push(aggregate.output(group, (first, session.end), &session.window)?);
-                }
-                if let Some(Group { sessions, stored }) = self.groups.get_mut(group) {
-                    sessions.remove(&first);
-                    stored.remove(&first);
-                }
-            }
-            aggregate.session_ends.delete_all(&ends);
-            aggregate.sessions.delete_all(&keys);
-        }
-        self.find_earliest()?;
-        Ok(outputs)
-    }
-
-    /// The watermark has passed the pause after this time, and the allowed lateness.
-    fn is_closed(&self, end: i64) -> bool {
-        self.watermark >= Some(end.saturating_add(self.gap).saturating_add(self.aggregate.lateness))
+    /// The event time at which a session is closed whose last record has this time.
+    fn closes_at(&self, end: i64) -> i64 {
+        self.aggregate.closes_at(end.saturating_add(self.gap))
     }
 }
 
@@ -224,17 +188,9 @@ fn session_key(group: &[u8], first: i64) -> Vec<u8> {
     [prefix_of(group).as_slice(), &first.to_be_bytes()].concat()
 }
 
-fn end_key(end: i64, session_key: &[u8]) -> Vec<u8> {
-    [&end.to_be_bytes(), session_key].concat()
-}
-
 /// The group and the first time in the key of a session.
 fn parts_of(key: &[u8]) -> Result<(&[u8], i64), String> {
-    let first_at = key.len().saturating_sub(8);
-    Ok((key.get(4..first_at).unwrap_or_default(), time_at(key, first_at)?))
-}
-
-fn time_at(key: &[u8], at: usize) -> Result<i64, String> {
-    let time = key.get(at..).and_then(<[u8]>::first_chunk::<8>).ok_or("the state has a session without a time")?;
-    Ok(i64::from_be_bytes(*time))
+    let split = key.split_last_chunk::<8>().and_then(|(rest, first)| Some((rest.get(4..)?, first)));
+    let (group, first) = split.ok_or("the state has a session without a time")?;
+    Ok((group, i64::from_be_bytes(*first)))
 }

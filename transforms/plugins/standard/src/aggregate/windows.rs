@@ -1,35 +1,81 @@
 //! Tumbling and hopping windows.
+//!
+//! The key of a window in the state is its start, as big-endian bytes, and the group. The windows
+//! with the same start close together: the key of their timer is the start.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
-use trunkline_plugin::{Verdict, Verdicts};
+use trunkline_plugin::timers::Timer;
+use trunkline_plugin::{Done, Verdict, Verdicts};
 
-use super::{Aggregate, Emit, Fixed, Group, Grouped, Output, PAGE, Window, emit, late, reject};
+use super::{Aggregate, Arrival, Emit, Fixed, Group, Grouped, Output, PAGE, Window, emit, late, reject};
 use crate::distinct::DistinctKeys;
 
-/// Processes a batch whose records have these groups. Returns the watermark after it.
+/// Pages of windows that one timer closes. It is set again if there are more, so that the output
+/// of a call stays small.
+const PAGES: u32 = 8;
+
+/// Processes the records of a batch.
 pub(super) fn process(
     aggregate: &Aggregate,
     fixed: Fixed,
-    groups: &[Group<'_>],
-    watermark: Option<i64>,
+    arrivals: &[Arrival<'_>],
     verdicts: &mut Verdicts,
-) -> Result<Option<i64>, String> {
+) -> Result<(), String> {
     let mut keys = WindowKeys::default();
-    let ranges: Vec<Range<usize>> = groups.iter().map(|group| keys.add(fixed, group)).collect();
+    let ranges: Vec<Range<usize>> = arrivals.iter().map(|arrival| keys.add(fixed, &arrival.group)).collect();
     let mut distinct = DistinctKeys::default();
     let positions: Vec<usize> = keys.iter().map(|key| distinct.add(key)).collect();
-    let mut open = Open::load(aggregate, fixed, watermark, &distinct)?;
-    for (group, range) in groups.iter().zip(ranges) {
+    let mut open = Open::load(aggregate, fixed, &distinct)?;
+    for (arrival, range) in arrivals.iter().zip(ranges) {
         let verdict = verdicts.next_verdict();
-        match (group, positions.get(range)) {
-            (Ok(Some(grouped)), Some(positions @ [_, ..])) => open.record(grouped, positions, verdict)?,
+        match (&arrival.group, positions.get(range)) {
+            (Ok(Some(grouped)), Some(positions @ [_, ..])) => {
+                _ = open.record(grouped, arrival.event_time, positions, verdict)?;
+            }
             (Ok(_), _) => _ = verdict.drop(),
-            (Err(problem), _) => reject(verdict, problem),
+            (Err(problem), _) => _ = reject(verdict, problem),
         }
     }
-    open.store()?;
-    Ok(open.watermark)
+    open.store()
+}
+
+/// Closes the windows of a timer.
+pub(super) fn close(
+    aggregate: &Aggregate,
+    fixed: Fixed,
+    timer: Timer<'_>,
+    verdict: Verdict<'_>,
+) -> Result<Done, String> {
+    let start = start_of(timer.key)?;
+    let closes_at = aggregate.closes_at(fixed.end(start));
+    if timer.time < closes_at {
+        // The lateness was shorter when the timer was set.
+        aggregate.timers.set(timer.key, closes_at);
+        return Ok(verdict.drop());
+    }
+    let next_start = start.saturating_add(1).to_be_bytes();
+    let mut outputs = Vec::new();
+    for page in 0.. {
+        if page == PAGES {
+            aggregate.timers.set(timer.key, timer.time);
+            break;
+        }
+        let page = aggregate.windows.range(timer.key, Some(&next_start), PAGE)?;
+        if page.is_empty() {
+            break;
+        }
+        for (key, window) in &page {
+            aggregate.check(window)?;
+            if aggregate.emit == Emit::Final {
+                outputs.push(output(aggregate, fixed, key, window)?);
+            }
+        }
+        let keys: Vec<&[u8]> = page.iter().map(|(key, _)| key.as_slice()).collect();
+        aggregate.windows.delete_all(&keys);
+    }
+    Ok(emit(verdict, &outputs))
 }
 
 /// The keys of the windows of a batch's records: their starts and the groups.
@@ -67,127 +113,92 @@ impl WindowKeys {
     }
 }
 
-/// The state that a batch uses.
+/// The windows of the records of a batch.
 struct Open<'a> {
     aggregate: &'a Aggregate,
     fixed: Fixed,
-    watermark: Option<i64>,
-    /// The start of the earliest open window.
-    earliest: Option<i64>,
     keys: &'a DistinctKeys<'a>,
-    /// The windows of the keys, and whether they have changed.
-    windows: Vec<(Option<Window>, bool)>,
+    /// By the position of their keys.
+    windows: Vec<OpenWindow>,
+}
+
+struct OpenWindow {
+    window: Option<Window>,
+    /// The state has it, so it has a timer.
+    is_stored: bool,
+    is_changed: bool,
 }
 
 impl<'a> Open<'a> {
-    fn load(
-        aggregate: &'a Aggregate,
-        fixed: Fixed,
-        watermark: Option<i64>,
-        keys: &'a DistinctKeys<'a>,
-    ) -> Result<Self, String> {
-        let windows = aggregate.windows.get_all(keys.keys())?;
-        windows.iter().flatten().try_for_each(|window| aggregate.check(window))?;
-        let windows = windows.into_iter().map(|window| (window, false)).collect();
-        let mut open = Self { aggregate, fixed, watermark, earliest: None, keys, windows };
-        open.find_earliest()?;
-        Ok(open)
+    fn load(aggregate: &'a Aggregate, fixed: Fixed, keys: &'a DistinctKeys<'a>) -> Result<Self, String> {
+        let stored = aggregate.windows.get_all(keys.keys())?;
+        stored.iter().flatten().try_for_each(|window| aggregate.check(window))?;
+        let windows = stored.into_iter().map(|window| {
+            let is_stored = window.is_some();
+            OpenWindow { window, is_stored, is_changed: false }
+        });
+        Ok(Self { aggregate, fixed, keys, windows: windows.collect() })
     }
 
-    fn find_earliest(&mut self) -> Result<(), String> {
-        let first = self.aggregate.windows.range("", None, 1)?;
-        self.earliest = first.first().map(|(key, _)| start_of(key)).transpose()?;
-        Ok(())
-    }
-
-    /// Stores the changed windows.
-    fn store(&mut self) -> Result<(), String> {
-        let changed = self.keys.keys().iter().zip(&self.windows).filter(|(_, (_, changed))| *changed);
-        let changed = changed.filter_map(|(key, (window, _))| Some((*key, window.as_ref()?)));
-        self.aggregate.windows.put_all(changed)?;
-        self.windows.iter_mut().for_each(|(_, changed)| *changed = false);
-        Ok(())
-    }
-
-    /// Closes the windows that the watermark has passed. Returns their results.
-    fn close(&mut self) -> Result<Vec<Output>, String> {
-        let mut outputs = Vec::new();
-        if !self.earliest.is_some_and(|start| self.is_closed(start)) {
-            return Ok(outputs);
+    /// Stores the changed windows, and sets the timers of new ones.
+    fn store(&self) -> Result<(), String> {
+        let changed = || self.keys.keys().iter().zip(&self.windows).filter(|(_, window)| window.is_changed);
+        let mut starts = BTreeSet::new();
+        for (key, _) in changed().filter(|(_, window)| !window.is_stored) {
+            starts.insert(start_of(key)?);
         }
-        self.store()?;
-        let watermark = self.watermark.unwrap_or(i64::MIN);
-        // The first start that stays open.
-        let end = watermark.saturating_sub(self.fixed.size).saturating_sub(self.aggregate.lateness);
-        let end = end.saturating_add(1).to_be_bytes();
-        loop {
-            let page = self.aggregate.windows.range("", Some(&end), PAGE)?;
-            if page.is_empty() {
-                break;
-            }
-            for (key, window) in &page {
-                self.aggregate.check(window)?;
-                if self.aggregate.emit == Emit::Final {
-                    outputs.push(self.output(key, window)?);
-                }
-                if let Some(window) = self.keys.position(key).and_then(|position| self.windows.get_mut(position)) {
-                    *window = (None, false);
-                }
-            }
-            let keys: Vec<&[u8]> = page.iter().map(|(key, _)| key.as_slice()).collect();
-            self.aggregate.windows.delete_all(&keys);
-        }
-        self.find_earliest()?;
-        Ok(outputs)
+        let closes_at = |start: i64| self.aggregate.closes_at(self.fixed.end(start));
+        self.aggregate.timers.set_all(starts.into_iter().map(|start| (start.to_be_bytes(), closes_at(start))));
+        self.aggregate.windows.put_all(changed().filter_map(|(key, window)| Some((*key, window.window.as_ref()?))))
     }
 
-    fn record(&mut self, record: &Grouped<'_>, positions: &[usize], verdict: Verdict<'_>) -> Result<(), String> {
-        let aggregate = self.aggregate;
+    fn record(
+        &mut self,
+        record: &Grouped<'_>,
+        event_time: Option<i64>,
+        positions: &[usize],
+        verdict: Verdict<'_>,
+    ) -> Result<Done, String> {
+        let (aggregate, keys) = (self.aggregate, self.keys.keys());
         // All windows change, or none does.
         let mut changed = Vec::with_capacity(positions.len());
         for position in positions {
-            let key = self.keys.keys()[*position];
-            let start = start_of(key)?;
-            if self.is_closed(start) {
+            if event_time >= Some(aggregate.closes_at(self.fixed.end(start_of(keys[*position])?))) {
                 continue;
             }
-            let window = self.windows.get(*position).and_then(|(window, _)| window.as_ref());
-            match aggregate.add(window, record) {
-                Ok(window) => changed.push((start, *position, window)),
+            match aggregate.add(self.windows[*position].window.as_ref(), record) {
+                Ok(window) => changed.push((*position, window)),
                 Err(problem) => {
-                    reject(verdict, &problem);
-                    return Ok(());
+                    return Ok(reject(verdict, &problem));
                 }
             }
         }
         if changed.is_empty() {
-            late(aggregate, verdict);
-            return Ok(());
+            return Ok(late(aggregate, verdict));
         }
         let mut outputs = Vec::new();
-        for (start, position, window) in changed {
+        for (position, window) in changed {
             if aggregate.emit == Emit::Updates {
-                outputs.push(self.output(self.keys.keys()[position], &window)?);
+                outputs.push(output(aggregate, self.fixed, keys[position], &window)?);
             }
-            self.earliest = Some(self.earliest.map_or(start, |earliest| earliest.min(start)));
-            self.windows[position] = (Some(window), true);
+            let open = &mut self.windows[position];
+            (open.window, open.is_changed) = (Some(window), true);
         }
-        self.watermark = self.watermark.max(Some(record.time));
-        outputs.extend(self.close()?);
-        emit(verdict, &outputs);
-        Ok(())
+        Ok(emit(verdict, &outputs))
     }
+}
 
-    /// The watermark has passed the end of the window by the allowed lateness.
-    fn is_closed(&self, start: i64) -> bool {
-        let end = start.saturating_add(self.fixed.size);
-        self.watermark >= Some(end.saturating_add(self.aggregate.lateness))
+impl Fixed {
+    /// The end of the window with this start.
+    fn end(self, start: i64) -> i64 {
+        start.saturating_add(self.size)
     }
+}
 
-    fn output(&self, key: &[u8], window: &Window) -> Result<Output, String> {
-        let start = start_of(key)?;
-        self.aggregate.output(&key[8..], (start, start.saturating_add(self.fixed.size)), window)
-    }
+/// The result of the window with this key.
+fn output(aggregate: &Aggregate, fixed: Fixed, key: &[u8], window: &Window) -> Result<Output, String> {
+    let start = start_of(key)?;
+    aggregate.output(&key[8..], (start, fixed.end(start)), window)
 }
 
 /// The start of the window with this key.

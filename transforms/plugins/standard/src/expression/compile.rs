@@ -142,11 +142,30 @@ impl Expression {
     /// Compiles an expression. The error has the column.
     pub(crate) fn compile(source: &str) -> Result<Self, CompileError> {
         let parsed = PrattParser::default().parse(source).map_err(|errors| match errors.errors.first() {
-            Some(error) => (usize::try_from(error.pos.1).unwrap_or(1).max(1), first_line(&error.msg)),
+            Some(error) => (column(source, error.pos), in_words(&error.msg)),
             None => (1, "the expression is not valid".to_owned()),
         })?;
         let mut compiler = Compiler { source, locals: Vec::new(), inputs: Inputs::VALUE };
         Ok(Self { root: compiler.node(&parsed)?, inputs: compiler.inputs })
+    }
+
+    /// What the expression gives if that is never true or false, as far as its outermost operation
+    /// shows it.
+    pub(super) fn other_than_boolean(&self) -> Option<&'static str> {
+        use Operator::{Add, Divide, Multiply, Remainder, Subtract};
+        match &self.root {
+            Node::Literal(Literal::Null) => Some("null"),
+            Node::Literal(Literal::Number(_)) | Node::Negate(_) => Some("a number"),
+            Node::Literal(Literal::Text(_)) => Some("a text"),
+            Node::Binary(Add, _) => Some("a number or a text"),
+            Node::Binary(Subtract | Multiply | Divide | Remainder, _) => Some("a number"),
+            Node::List(_) => Some("a list"),
+            Node::Map(_) => Some("an object"),
+            Node::Variable(Variable::Headers) => Some("an object"),
+            Node::Variable(Variable::Topic) => Some("a text"),
+            Node::Variable(Variable::Partition | Variable::Offset | Variable::Timestamp) => Some("a number"),
+            _ => None,
+        }
     }
 
     /// The parts of records that the expression reads: at least the value, as a tombstone is tested
@@ -156,8 +175,30 @@ impl Expression {
     }
 }
 
-fn first_line(message: &str) -> String {
-    message.lines().next().unwrap_or_default().trim_start_matches("Syntax error: ").to_owned()
+/// The position of the parser, a line and a column from 1, as a column of the whole text.
+fn column(source: &str, (line, column): (isize, isize)) -> usize {
+    let from_one = |number: isize| usize::try_from(number).unwrap_or(1).max(1);
+    let before = source.split_inclusive('\n').take(from_one(line) - 1);
+    before.map(|line| line.chars().count()).sum::<usize>() + from_one(column)
+}
+
+/// The parser's message.
+fn in_words(message: &str) -> String {
+    let message = message.lines().next().unwrap_or_default().trim_start_matches("Syntax error: ");
+    if message == "invalid argument to has() macro" {
+        return "`has` needs a member, such as `has(value.name)`".to_owned();
+    }
+    let mismatch = message.strip_prefix("mismatched input ").and_then(|rest| rest.split_once(" expecting "));
+    let Some((found, expected)) = mismatch else { return message.to_owned() };
+    let expected = match expected {
+        "<EOF>" => "the end or an operator",
+        "expression" => "a value",
+        expected => expected,
+    };
+    match found {
+        "'<EOF>'" => format!("the expression ends here, and lacks {expected}"),
+        found => format!("found {found} instead of {expected}"),
+    }
 }
 
 struct Compiler<'s> {

@@ -48,7 +48,24 @@ impl<'a> Scope<'a> {
 
 /// Compiles the expression at a key of the configuration. An error names the column.
 pub(crate) fn compile(key: &str, source: &str) -> Result<Expression, ConfigError> {
+    compile_after(key, 0, source)
+}
+
+/// Compiles an expression that follows `before` characters in the text at a key.
+pub(crate) fn compile_after(key: &str, before: usize, source: &str) -> Result<Expression, ConfigError> {
     Expression::compile(source).map_err(|(column, message)| {
-        ConfigError::at(key, format!("column {column}: {message}; expected an expression in CEL"))
+        ConfigError::at(key, format!("column {}: {message}; expected an expression in CEL", before + column))
     })
+}
+
+/// Compiles an expression that must be true or false.
+pub(crate) fn compile_condition(key: &str, source: &str) -> Result<Expression, ConfigError> {
+    let condition = compile(key, source)?;
+    match condition.other_than_boolean() {
+        None => Ok(condition),
+        Some(kind) => {
+            let message = format!("is always {kind}; expected a condition such as \"value.amount > 100\"");
+            Err(ConfigError::at(key, message))
+        }
+    }
 }

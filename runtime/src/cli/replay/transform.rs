@@ -6,8 +6,8 @@ use std::path::Path;
 use regex::Regex;
 use trunkline_connector::{Error, Result, Template};
 
-use super::replay_target::{Refusal, check_file, check_secrets, host, sets_inputs};
-use super::selection;
+use super::super::selection;
+use super::target::{Refusal, check_file, check_options, host, sets_inputs};
 use crate::config::Settings;
 use crate::kafka::GroupOffsets;
 use crate::plan::{Pipeline, Registry, TransformPlan, load_with_options};
@@ -53,7 +53,7 @@ impl TransformChoice<'_> {
         settings: &Settings,
     ) -> Result<(Pipeline, TransformPlan), Refusal> {
         let live = selection::pipeline(pipelines, self.pipeline)?;
-        check_secrets(self.into)?;
+        check_options(self.into)?;
         if sets_inputs(self.into) {
             let message = "--into sets `inputs`: a replay reads the topics of the live transform; set the topic that it writes to";
             return Err(Error::config("replay.bad_into", message).into());
@@ -68,12 +68,12 @@ impl TransformChoice<'_> {
         }
         let Some(plan) = pipeline.transforms.iter().find(|plan| plan.name == self.transform).cloned() else {
             let known: Vec<&str> = pipeline.transforms.iter().map(|plan| plan.name.as_str()).collect();
+            let known =
+                if known.is_empty() { "it has none".to_owned() } else { format!("it has {}", known.join(", ")) };
             let message = format!(
-                "the pipeline `{}` has no separate transform `{}`; its separate transforms: {}. A fused transform runs in the stage that \
-                 reads it: replay that stage, or name a topic with --into 'topic=\"..\"'",
-                self.pipeline,
-                self.transform,
-                known.join(", ")
+                "the pipeline `{}` has no separate transform `{}`; {known}. A fused transform runs in the stage that reads it: replay that \
+                 stage, or name a topic with --into 'topic=\"..\"'",
+                self.pipeline, self.transform
             );
             return Err(Error::config("cli.unknown_component", message).into());
         };

@@ -9,14 +9,14 @@ use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;
 use trunkline_connector::{Error, OutputFile, Result, TopicPartition};
 
-use super::SettingsArgs;
-use super::dlq::connect;
-use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
-use super::replay_diff_rows;
-use super::replay_diff_topics;
-use super::replay_target::{Choice, Refusal};
-use super::selection;
-use super::validate::load_to_inspect;
+use super::super::SettingsArgs;
+use super::super::dlq::connect;
+use super::super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
+use super::super::selection;
+use super::super::validate::load_to_inspect;
+use super::diff_rows;
+use super::diff_topics;
+use super::target::{Choice, Refusal};
 use crate::config::Settings;
 use crate::plan::{Pipeline, SinkPlan};
 use crate::replay::diff::{Comparison, Differences, Place, Sample, Side};
@@ -92,7 +92,7 @@ fn compare(args: &DiffArgs, settings: &Settings, pipelines: &[Pipeline]) -> Resu
     let run = Runs::new(&cluster, &settings.cluster_name()).get(&args.id)?;
     check_run(&run)?;
     if run.transform {
-        return replay_diff_topics::compare(args, settings, pipelines, &cluster, &run);
+        return diff_topics::compare(args, settings, pipelines, &cluster, &run);
     }
     let choice = Choice {
         pipeline: &run.pipeline,
@@ -105,7 +105,7 @@ fn compare(args: &DiffArgs, settings: &Settings, pipelines: &[Pipeline]) -> Resu
     let shadow = selection::sink(&pipeline, Some(&live.name))?;
     let runtime = runtime()?;
     if let (Some(contents), Some(_)) = (live.spec.contents(), shadow.spec.contents()) {
-        return replay_diff_rows::compare(args, settings, (live, shadow, &contents), &run, &runtime);
+        return diff_rows::compare(args, settings, (live, shadow, &contents), &run, &runtime);
     }
     let live = files(live, &run, &runtime)?;
     let shadow = files(shadow, &run, &runtime)?;
@@ -140,7 +140,10 @@ fn check_run(run: &Run) -> Result<()> {
     let problem = if run.request.supersede {
         "it took the place of the live output, so that there is no shadow"
     } else if run.is_unfinished() {
-        "it has not processed its range: complete it with `trunkline replay .. --resume`"
+        &format!(
+            "it has not processed its range: complete it with `trunkline replay PIPELINES {} --resume {}`",
+            run.pipeline, run.id
+        )
     } else {
         return Ok(());
     };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tokio::runtime::Runtime;
 use trunkline_connector::{Error, Result, Supersede, TopicPartition};
 
-use super::replay_target::Target;
+use super::target::Target;
 use crate::checkpoint::{Intents, or_empty};
 use crate::config::Settings;
 use crate::kafka::{Admin, Cluster, GroupOffsets};

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::json;
 use trunkline_connector::Result;
 
-use super::output::{Exit, print_data, print_error};
+use super::super::output::{Exit, print_data, print_error};
 use crate::kafka::Cluster;
 use crate::replay::execution::{Progress, Watch};
 use crate::replay::run::{Run, RunState, Step, Superseding};
@@ -148,7 +148,7 @@ impl Reporter {
             ))
         };
         if let Some(superseding) = &run.supersede {
-            print_error(format_args!("{}", replaced(superseding)));
+            print_error(format_args!("{}", replaced(run, superseding)));
         }
         for component in &unbalanced {
             print_error(format_args!(
@@ -163,27 +163,28 @@ impl Reporter {
 }
 
 /// How far a run is with the output that it replaces, in one line.
-pub(super) fn replaced(superseding: &Superseding) -> String {
+pub(in crate::cli) fn replaced(run: &Run, superseding: &Superseding) -> String {
+    let resume = format!("`trunkline replay PIPELINES {} --resume {}`", run.pipeline, run.id);
     let files = superseding.files;
     let overlap = superseding.overlap().unwrap_or(0);
     if let Some(rows) = superseding.rows {
         let rows = counted(rows as usize, "row");
         return match superseding.step {
             Step::Staging => "no row was replaced: new rows are staged, and nothing is visible".to_owned(),
-            Step::Publishing => format!(
-                "{rows} are replaced in one transaction, which is done or not: complete the run with `trunkline replay .. --resume`"
-            ),
+            Step::Publishing => {
+                format!("{rows} are replaced in one transaction, which is done or not: complete the run with {resume}")
+            }
             Step::Removing => {
-                format!("{rows} were replaced: complete the run with `trunkline replay .. --resume`")
+                format!("{rows} were replaced: complete the run with {resume}")
             }
             Step::Done => format!("{rows} replaced in one transaction"),
         };
     }
     match superseding.step {
         Step::Staging => "no file was replaced: new files are prepared, and nothing is visible".to_owned(),
-        Step::Publishing | Step::Removing => format!(
-            "readers may see {files} earlier files and the new ones: complete the run with `trunkline replay .. --resume`"
-        ),
+        Step::Publishing | Step::Removing => {
+            format!("readers may see {files} earlier files and the new ones: complete the run with {resume}")
+        }
         Step::Done => format!("{files} files replaced; readers may have seen earlier and new files for {overlap} ms"),
     }
 }

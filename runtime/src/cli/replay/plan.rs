@@ -1,184 +1,37 @@
-//! `trunkline replay`: a sink reads a range of its topics again, as a run that is separate from the
-//! live one (I9).
+//! The run of a replay, before it is executed: its component, range and destination, and what is
+//! printed with `--dry-run`.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde_json::json;
 use trunkline_connector::{Error, Result, Supersede, TopicPartition};
 
-use super::SettingsArgs;
-use super::dlq::connect;
-use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
-use super::record::{record, record_reading};
-use super::replay_diff::DiffArgs;
-use super::replay_execution::{discard_run, execute_run};
-use super::replay_supersede::{check_other_sinks, check_removal, replacement};
-use super::replay_switch::SwitchArgs;
-use super::replay_target::{Choice, Refusal, Target, check_output, effect, host};
-use super::replay_to_stdout::print_records;
-use super::replay_transform::{TransformChoice, TransformTarget, check_failed_only};
-use super::selection;
-use super::validate::load_to_inspect;
-use crate::checkpoint::AuditEntry;
-use crate::condition::Condition;
+use super::super::dlq::connect;
+use super::super::output::{Exit, columns, print_data, print_error};
+use super::super::record::record;
+use super::ReplayArgs;
+use super::execution::{discard_run, execute_run};
+use super::supersede::{check_other_sinks, check_removal, replacement};
+use super::target::{Choice, Refusal, Target, check_output, effect};
+use super::transform::{TransformChoice, TransformTarget, check_failed_only};
+use crate::checkpoint::user_name;
 use crate::config::Settings;
 use crate::dead_letters::Failed;
 use crate::kafka::{Cluster, GroupOffsets};
 use crate::plan::{Input, Pipeline, TransformPlan};
 use crate::replay::event_time::EventTimes;
 use crate::replay::execution::{Job, Watch, Work, prepare_topics};
-use crate::replay::inspection::Inspection;
-use crate::replay::range::{Bound, compacted_topics, open_transactions, partitions_of, resolve};
+use crate::replay::range::{Bound, check_order, compacted_topics, open_transactions, partitions_of, resolve};
 use crate::replay::run::{PartitionRange, Request, Run, RunState, Runs, Superseding, new_id, overlap};
 use crate::replay::widening::Replacement;
-use crate::stage::{InspectedStage, component_name};
+use crate::stage::component_name;
 use crate::units::counted;
 
-/// `trunkline replay`.
-#[derive(Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-pub(super) struct ReplayCommand {
-    #[command(subcommand)]
-    verb: Option<ReplayVerb>,
-    #[command(flatten)]
-    replay: ReplayArgs,
-}
-
-#[derive(Subcommand)]
-enum ReplayVerb {
-    /// Compare the files, rows, documents or topics that a run wrote into a shadow with those of
-    /// the live destination
-    Diff(DiffArgs),
-    /// Make the shadow that a run has filled the live destination, where that is one safe step:
-    /// tables of a warehouse exchange their names, an alias of a search engine moves. Else, print
-    /// what to do
-    Switch(SwitchArgs),
-}
-
-/// Runs the verb.
-pub(super) fn run(command: &ReplayCommand) -> Exit {
-    match &command.verb {
-        Some(ReplayVerb::Diff(args)) => super::replay_diff::run(args),
-        Some(ReplayVerb::Switch(args)) => super::replay_switch::run(args),
-        None => run_replay(&command.replay),
-    }
-}
-
-/// A replay.
-#[derive(Args)]
-pub(super) struct ReplayArgs {
-    /// Pipeline file, or folder of them
-    // Not required before a command such as `diff`.
-    #[arg(value_name = "PIPELINES", required = true)]
-    path: Option<PathBuf>,
-    /// The pipeline
-    #[arg(value_name = "PIPELINE", required = true)]
-    pipeline: Option<String>,
-    /// The sink that reads its topics again; may be left out if there is only one
-    #[arg(long, value_name = "NAME")]
-    sink: Option<String>,
-    /// The separate transform that reads its topics again, instead of a sink. It writes to the
-    /// topic of --into, and builds its state from the range
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["sink", "supersede", "resume", "discard"])]
-    transform: Option<String>,
-    /// With --transform: write to a topic that has records, or that the live transform writes. Its
-    /// readers get the records a second time
-    #[arg(long, requires = "transform")]
-    append: bool,
-    /// First record: `earliest`, `latest`, offsets by partition (0:1200,1:900), a time
-    /// (2026-11-01T00:00Z), or a time ago (-7d)
-    #[arg(
-        long,
-        value_name = "POSITION",
-        allow_hyphen_values = true,
-        required_unless_present_any = ["resume", "discard", "join"]
-    )]
-    from: Option<String>,
-    /// The position after the last record, in the same forms
-    #[arg(long, value_name = "POSITION", allow_hyphen_values = true, default_value = "latest")]
-    to: String,
-    /// The times of --from and --to are those in this field of the value, such as `created_at`,
-    /// instead of the times of the records in Kafka. All records of the topics are read to find
-    /// them
-    #[arg(long, value_name = "FIELD")]
-    by: Option<String>,
-    /// Only these partitions of the topics
-    #[arg(long, value_name = "N,..", value_delimiter = ',')]
-    partitions: Option<Vec<i32>>,
-    /// Only records of the range that the live sink or transform, or the transforms that run inside
-    /// it, have rejected: those with a dead letter that was not redriven
-    #[arg(long)]
-    dead_letters: bool,
-    /// Use the transforms and options of this file, such as an earlier version of the pipeline
-    #[arg(long, value_name = "FILE")]
-    pipeline_file: Option<PathBuf>,
-    /// Options that replace those of the sink or transform, as in the pipeline file:
-    /// 'url="s3://lake/orders-v2"'
-    #[arg(long, value_name = "OPTION=VALUE")]
-    into: Vec<String>,
-    /// Take the place of what the live sink wrote for the range: its files or rows are replaced, or
-    /// its documents are written again with the same versions
-    #[arg(long, conflicts_with_all = ["into", "dead_letters", "to_stdout", "resume"])]
-    supersede: bool,
-    /// Give up a run with --supersede that has not published anything: remove what it has prepared
-    #[arg(long, value_name = "ID", conflicts_with_all = [
-        "from", "by", "into", "partitions", "dead_letters", "dry_run", "supersede", "resume", "to_stdout", "rate"
-    ])]
-    discard: Option<String>,
-    /// At most N records per second
-    #[arg(long, value_name = "N")]
-    rate: Option<NonZeroU64>,
-    /// Continue the run with this id
-    #[arg(long, value_name = "ID", conflicts_with_all = ["from", "by", "into", "partitions", "dead_letters", "dry_run"])]
-    resume: Option<String>,
-    /// Help to execute the run with this id, which another process or machine executes: take over
-    /// some of its partitions, until the range is processed
-    #[arg(long, value_name = "ID", conflicts_with_all = [
-        "from", "by", "into", "partitions", "dead_letters", "dry_run", "supersede", "resume", "discard", "to_stdout",
-        "rate", "sink", "transform"
-    ])]
-    join: Option<String>,
-    /// Print what would be read and written, and change nothing
-    #[arg(long)]
-    dry_run: bool,
-    /// Print each record of the range as the sink would receive it, or as the transform would write
-    /// it, as a line of JSON, and change nothing. Rejected records have the code and the reason
-    #[arg(long, conflicts_with_all = ["into", "rate", "resume", "dry_run"])]
-    to_stdout: bool,
-    /// Print only records for which this expression in CEL is true: 'value.country == "DE"'
-    #[arg(long = "where", value_name = "EXPRESSION", requires = "to_stdout")]
-    condition: Option<String>,
-    /// Print at most N records
-    #[arg(long, value_name = "N", requires = "to_stdout")]
-    limit: Option<u64>,
-    /// Print progress and result as lines of JSON on stdout
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    settings: SettingsArgs,
-}
-
-fn run_replay(args: &ReplayArgs) -> Exit {
-    let (paths, pipeline) = (args.path.as_slice(), args.pipeline.as_deref().unwrap_or_default());
-    let (settings, loaded) = match load_to_inspect(paths, &args.settings, args.json) {
-        Ok(loaded) => loaded,
-        Err(exit) => return exit,
-    };
-    let replay = Replay { args, pipeline, settings: &settings, pipelines: &loaded.pipelines };
-    let outcome = if args.to_stdout { replay.inspect() } else { replay.run() };
-    match outcome {
-        Ok(exit) => exit,
-        Err(Refusal::Error(error)) => report_error(&error),
-        Err(Refusal::Problems(problems)) => report_problems(&[problems], args.json),
-    }
-}
-
 /// The first offset of each partition, and the one after the last.
-type Ranges = BTreeMap<TopicPartition, (i64, i64)>;
+pub(super) type Ranges = BTreeMap<TopicPartition, (i64, i64)>;
 
 /// A run, and what is reported of it before it starts.
 struct Planned {
@@ -266,25 +119,17 @@ impl Replayed {
     }
 }
 
-/// A stage whose results are printed.
-struct Inspected {
-    cluster: Cluster,
-    failed: Option<Failed>,
-    stage: InspectedStage,
-    name: String,
-    inputs: Vec<Input>,
-}
-
-struct Replay<'a> {
-    args: &'a ReplayArgs,
+/// A command that replays a component, or prints what it would do.
+pub(super) struct Replay<'a> {
+    pub(super) args: &'a ReplayArgs,
     /// The pipeline's name.
-    pipeline: &'a str,
-    settings: &'a Settings,
-    pipelines: &'a [Pipeline],
+    pub(super) pipeline: &'a str,
+    pub(super) settings: &'a Settings,
+    pub(super) pipelines: &'a [Pipeline],
 }
 
 impl Replay<'_> {
-    fn run(&self) -> Result<Exit, Refusal> {
+    pub(super) fn run(&self) -> Result<Exit, Refusal> {
         let cluster = connect(self.settings)?;
         let name = self.settings.cluster_name();
         let runs = Runs::new(&cluster, &name);
@@ -386,46 +231,6 @@ impl Replay<'_> {
         record(cluster, self.settings, command, arguments)
     }
 
-    /// Prints what the transforms make of the records in the range.
-    fn inspect(&self) -> Result<Exit, Refusal> {
-        let request = self.request()?;
-        let file = request.pipeline_file.as_deref();
-        let host = host(self.settings)?;
-        let condition = self.args.condition.as_ref().map(|text| Condition::compile(&host, text)).transpose()?;
-        let (pipeline, into) = (self.pipeline, "");
-        let inspected = match self.args.transform.as_deref() {
-            Some(transform) => {
-                let choice = TransformChoice { pipeline, transform, into, file, appends: false };
-                let (pipeline, plan) = choice.plan(self.pipelines, self.settings)?;
-                let cluster = connect(self.settings)?;
-                let failed = self.failed_of_transform(&cluster, &pipeline, &plan, &request)?;
-                let stage = InspectedStage::of_transform(&plan, &cluster)?;
-                Inspected { cluster, failed, stage, name: plan.name, inputs: plan.inputs }
-            }
-            None => {
-                let choice = Choice { pipeline, sink: self.args.sink.as_deref(), into, file, supersede: false };
-                let (live, pipeline) = choice.pipelines(self.pipelines, self.settings)?;
-                let sink = selection::sink(&pipeline, Some(&live.name))?.clone();
-                let cluster = connect(self.settings)?;
-                let stages = [live, &sink].map(|sink| (sink.name.as_str(), sink.inputs.as_slice()));
-                let failed = self.failed(&cluster, &pipeline, &stages, &request)?;
-                let stage = InspectedStage::of_sink(&sink)?;
-                Inspected { cluster, failed, stage, name: sink.name, inputs: sink.inputs }
-            }
-        };
-        let Inspected { cluster, failed, stage, name, inputs } = inspected;
-        let (_, ranges, notes) = self.ranges(&cluster, pipeline, (&name, &inputs), &request, failed.as_ref())?;
-        notes.iter().for_each(|note| print_error(format_args!("{note}")));
-        let arguments = json!({
-            "pipeline": pipeline, "sink": name, "transform": self.args.transform.is_some(), "request": request,
-            "where": self.args.condition, "limit": self.args.limit,
-        });
-        record_reading(&cluster, self.settings, "replay --to-stdout", arguments)?;
-        let ranges: Vec<PartitionRange> = ranges.into_iter().map(range).collect();
-        let mut inspection = Inspection::new(stage, condition, self.args.limit);
-        Ok(print_records(&mut inspection, &cluster, &ranges, failed.as_ref())?)
-    }
-
     /// The unfinished run to continue.
     fn resumed(&self, runs: &Runs<'_>, id: &str) -> Result<Run> {
         let run = runs.get(id)?;
@@ -441,7 +246,7 @@ impl Replay<'_> {
         Ok(run)
     }
 
-    fn request(&self) -> Result<Request> {
+    pub(super) fn request(&self) -> Result<Request> {
         let absolute = |file: &PathBuf| {
             std::fs::canonicalize(file).map_err(|error| {
                 let message = format!("--pipeline-file: {} cannot be read: {error}", file.display());
@@ -461,7 +266,7 @@ impl Replay<'_> {
     }
 
     /// The records with dead letters, if only they are asked for.
-    fn failed(
+    pub(super) fn failed(
         &self,
         cluster: &Cluster,
         pipeline: &Pipeline,
@@ -473,7 +278,7 @@ impl Replay<'_> {
     }
 
     /// The same for a transform, as it is today and as another file has it.
-    fn failed_of_transform(
+    pub(super) fn failed_of_transform(
         &self,
         cluster: &Cluster,
         pipeline: &Pipeline,
@@ -490,7 +295,7 @@ impl Replay<'_> {
     }
 
     /// The offsets that the range of a request has now.
-    fn ranges(
+    pub(super) fn ranges(
         &self,
         cluster: &Cluster,
         pipeline: &str,
@@ -500,6 +305,7 @@ impl Replay<'_> {
     ) -> Result<(GroupOffsets, Ranges, Vec<String>)> {
         let now = Timestamp::now();
         let (from, to) = (Bound::parse(&request.from, now)?, Bound::parse(&request.to, now)?);
+        check_order(&from, &to)?;
         let by = request.by.as_deref().map(|field| EventTimes::new(field, &from, &to)).transpose()?;
         let (from, to) = if by.is_some() { (Bound::Earliest, Bound::Latest) } else { (from, to) };
         let group = component_name(&self.settings.cluster_name(), pipeline, name);
@@ -564,7 +370,7 @@ impl Replay<'_> {
             state: RunState::Running,
             error: None,
             node: self.settings.node.clone(),
-            user: AuditEntry::of_command(&self.settings.cluster_name(), "replay", json!({})).user,
+            user: user_name(),
             rate: replayed.rate(self.args.rate),
             executed: None,
             started: now.as_millisecond(),
@@ -646,7 +452,7 @@ impl Replay<'_> {
     }
 }
 
-fn range((partition, (from, to)): (TopicPartition, (i64, i64))) -> PartitionRange {
+pub(super) fn range((partition, (from, to)): (TopicPartition, (i64, i64))) -> PartitionRange {
     PartitionRange { topic: partition.topic.to_string(), partition: partition.partition, from, to }
 }
 
@@ -668,13 +474,15 @@ fn check_runs(runs: &[Run], run: &Run, counts: impl Fn(&Run) -> bool) -> Result<
         return Ok(());
     };
     let message = format!(
-        "the run {} ({}.{}, {}) writes to {}: choose another destination, or complete that run with `trunkline replay .. \
-         --resume {}`",
+        "the run {} ({}.{}, {}) writes to {}: choose another destination, complete that run with `trunkline replay \
+         PIPELINES {} --resume {}`, or give it up with `--discard {}`",
         other.id,
         other.pipeline,
         other.sink,
         other.state.name(),
         other.destination,
+        other.pipeline,
+        other.id,
         other.id
     );
     Err(Error::config("replay.destination_in_use", message))

@@ -20,13 +20,13 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use trunkline_connector::{Error, Result, Supersede, SwitchPlan, TopicPartition};
 
-use super::SettingsArgs;
-use super::dlq::connect;
-use super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
-use super::record::record;
-use super::replay_target::{Choice, Refusal};
-use super::selection;
-use super::validate::load_to_inspect;
+use super::super::SettingsArgs;
+use super::super::dlq::connect;
+use super::super::output::{Exit, columns, print_data, print_error, report_error, report_problems};
+use super::super::record::record;
+use super::super::selection;
+use super::super::validate::load_to_inspect;
+use super::target::{Choice, Refusal};
 use crate::checkpoint::{Intents, Moved, or_empty};
 use crate::config::Settings;
 use crate::kafka::{Cluster, GroupOffsets};
@@ -140,7 +140,7 @@ impl<'a> Switch<'a> {
             moves: moves.collect(),
             topics: topics.into_iter().collect(),
             live: live.clone(),
-            runtime: super::replay_diff::runtime()?,
+            runtime: super::diff::runtime()?,
             args,
             settings,
             cluster,
@@ -366,7 +366,10 @@ fn check_run(run: &Run) -> Result<()> {
     } else if run.request.supersede {
         "it took the place of the live output, so that there is nothing to switch to"
     } else if run.is_unfinished() {
-        "it has not processed its range: complete it with `trunkline replay .. --resume`"
+        &format!(
+            "it has not processed its range: complete it with `trunkline replay PIPELINES {} --resume {}`",
+            run.pipeline, run.id
+        )
     } else if run.state == RunState::Discarded {
         "it was given up"
     } else if run.into.trim().is_empty() {

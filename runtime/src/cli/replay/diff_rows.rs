@@ -10,8 +10,8 @@ use tokio::runtime::Runtime;
 use trunkline_connector::{Contents, OffsetRanges, Result};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::replay_diff::{DiffArgs, Found, check_key, in_folder, ranges};
-use super::replay_target::Refusal;
+use super::diff::{DiffArgs, Found, check_key, in_folder, ranges};
+use super::target::Refusal;
 use crate::config::Settings;
 use crate::plan::SinkPlan;
 use crate::replay::diff::{Comparison, Place, Sample, Side};

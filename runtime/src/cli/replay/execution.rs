@@ -9,9 +9,9 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 use trunkline_connector::{Error, Result};
 
-use super::output::{Exit, print_data, print_error};
-use super::replay_progress::Reporter;
-use super::run::{StopSignals, stop_on_signals};
+use super::super::output::{Exit, print_data, print_error};
+use super::super::run::{StopSignals, stop_on_signals};
+use super::progress::Reporter;
 use crate::replay::execution::{Ending, Job, Progress, Watch, clean_up, execute};
 use crate::replay::run::{Execution, Run, RunState, Runs};
 use crate::replay::superseding::{self, Completion};
@@ -177,7 +177,7 @@ fn live_is_faster(run: &Run) -> String {
     )
 }
 
-/// Gives up a run that replaces files and has not published anything.
+/// Gives up a run that has not replaced anything.
 pub(super) fn discard_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Result<Exit> {
     let id = &job.run.id;
     let data = open_folder(job, &folder_of(job))?;
@@ -189,13 +189,20 @@ pub(super) fn discard_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Resu
     let run = superseding::discard(job, &data, runtime.handle(), runs)?;
     drop(data);
     remove_folders(job);
+    clean_up(job);
     runtime.shutdown_background();
     if as_json {
         return Ok(print_data(&format!("{}\n", json!({ "run": run.id, "state": run.state.name() }))));
     }
-    print_error(format_args!(
-        "run {id}: discarded; the files that it had prepared are removed, and all others are as they were"
-    ));
+    match run.request.supersede {
+        true => print_error(format_args!(
+            "run {id}: discarded; what it had prepared is removed, and the destination is as it was"
+        )),
+        false => print_error(format_args!(
+            "run {id}: discarded; what it has written into {} stays there, and another run may use the place when it is removed",
+            run.destination
+        )),
+    }
     Ok(Exit::Ok)
 }
 

@@ -14,14 +14,15 @@ use serde_json::value::RawValue;
 use trunkline_connector::{Error, RecordRef, Result, Template};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::replay_diff::{DiffArgs, Found, check_key, in_folder};
-use super::replay_target::Refusal;
-use super::replay_transform::TransformChoice;
+use super::diff::{DiffArgs, Found, check_key, in_folder};
+use super::target::Refusal;
+use super::transform::TransformChoice;
 use crate::config::Settings;
 use crate::kafka::{Admin, Cluster, topic_reader};
 use crate::plan::{Pipeline, TransformPlan};
 use crate::replay::diff::{Comparison, Differences, Place, Sample, Side};
 use crate::replay::inspection::line;
+use crate::replay::listing::time_text;
 use crate::replay::run::Run;
 
 /// The column of the record's key.
@@ -242,8 +243,8 @@ impl Topics<'_> {
             Some((first, last)) if self.compacted.len() < self.pairs.len() => notes.push(format!(
                 "live records with times from {} to {} are compared, which are those of the range: records of the same times from before or \
                  after it count as missing in the shadow",
-                super::runs::time(first),
-                super::runs::time(last)
+                time_text(first),
+                time_text(last)
             )),
             Some(_) => {}
             None => notes.push(

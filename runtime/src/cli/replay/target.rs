@@ -7,8 +7,8 @@ use std::path::Path;
 use trunkline_connector::{Error, OutputFile, Result, Supersede, TopicPartition};
 use trunkline_transform_host::{Host, HostOptions};
 
-use super::replay_supersede::{self, check_destination as check_superseded, check_kind};
-use super::selection::{self, components};
+use super::super::selection::{self, components};
+use super::supersede::{self, check_destination as check_superseded, check_kind};
 use crate::config::{FileProblems, Settings};
 use crate::plan::{Pipeline, Registry, SinkPlan, load_with_options};
 use crate::replay::run::{PartitionRange, Run, overlap};
@@ -48,10 +48,20 @@ impl From<Error> for Refusal {
     }
 }
 
-/// Refuses secrets that are written out in `--into`: the text is stored with the run (I8).
-pub(super) fn check_secrets(into: &str) -> Result<()> {
-    // The pipeline's own reader reports text that is not TOML.
-    let Ok(options) = into.parse::<toml::Table>() else { return Ok(()) };
+/// Refuses options of `--into` that are not TOML, and secrets that are written out: the text is
+/// stored with the run (I8).
+pub(super) fn check_options(into: &str) -> Result<()> {
+    let options = into.parse::<toml::Table>().map_err(|error| {
+        // The excerpt of the text may show a secret.
+        let (at, problem) = (error.span().map_or(0, |span| span.start), error.message());
+        let before = into.get(..at).unwrap_or_default();
+        let (line, column) = (before.lines().count().max(1), before.lines().last().unwrap_or_default().chars().count() + 1);
+        let message = format!(
+            "--into is not valid: {problem} (option {line}, column {column}). Write each option as in the pipeline file, with quotes \
+             around text: --into 'url=\"s3://lake/orders-v2\"'"
+        );
+        Error::config("replay.bad_into", message)
+    })?;
     let Some(name) = options.iter().find_map(|(name, value)| literal_secret(name, value)) else { return Ok(()) };
     let message = format!(
         "--into sets `{name}` to a secret, and its text is stored with the run: write a reference, such as \
@@ -101,7 +111,7 @@ impl Choice<'_> {
         if self.into.trim().is_empty() && self.file.is_none() {
             return Ok((live, live_pipeline.clone()));
         }
-        check_secrets(self.into)?;
+        check_options(self.into)?;
         let host = host(settings)?;
         let file = self.file.unwrap_or(&live_pipeline.file);
         let mut pipeline = load_with_options(file, ("sinks", &live.name), self.into, &host, settings, &Registry::new())
@@ -150,7 +160,7 @@ impl Choice<'_> {
 }
 
 /// The host of plugins.
-pub(super) fn host(settings: &Settings) -> Result<Host> {
+pub(in crate::cli) fn host(settings: &Settings) -> Result<Host> {
     Host::new(HostOptions { cache_dirs: plugin_cache_dirs(Some(&settings.data)) })
         .map_err(|error| Error::external("environment.plugins", format!("plugins cannot run here: {error}")))
 }
@@ -242,7 +252,7 @@ pub(super) fn check_output(target: &Target, run: &Run) -> Result<()> {
 /// What the run does to existing data, in one sentence.
 pub(super) fn effect(target: &Target, replacement: Option<&Replacement>) -> String {
     if target.supersede {
-        return replay_supersede::effect(target, replacement);
+        return supersede::effect(target, replacement);
     }
     let effect = match (target.is_live, target.sink.spec.repeats_change_nothing()) {
         (true, _) => {
@@ -272,14 +282,28 @@ mod tests {
             "url = [\"https://a:b@c:9200\"]",
             "password = \"x\"\nurl = \"s3://a/b\"",
         ] {
-            let error = check_secrets(into).unwrap_err();
+            let error = check_options(into).unwrap_err();
             assert_eq!(error.code, "replay.bad_into", "{into}");
             assert!(!error.to_string().contains("a:b@"), "{error}");
         }
-        for into in
-            ["url = \"s3://lake/v2\"", "secret_access_key = \"${env:KEY}\"", "url = \"https://${env:LOGIN}@c\"", "?"]
+        for into in ["url = \"s3://lake/v2\"", "secret_access_key = \"${env:KEY}\"", "url = \"https://${env:LOGIN}@c\""]
         {
-            assert!(check_secrets(into).is_ok(), "{into}");
+            assert!(check_options(into).is_ok(), "{into}");
+        }
+    }
+
+    #[test]
+    fn options_that_are_not_toml_are_named_and_not_shown() {
+        for (into, place) in
+            [("url=file:///lake", "(option 1, column 5)"), ("a = 1\nsecret = hunter2", "(option 2, column 10)")]
+        {
+            let error = check_options(into).unwrap_err();
+            let text = error.to_string();
+            assert!(
+                text.contains(place) && text.contains("[replay.bad_into]") && text.contains("with quotes"),
+                "{text}"
+            );
+            assert!(!text.contains("hunter2"), "{text}");
         }
     }
 }
