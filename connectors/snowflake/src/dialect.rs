@@ -64,12 +64,17 @@ pub(crate) struct SnowflakeDialect {
 ///
 /// The service may end a transaction behind the client: it does so after 5 minutes in which the
 /// transaction blocks another one, or because another session asks for it. Later statements would
-/// then run without the earlier ones. So the session does not commit by itself, and before COMMIT
-/// it compares the transaction's id with that of BEGIN.
+/// then run without the earlier ones. So the session does not commit by itself in a transaction,
+/// and before COMMIT it compares the transaction's id with that of BEGIN.
+///
+/// Outside of transactions the service commits a statement by itself: a worker that dies between a
+/// statement and its COMMIT would leave a lock until the service ends the session.
 struct BlockingSession {
     session: client::Session,
     id: Option<String>,
     transaction: Transaction,
+    /// The session's `AUTOCOMMIT`.
+    commits_by_itself: bool,
     runtime: Handle,
     /// Part of some statements.
     secrets: Vec<String>,
@@ -109,6 +114,14 @@ impl BlockingSession {
         Ok(self.run("COMMIT")?.changed_rows())
     }
 
+    fn set_autocommit(&mut self, on: bool) -> Result<()> {
+        if self.commits_by_itself != on {
+            self.run(&format!("ALTER SESSION SET AUTOCOMMIT = {}", if on { "TRUE" } else { "FALSE" }))?;
+            self.commits_by_itself = on;
+        }
+        Ok(())
+    }
+
     /// Aborts the transactions of another session of the same user.
     fn abort_transactions(&mut self, session: &str) -> Result<bool> {
         let Answer { columns, rows, .. } = self.run("SHOW TRANSACTIONS")?;
@@ -131,6 +144,7 @@ impl Session for BlockingSession {
     fn execute(&mut self, sql: &str) -> Result<u64> {
         match (sql.split_whitespace().next().unwrap_or_default(), &self.transaction) {
             ("BEGIN", _) => {
+                self.set_autocommit(false)?;
                 self.run(sql)?;
                 self.transaction = Transaction::Open(self.current_transaction()?);
                 Ok(0)
@@ -141,9 +155,8 @@ impl Session for BlockingSession {
                 Ok(self.run(sql)?.changed_rows())
             }
             (word, Transaction::None) if CHANGES.contains(&word) => {
-                let changed = self.run(sql)?.changed_rows();
-                self.run("COMMIT")?;
-                Ok(changed)
+                self.set_autocommit(true)?;
+                Ok(self.run(sql)?.changed_rows())
             }
             _ => Ok(self.run(sql)?.changed_rows()),
         }
@@ -204,7 +217,7 @@ impl Dialect for SnowflakeDialect {
         };
         let id = session.id().map(|id| id.to_string());
         let (transaction, runtime) = (Transaction::None, self.runtime.clone());
-        Ok(Box::new(BlockingSession { session, id, transaction, runtime, secrets }))
+        Ok(Box::new(BlockingSession { session, id, transaction, commits_by_itself: true, runtime, secrets }))
     }
 
     fn folded(&self, name: &str) -> String {

@@ -122,8 +122,13 @@ fn totals(
 ) -> Result<Vec<Counters>> {
     let mut totals = vec![Counters::default(); prefixes.len()];
     for (key, value) in table::read(cluster, &cluster.own_topic(topic), None, common_prefix(prefixes))? {
+        // Other rows with the common prefix may be of another kind.
+        let is_chosen = |prefix: &String| key.starts_with(prefix.as_bytes());
+        if !prefixes.iter().any(is_chosen) {
+            continue;
+        }
         let Some(counters) = counters(&key, &value)? else { continue };
-        let summed = prefixes.iter().zip(&mut totals).filter(|(prefix, _)| key.starts_with(prefix.as_bytes()));
+        let summed = prefixes.iter().zip(&mut totals).filter(|(prefix, _)| is_chosen(prefix));
         summed.for_each(|(_, total)| total.add(&counters));
     }
     Ok(totals)

@@ -33,8 +33,6 @@ pub struct Cluster {
     connection: Arc<ConnectionMonitor>,
     logins: Arc<Logins>,
     interrupt: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
-    /// How long a broker holds back its answer to a consumer while it has no records.
-    fetch_wait: Duration,
     /// What the names of Trunkline's own topics start with.
     prefix: Arc<str>,
     may_create_topics: bool,
@@ -59,7 +57,6 @@ impl Cluster {
             connection,
             logins,
             interrupt: None,
-            fetch_wait: Duration::from_millis(100),
             prefix: Arc::from(""),
             may_create_topics: true,
             fenced_members: Arc::default(),
@@ -108,19 +105,6 @@ impl Cluster {
     /// The same cluster, in which the names of Trunkline's own topics start with `prefix`.
     pub fn with_prefix(self, prefix: &str) -> Self {
         Self { prefix: Arc::from(prefix), ..self }
-    }
-
-    /// The same cluster, in which a broker holds back its answer to a consumer for this long while
-    /// it has no records. New records end the wait. Without any, each answer costs the time of
-    /// three threads; but other requests on the same connection, and the first fetch of a partition
-    /// that is added meanwhile, wait for it.
-    pub fn with_fetch_wait(self, fetch_wait: Duration) -> Self {
-        Self { fetch_wait, ..self }
-    }
-
-    /// How long a broker holds back its answer to a consumer while it has no records.
-    pub(super) fn fetch_wait(&self) -> Duration {
-        self.fetch_wait
     }
 
     /// The name of one of Trunkline's own topics, with the prefix.

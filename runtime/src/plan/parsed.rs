@@ -267,7 +267,7 @@ fn parse_transform<'a>(key: &'a Key, section: Section<'a>, host: &Host) -> Parse
     let fuse = section.optional::<bool>("fuse").zip(section.node("fuse"));
     let known: Vec<&str> = options::TRANSFORM.iter().map(|option| option.key).collect();
     let is_meant = |key: &Key| !known.contains(&key.name.as_str()) && nearest(&key.name, &known) == Some("inputs");
-    let started = plugins::start(&section, host);
+    let started = plugins::start(document, &section, host);
     ParsedTransform {
         key,
         inputs: section.node("inputs").map(|_| inputs(&section)),

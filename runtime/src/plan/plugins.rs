@@ -9,6 +9,7 @@ use trunkline_connector::config::{ByteSize, Mismatch, Node, Problem, Section, Va
 use trunkline_transform_host::{Host, Limits, Plugin, StartError};
 
 use super::bundled::{self, BundledPlugin};
+use crate::config::Document;
 
 /// A plugin that accepted its configuration.
 pub(super) struct Started {
@@ -27,7 +28,7 @@ pub(super) struct Started {
 
 /// Reads `plugin`, `config` and the limits, and starts the plugin once: it checks its configuration
 /// and names its ports.
-pub(super) fn start(section: &Section<'_>, host: &Host) -> Option<Started> {
+pub(super) fn start(document: &Document, section: &Section<'_>, host: &Host) -> Option<Started> {
     let limits = limits(section);
     let config = match section.node("config") {
         Some(node) if !matches!(node.value, Value::Table(_)) => {
@@ -56,7 +57,7 @@ pub(super) fn start(section: &Section<'_>, host: &Host) -> Option<Started> {
             Some(Started { plugin, config, written, limits, ports, keeps_schema, bundled })
         }
         Err(error) => {
-            section.report.add(rejected(section, &name, error));
+            section.report.add(rejected(document, section, &name, error));
             None
         }
     }
@@ -143,12 +144,12 @@ fn modules_in_folder(base: &Path, name: &str, path: &Path) -> Vec<String> {
 }
 
 /// The problem of a configuration that a plugin rejects, at its key in the section's `config`.
-pub(crate) fn rejected(section: &Section<'_>, name: &str, error: StartError) -> Problem {
+pub(crate) fn rejected(document: &Document, section: &Section<'_>, name: &str, error: StartError) -> Problem {
     let node = match (&error.key, section.node("config")) {
         (Some(key), Some(config)) => node_of_path(config, key),
         _ => None,
     };
-    let column = node.and_then(|node| at_column(node, &error.message));
+    let column = node.and_then(|node| at_column(document, node, &error.message));
     let key_span = column.as_ref().map(|(span, _)| span.clone()).or_else(|| node.map(|node| node.span.clone()));
     let message = column.map_or(error.message.as_str(), |(_, message)| message);
     let config_span = section.table.entry("config").map(|(key, _)| key.span.clone());
@@ -186,28 +187,22 @@ fn split_expected(message: &str, otherwise: &str) -> (String, String) {
 }
 
 /// The place of a problem within a text, if the message begins with `column N: `, as those about
-/// expressions do; and the message without it. `None` if the file has another text than the plugin
-/// got, because of escapes or `${..}`.
-fn at_column<'m>(node: &Node, message: &'m str) -> Option<(Range<usize>, &'m str)> {
+/// expressions do; and the message without it. `None` if the place is not known, because of escapes
+/// or `${..}`.
+fn at_column<'m>(document: &Document, node: &Node, message: &'m str) -> Option<(Range<usize>, &'m str)> {
     let Value::String(text) = &node.value else { return None };
     let (column, message) = message.strip_prefix("column ")?.split_once(": ")?;
     let column = column.parse::<usize>().ok()?.checked_sub(1)?;
-    let quotes = match node.span.len().checked_sub(text.raw.len())? {
-        2 => 1,
-        6 => 3,
-        7 => 4, // a line break follows the quotes
-        _ => return None,
-    };
-    if text.raw != text.resolved {
-        return None;
-    }
-    // After the last character: the quote.
     let at = text.raw.char_indices().nth(column).map_or(text.raw.len(), |(at, _)| at);
     let is_word = |character: char| character.is_alphanumeric() || character == '_';
     let word = text.raw[at..].chars().take_while(|character| is_word(*character)).map(char::len_utf8).sum::<usize>();
-    let length = word.max(text.raw[at..].chars().next().map_or(1, char::len_utf8));
-    let start = node.span.start + quotes + at;
-    Some((start..start + length, message))
+    let length = word.max(text.raw[at..].chars().next().map_or(0, char::len_utf8));
+    let mut place = document.within(node, at..at + length);
+    if place.is_empty() {
+        // After the last character: the quote.
+        place.end += 1;
+    }
+    (place != node.span).then_some((place, message))
 }
 
 /// The value at a path of keys such as `rules[2].field`; `None` if the key does not exist.
@@ -230,7 +225,6 @@ fn node_of_path<'n>(node: &'n Node, path: &str) -> Option<&'n Node> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Document;
 
     #[test]
     fn paths_of_keys_have_places() {
@@ -246,17 +240,24 @@ mod tests {
 
     #[test]
     fn columns_of_expressions_have_places() {
-        let source = "a = \"é + valu.x\"\nb = '''\nx &&\n  valu.x'''\nc = \"\\u0061 valu\"\nd = \"x >\"\n".to_owned();
+        let source = concat!(
+            "a = \"é + valu.x\"\nb = '''\nx &&\n  valu.x'''\nc = \"\\u0061 valu\"\nd = \"x >\"\n",
+            "e = \"a == \\\"x\\\" || valu == \\\"x\\\"\"\n"
+        )
+        .to_owned();
         let document = Document::parse(Path::new("x.toml"), source, None);
         let place = |key: &str, message: &str| {
-            let (span, message) = at_column(document.table.get(key).unwrap(), message)?;
+            let (span, message) = at_column(&document, document.table.get(key).unwrap(), message)?;
             Some((span.start, document.source[span].to_owned(), message.to_owned()))
         };
         let problem = || "problem".to_owned();
         assert_eq!(place("a", "column 5: problem"), Some((10, "valu".to_owned(), problem())));
         assert_eq!(place("a", "column 9: problem"), Some((14, ".".to_owned(), problem())));
         assert_eq!(place("b", "column 8: problem").map(|(_, text, _)| text), Some("valu".to_owned()));
-        assert_eq!(place("c", "column 3: problem"), None);
+        // After escapes, a text is found if it occurs once.
+        assert_eq!(place("c", "column 3: problem").map(|(_, text, _)| text), Some("valu".to_owned()));
+        assert_eq!(place("e", "column 13: problem").map(|(_, text, _)| text), Some("valu".to_owned()));
+        assert_eq!(place("e", "column 7: problem"), None);
         assert_eq!(place("d", "column 4: problem").map(|(_, text, _)| text), Some("\"".to_owned()));
         assert_eq!(place("d", "problem"), None);
     }

@@ -188,7 +188,7 @@ struct Writer<'a> {
     pending: Pending,
     commit_timer: CommitTimer,
     status: &'a StageStatus,
-    /// Reports committed position changes to the reader, for [`Source::committed`].
+    /// Reports committed position changes to the reader, for `Source::committed`.
     acknowledge: Sender<Vec<PositionChange>>,
     one_by_one: bool,
     /// The records of the last batch that were sent.

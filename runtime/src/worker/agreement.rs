@@ -21,10 +21,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use trunkline_connector::{Error, Result, Retry};
 
-use super::pace::Pace;
 use crate::backoff::jitter;
 use crate::checkpoint::WorkerRows;
 use crate::stage::{GIVE_UP as STAGE_GIVE_UP, StageState, StageStatus, StopSignal, WorkerContext};
+
+/// Time between two checks for new tasks.
+const POLL: Duration = Duration::from_millis(20);
 
 /// Time after which a row is renewed.
 const BEAT: Duration = Duration::from_secs(3);
@@ -166,11 +168,8 @@ impl Agreement {
         };
         let (watched, finished) = (permits.clone(), finish.clone());
         let body = move || {
-            let mut pace = Pace::new();
-            while !finished.wait(pace.wait()) {
-                let permits = alive(&watched);
-                pace.note(!permits.iter().all(|permit| permit.is_granted()));
-                keeper.step(&permits);
+            while !finished.wait(POLL) {
+                keeper.step(&alive(&watched));
             }
             keeper.finish();
         };

@@ -17,13 +17,15 @@ use std::time::{Duration, Instant};
 
 use trunkline_connector::{Domain, Error, Placement, Result, Retry};
 
-use super::pace::{POLL, Pace};
 use super::tasks::{Task, Tasks};
 use super::threads::Threads;
 use crate::backoff::{Backoff, jitter};
 use crate::checkpoint::TASKS;
 use crate::kafka::{FillLimits, GroupConsumer, OtherMembers, PartitionBatches, RebalanceEvent};
 use crate::stage::{GIVE_UP, StageState, WorkerContext};
+
+/// Time within which a changed assignment takes effect.
+const POLL: Duration = Duration::from_millis(20);
 
 /// With `--until-idle`, another worker that has held a task's lease for this long finishes the
 /// task.
@@ -179,24 +181,20 @@ impl LeaseLoop {
         let mut last_check = Instant::now();
         self.missing_since = Instant::now();
         let mut batches = PartitionBatches::default();
-        let mut pace = Pace::new();
         while !self.context.stop.is_set() && !self.is_over() {
-            let (tasks, running) = (current(&self.wanted), self.threads.len());
-            pace.note(!Arc::ptr_eq(&tasks, &self.tasks) || self.context.until_idle);
-            self.tasks = tasks;
+            self.tasks = current(&self.wanted);
             if !self.has_work() && self.threads.is_empty() {
                 return Ok(());
             }
             // Waiting inside the poll would cost a twentieth of a core (see `QueueNotifier`).
             consumer.fill(&FillLimits { records: 1, bytes: 1, wait: Duration::ZERO }, &mut batches)?;
-            self.context.stop.wait(pace.wait());
+            self.context.stop.wait(POLL);
             for (_, batch) in batches.iter_mut() {
                 // Records in the lease topic have no meaning.
                 batch.clear();
             }
             for event in consumer.rebalance_events() {
                 self.last_member = Instant::now();
-                pace.note(true);
                 self.apply(event, &mut owned);
             }
             if !owned.is_empty() {
@@ -205,7 +203,6 @@ impl LeaseLoop {
             if self.threads.reconcile(&self.tasks, |task| is_among(task, &owned)) {
                 return Err(Error::fenced("worker.fenced", "another worker has taken over a task of this one"));
             }
-            pace.note(self.threads.len() != running);
             if self.context.until_idle && last_check.elapsed() > GROUP_CHECK {
                 last_check = Instant::now();
                 self.end_tasks_of_others(&owned, consumer);

@@ -14,7 +14,6 @@ mod data_dir;
 mod leases;
 mod open_files;
 mod overview;
-mod pace;
 mod plugin_cache;
 mod rights;
 mod summary;
@@ -39,7 +38,6 @@ use trunkline_connector::{Domain, Error, MemoryBudget, Placement, Result, Retry}
 use self::agreement::Agreement;
 use self::control::{Control, Follower, View};
 use self::leases::LeaseManager;
-use self::pace::{POLL, Pace};
 use self::tasks::{Changes, Task, TaskId, Tasks};
 use self::threads::Threads;
 use self::topics::{claims_of, state_topics, topics_of};
@@ -51,16 +49,14 @@ use crate::plan::Pipeline;
 use crate::stage::{Names, ResourceShare, StageState, StageStatus, StopSignal, WorkerContext};
 use crate::telemetry::Tracer;
 
-/// How long a broker holds back its answer to a consumer while it has no records: see
-/// [`Cluster::with_fetch_wait`]. A run that ends asks its consumers for the ends of their topics.
-const FETCH_WAIT: Duration = Duration::from_secs(1);
-const ENDING_FETCH_WAIT: Duration = Duration::from_millis(100);
-
 /// With `--until-idle`, the run ends if no broker answers within this time.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Time between two attempts to prepare topics.
 const TOPICS_RETRY: Duration = Duration::from_secs(1);
+
+/// Time between two checks of the threads and of new pipeline sets.
+const POLL: Duration = Duration::from_millis(20);
 
 /// Time between two progress lines of a stage in the log. A line without a change is left out.
 const REPORT: Duration = Duration::from_secs(10);
@@ -146,7 +142,6 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
     let cluster = Cluster::new(&options.brokers, &settings.kafka)?
         .with_prefix(&settings.prefix)
         .with_topic_creation(settings.topics.create)
-        .with_fetch_wait(if options.until_idle { ENDING_FETCH_WAIT } else { FETCH_WAIT })
         .with_interrupt(is_stopping);
     let memory = usize::try_from(settings.memory.0).unwrap_or(usize::MAX);
     let context = WorkerContext {
@@ -298,14 +293,12 @@ impl Worker<'_> {
         let mut report = Report { last: Instant::now(), lines: Vec::new() };
         let mut cut_off = CutOff::default();
         let mut last_check = Instant::now();
-        let mut pace = Pace::new();
         let stop = &self.options.stop;
         let nothing = Tasks::new();
         let tasks = self.context.cluster.own_topic(TASKS);
         while !(ready && stop.is_set() && self.threads.is_empty() && self.leases.iter().all(LeaseManager::is_finished))
         {
             self.options.overview.pass();
-            let before = (self.control_version, self.threads.len());
             for mut set in self.options.sets.try_iter() {
                 if let Some(settings) = set.kafka.take() {
                     self.change_credentials(&settings);
@@ -339,9 +332,7 @@ impl Worker<'_> {
                 // Waiting for the stop would return at once.
                 std::thread::park_timeout(POLL);
             } else {
-                let is_changing = pending.is_some() || before != (self.control_version, self.threads.len());
-                pace.note(is_changing || self.options.until_idle);
-                stop.wait(pace.wait());
+                stop.wait(POLL);
             }
             report.write(&self.tasks);
         }

@@ -25,10 +25,6 @@ impl Threads {
         self.running.is_empty()
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.running.len()
-    }
-
     /// Asks tasks to stop that are not wanted, not in this version, paused, or without a permit,
     /// and starts wanted tasks that may run. A new version starts after the old one has ended. Does
     /// not wait. Returns whether a task was fenced that was not asked to stop.

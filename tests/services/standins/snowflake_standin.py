@@ -6,7 +6,7 @@ buckets of external stages.
 
 It adds: password, key-pair (RS256 JWT) and token logins that are checked, MERGE in a transaction, SWAP WITH,
 COPY with FILES, stages in S3, session tokens that expire, slow statements, lost replies and killed sessions,
-AUTOCOMMIT = FALSE, CURRENT_TRANSACTION(), SHOW TRANSACTIONS, SYSTEM$ABORT_SESSION and
+AUTOCOMMIT, CURRENT_TRANSACTION(), SHOW TRANSACTIONS, SYSTEM$ABORT_SESSION and
 SYSTEM$ABORT_TRANSACTION. Tests control the faults with POST /__ctl and a JSON body:
 
     {"user": NAME, "pubkey": PEM}            lets this user log in with a key pair
@@ -360,6 +360,8 @@ def note_transaction(sql, token):
     word = sql.split(None, 1)[0].upper() if sql.strip() else ""
     if "AUTOCOMMIT = FALSE" in sql.upper():
         manual_commit.add(token)
+    elif "AUTOCOMMIT = TRUE" in sql.upper():
+        manual_commit.discard(token)
     if word in ("COMMIT", "ROLLBACK"):
         if transactions.pop(token, None) is None and token in manual_commit:
             return False

@@ -91,11 +91,10 @@ impl ClientOptions {
     /// The statement that prepares a new session.
     pub(super) fn session_parameters(&self) -> String {
         // A failed statement must not leave a transaction open for the next one, and a statement
-        // whose client has died must end. Without AUTOCOMMIT, the rest of a transaction that the
-        // service has ended does not commit statement by statement.
+        // whose client has died must end.
         format!(
             "ALTER SESSION SET LOCK_TIMEOUT = {}, TRANSACTION_ABORT_ON_ERROR = TRUE, ABORT_DETACHED_QUERY = TRUE, \
-             STATEMENT_TIMEOUT_IN_SECONDS = {}, AUTOCOMMIT = FALSE, TIMEZONE = 'UTC', \
+             STATEMENT_TIMEOUT_IN_SECONDS = {}, AUTOCOMMIT = TRUE, TIMEZONE = 'UTC', \
              TIME_INPUT_FORMAT = 'AUTO', \
              QUOTED_IDENTIFIERS_IGNORE_CASE = FALSE",
             self.lock_timeout.as_secs(),

@@ -84,6 +84,25 @@ fn sessions_that_end_between_and_during_loads_are_replaced() {
     }
 }
 
+/// The claim of a topic partition is one statement, which commits by itself.
+#[test]
+fn a_worker_that_dies_in_its_claim_leaves_no_lock() {
+    let Some(setup) = Setup::find() else { return };
+    let mut killed = setup.open("CLAIMED", "append");
+    setup.account.server.control("{\"drop\":\"update\"}");
+    let mut rejected = Rejections::default();
+    let claimed = killed.write(&partition(), &batch(0, &ROWS, None), &mut rejected).and_then(|()| {
+        let plan = killed.seal(&partition())?.unwrap();
+        killed.prepare(&[plan], &mut rejected)
+    });
+    assert_eq!(claimed.unwrap_err().code, "snowflake.session_lost");
+    // No statement of its session follows, and nothing says that it has ended.
+    std::mem::forget(killed);
+    let mut next = setup.open("CLAIMED", "append");
+    load(next.as_mut(), &batch(0, &ROWS, None));
+    assert_eq!(setup.query("CLAIMED", "SELECT COUNT(*) FROM \"ROWS\""), ["3"]);
+}
+
 #[test]
 fn a_zombie_cannot_load() {
     let Some(setup) = Setup::find() else { return };

@@ -116,7 +116,7 @@ fn start(project: &Project, plugin: &Plugin, test: &ProjectTest) -> Result<Insta
         let Some(section) = project.test_section(test, &report) else {
             return failed(Exit::Config, &error.to_string());
         };
-        let problem = plugin_rejected(&section, plugin.name(), error);
+        let problem = plugin_rejected(&project.document, &section, plugin.name(), error);
         match project.document.finish(vec![problem]) {
             Some(problems) => report_problems(&[problems], false),
             None => Exit::Config,
