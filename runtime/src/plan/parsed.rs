@@ -133,7 +133,10 @@ pub(super) fn parse<'a>(document: &Document, top: Section<'a>, host: &Host, regi
             .into_iter()
             .filter_map(|(key, section)| parse_source(document, key, section, name.as_ref(), registry, &mut malformed))
             .collect(),
-        transforms: transforms.into_iter().map(|(key, section)| parse_transform(key, section, host)).collect(),
+        transforms: transforms
+            .into_iter()
+            .map(|(key, section)| parse_transform(document, key, section, host))
+            .collect(),
         sinks: sinks.into_iter().map(|(key, section)| parse_sink(key, section, registry)).collect(),
         name,
         dead_letters,
@@ -262,7 +265,7 @@ fn source_topic(
     Template::parse(&format!("{}.{suffix}", pipeline?.value), variables).ok()
 }
 
-fn parse_transform<'a>(key: &'a Key, section: Section<'a>, host: &Host) -> ParsedTransform<'a> {
+fn parse_transform<'a>(document: &Document, key: &'a Key, section: Section<'a>, host: &Host) -> ParsedTransform<'a> {
     section.declare(options::TRANSFORM);
     let fuse = section.optional::<bool>("fuse").zip(section.node("fuse"));
     let known: Vec<&str> = options::TRANSFORM.iter().map(|option| option.key).collect();
