@@ -79,7 +79,7 @@ impl Instance {
         pending.push((range.start..middle, timeout));
     }
 
-    /// Logs a rejected record at most [`CrashLog::MAX_PER_MINUTE`] times per minute.
+    /// Logs a rejected record at most `CrashLog::MAX_PER_MINUTE` times per minute.
     fn log_crash(&mut self, record: &Entry, crash: &GuestCrash) {
         let plugin = self.plugin.name();
         let Some(not_logged) = self.crash_log.admit(Instant::now()) else { return };
