@@ -73,7 +73,8 @@ fn an_added_table_is_read_while_other_tables_continue() {
     assert_every_line_once(&reader, &case.path("lake"), &log);
 }
 
-/// A second reader gives a fused transform a topic of its own, and its removal takes it away.
+/// A fused transform gets its own topic when a second component reads it, and loses it when that
+/// one is removed.
 #[test]
 fn past_records_are_not_written_again_when_a_transform_becomes_a_stage() {
     let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));

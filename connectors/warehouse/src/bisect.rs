@@ -20,7 +20,7 @@ pub(crate) const MAX_REFUSED: usize = 100;
 pub(crate) enum Found {
     /// These rows, each with its reason.
     Rows(Vec<(u64, String)>),
-    /// So many that they are not left out. The first one.
+    /// More rows were refused than may become dead letters: the first of them.
     TooMany(u64, String),
 }
 

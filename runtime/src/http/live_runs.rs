@@ -14,7 +14,7 @@ use crate::checkpoint::{RunState, TaskRow, WorkerTasks};
 use crate::plan::Pipeline;
 use crate::replay::listing::{person, time_text};
 
-/// The lag of this time tells when a run will have caught up: long enough for commits that are
+/// The time left is computed from the lag over this time: long enough for commits that are
 /// seconds apart.
 const CATCH_UP_SECONDS: u64 = 60;
 
@@ -45,7 +45,7 @@ pub struct LiveRun {
     pub lag_seconds: Option<f64>,
     /// Records that it received per second, over the last 10 seconds.
     pub records_per_second: Option<f64>,
-    /// When the lag will be gone, if it goes on to shrink as in the last minute.
+    /// Seconds until the lag is zero, if it continues to shrink as in the last minute.
     pub seconds_left: Option<u64>,
     /// What its tasks have counted since they were started.
     pub counters: Option<ComponentStatus>,
@@ -239,7 +239,7 @@ fn seconds_left<'a>(statuses: impl Iterator<Item = &'a TaskStatus>) -> Option<u6
     longest
 }
 
-/// Seconds until the lag is gone, if it goes on to shrink as in the last minute.
+/// Seconds until the lag is zero, if it continues to shrink as in the last minute.
 fn catch_up(history: &History) -> Option<u64> {
     let interval = history.interval_seconds.max(1);
     let points = usize::try_from(CATCH_UP_SECONDS / interval).unwrap_or(usize::MAX);

@@ -261,7 +261,7 @@ pub fn discard(job: &Job<'_>, data: &DataDir, runtime: &Handle, runs: &Runs<'_>)
     for row in planned.values() {
         match row.state {
             IntentState::Planned => retry(&stop, || output.sink()?.abort(&row.payload))?,
-            // A run that replaces output collects what is prepared in rows of its own.
+            // A run that replaces output stores its prepared output in separate rows.
             IntentState::Prepared if !has_collected => {
                 retry(&stop, || output.sink()?.discard_prepared(std::slice::from_ref(&row.payload)))?;
             }

@@ -1,7 +1,7 @@
 //! Refuses inputs whose records a stage has processed already, from another topic.
 //!
 //! A transform that one component reads runs in that component's stage. When a second component
-//! reads it, it becomes a stage with a topic of its own, which both read; when the second one is
+//! reads it, it becomes a stage with its own topic, which both read; when the second one is
 //! removed, it runs in the stage of the first one again. The stage has no position in the topic
 //! that it reads then: it would process all past records again, and write them a second time.
 
@@ -34,7 +34,7 @@ impl Reader<'_> {
             if self.upstream.transformed.iter().any(|read| read.selects(earlier)) {
                 return Some(format!(
                     "has processed the topic `{earlier}`, and reads `{now}` now, which a transform fills from that topic: it would process \
-                     the same records again. A transform that a second component reads gets a topic of its own. Give the second component \
+                     the same records again. A transform that a second component reads gets its own topic. Give the second component \
                      a transform of its own, so that nothing changes here; {next}"
                 ));
             }

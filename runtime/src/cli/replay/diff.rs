@@ -94,13 +94,7 @@ fn compare(args: &DiffArgs, settings: &Settings, pipelines: &[Pipeline]) -> Resu
     if run.transform {
         return diff_topics::compare(args, settings, pipelines, &cluster, &run);
     }
-    let choice = Choice {
-        pipeline: &run.pipeline,
-        sink: Some(&run.sink),
-        into: &run.into,
-        file: run.request.pipeline_file.as_deref(),
-        supersede: false,
-    };
+    let choice = Choice::of_shadow(&run);
     let (live, pipeline) = choice.pipelines(pipelines, settings)?;
     let shadow = selection::sink(&pipeline, Some(&live.name))?;
     let runtime = runtime()?;

@@ -112,13 +112,7 @@ impl<'a> Switch<'a> {
     ) -> Result<Self, Refusal> {
         let run = runs.get(&args.id)?;
         check_run(&run)?;
-        let choice = Choice {
-            pipeline: &run.pipeline,
-            sink: Some(&run.sink),
-            into: &run.into,
-            file: run.request.pipeline_file.as_deref(),
-            supersede: false,
-        };
+        let choice = Choice::of_shadow(&run);
         let (live, pipeline) = choice.pipelines(pipelines, settings)?;
         let shadow = selection::sink(&pipeline, Some(&live.name))?.clone();
         let component = component_name(&settings.cluster_name(), &run.pipeline, &run.sink);

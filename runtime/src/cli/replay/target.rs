@@ -99,7 +99,18 @@ pub(super) struct Choice<'a> {
     pub(super) supersede: bool,
 }
 
-impl Choice<'_> {
+impl<'a> Choice<'a> {
+    /// What the command line of a run into another destination chose.
+    pub(super) fn of_shadow(run: &'a Run) -> Self {
+        Self {
+            pipeline: &run.pipeline,
+            sink: Some(&run.sink),
+            into: &run.into,
+            file: run.request.pipeline_file.as_deref(),
+            supersede: false,
+        }
+    }
+
     /// The pipeline as its file has it, and the one whose transforms and options apply.
     pub(super) fn pipelines<'p>(
         &self,
