@@ -37,6 +37,11 @@ impl CommitTimer {
         self.due.map_or(idle, |due| due.saturating_duration_since(Instant::now()))
     }
 
+    /// The earliest time of the next commit; `None` before the first one.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.not_before
+    }
+
     /// The commit is due, given the bytes of the open transaction.
     pub(super) fn is_due(&self, transaction_bytes: usize) -> bool {
         transaction_bytes >= MAX_TRANSACTION_BYTES || self.due.is_some_and(|due| due <= Instant::now())

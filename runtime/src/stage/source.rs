@@ -26,7 +26,7 @@ use super::first_records;
 use super::output::Topics;
 use super::partitioner::partition_of;
 use super::snapshot_deletes::{PendingDeletes, Search, without_entries};
-use super::source_reader::{Filled, Reader};
+use super::source_reader::{Committed, Filled, Reader};
 use super::status::StageStatus;
 use super::stop_signal::StopSignal;
 use super::supervise::Stage;
@@ -188,8 +188,8 @@ struct Writer<'a> {
     pending: Pending,
     commit_timer: CommitTimer,
     status: &'a StageStatus,
-    /// Reports committed position changes to the reader, for `Source::committed`.
-    acknowledge: Sender<Vec<PositionChange>>,
+    /// Reports commits to the reader.
+    acknowledge: Sender<Committed>,
     one_by_one: bool,
     /// The records of the last batch that were sent.
     delivered: u64,
@@ -477,10 +477,8 @@ impl Writer<'_> {
             self.status.commit_took(begun.elapsed());
         }
         self.context.schemas.committed(&pending.schemas);
-        if !changes.is_empty() {
-            // The reader may have ended; the acknowledgement is then lost, which is allowed.
-            let _ = self.acknowledge.send(changes);
-        }
+        // The reader may have ended; the acknowledgement is then lost, which is allowed.
+        let _ = self.acknowledge.send(Committed { changes, next: self.commit_timer.next() });
         self.status.committed(&pending.counters);
         Ok(())
     }

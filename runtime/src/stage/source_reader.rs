@@ -16,8 +16,26 @@ const POLL: Duration = Duration::from_millis(100);
 /// commit.
 const IDLE_WAIT: Duration = Duration::from_secs(5);
 
+/// A source that has caught up and gave fewer bytes than this fills its next batch shortly before
+/// the next commit: what it reads earlier becomes visible no sooner, and each batch wakes threads.
+const GATHERED_BYTES: usize = 64 << 10;
+
+/// How long before the next commit that batch is filled.
+const BEFORE_COMMIT: Duration = Duration::from_millis(10);
+
+/// The source looks again after this time, however far away the next commit is.
+const MAX_GATHERING: Duration = Duration::from_millis(250);
+
 /// Limit on the records of a batch.
 const BATCH_RECORDS: usize = 10_000;
+
+/// What the writer has committed.
+pub(super) struct Committed {
+    /// Position changes, for `Source::committed`.
+    pub(super) changes: Vec<PositionChange>,
+    /// The earliest time of the next commit; `None` if it may follow at once.
+    pub(super) next: Option<Instant>,
+}
 
 /// A filled batch for the writer.
 pub(super) struct Filled {
@@ -40,8 +58,8 @@ pub(super) struct Reader<'a> {
     pub(super) stop: &'a StopSignal,
     /// The writer has ended.
     pub(super) abandoned: &'a AtomicBool,
-    /// Position changes that the writer has committed.
-    pub(super) committed: Receiver<Vec<PositionChange>>,
+    /// What the writer has committed.
+    pub(super) committed: Receiver<Committed>,
 }
 
 impl Reader<'_> {
@@ -50,14 +68,22 @@ impl Reader<'_> {
     pub(super) fn run(mut self, full: &SyncSender<Result<Filled>>, empty: &Receiver<SourceBatch>) {
         let max_wait = if self.source.waker().is_some() { IDLE_WAIT } else { Duration::ZERO };
         let max_records = if self.one_by_one { 1 } else { BATCH_RECORDS };
+        let can_gather = !max_wait.is_zero() && !self.one_by_one && !self.until_idle;
+        let (mut next_commit, mut gathers) = (None, false);
         while !self.stop.is_set() && !self.abandoned.load(Ordering::Relaxed) {
+            if let Err(error) = self.learn_of_commits(&mut next_commit) {
+                let _ = full.send(Err(error));
+                return;
+            }
+            if std::mem::take(&mut gathers) && self.stop.wait(gathering_time(next_commit)) {
+                return;
+            }
             // A small reservation waits while the budget is exhausted; the fill then sets the true
             // size.
             let Some(mut reservation) = self.budget.reserve(64 << 10, Instant::now() + POLL) else { continue };
             let mut batch = empty.try_recv().unwrap_or_default();
             (batch.max_bytes, batch.max_records, batch.max_wait) = (self.batch_bytes, max_records, max_wait);
-            let acknowledged = self.committed.try_iter().try_for_each(|changes| self.source.committed(&changes));
-            let outcome = acknowledged.and_then(|()| self.source.fill(&mut batch, Instant::now() + POLL));
+            let outcome = self.source.fill(&mut batch, Instant::now() + POLL);
             reservation.resize(batch.bytes());
             let (caught_up, error) = match outcome {
                 Ok(fill) => (fill == Fill::CaughtUp, None),
@@ -65,6 +91,7 @@ impl Reader<'_> {
             };
             self.status.set_lag(self.source.lag());
             self.status.set_memory_bytes(reservation.bytes());
+            gathers = can_gather && caught_up && batch.bytes() < GATHERED_BYTES && !batch.carries_nothing();
             if batch.carries_nothing() && !(caught_up && self.until_idle) {
                 // The source is idle: the memory of earlier batches is released.
                 empty.try_iter().for_each(drop);
@@ -79,6 +106,22 @@ impl Reader<'_> {
             }
         }
     }
+
+    /// Tells the source what was committed. `next_commit` becomes the earliest time of the next
+    /// commit.
+    fn learn_of_commits(&mut self, next_commit: &mut Option<Instant>) -> Result<()> {
+        for Committed { changes, next } in self.committed.try_iter() {
+            *next_commit = next;
+            self.source.committed(&changes)?;
+        }
+        Ok(())
+    }
+}
+
+/// How long the source can wait before it fills a batch for a commit that is at this time.
+fn gathering_time(commit: Option<Instant>) -> Duration {
+    let left = commit.map(|commit| commit.saturating_duration_since(Instant::now()));
+    left.unwrap_or_default().saturating_sub(BEFORE_COMMIT).min(MAX_GATHERING)
 }
 
 #[cfg(test)]
@@ -131,7 +174,9 @@ mod tests {
     ) -> (Vec<usize>, Option<u64>, Vec<Duration>) {
         let (full, filled) = sync_channel(fills.len() + 2);
         let (_returned, empty) = channel();
-        let (_acknowledge, committed) = channel();
+        let (acknowledge, committed) = channel();
+        let next = Some(Instant::now() + Duration::from_secs(10));
+        acknowledge.send(Committed { changes: Vec::new(), next }).unwrap();
         let (waits, waited) = sync_channel(fills.len() + 1);
         let status = StageStatus::new("p", "web", StageKind::Source);
         let reader = Reader {
@@ -167,5 +212,21 @@ mod tests {
     fn a_source_waits_longer_if_a_stop_can_wake_it() {
         let (_, _, waits) = handed_over(&[(1, 0)], false, Some(Arc::new(|| {})));
         assert_eq!(waits, [IDLE_WAIT; 2]);
+    }
+
+    #[test]
+    fn a_source_that_has_caught_up_fills_its_next_batch_shortly_before_the_next_commit() {
+        assert_eq!(gathering_time(None), Duration::ZERO);
+        assert_eq!(gathering_time(Instant::now().checked_sub(Duration::from_secs(1))), Duration::ZERO);
+        assert_eq!(gathering_time(Some(Instant::now() + Duration::from_secs(10))), MAX_GATHERING);
+        assert!(gathering_time(Some(Instant::now() + Duration::from_millis(200))) <= Duration::from_millis(190));
+        let waker = || Some(Arc::new(|| {}) as SourceWaker);
+        let begun = Instant::now();
+        handed_over(&[(1, 0), (0, 0), (1, 0)], false, waker());
+        assert!(begun.elapsed() >= 2 * MAX_GATHERING, "{:?}", begun.elapsed());
+        // A run that ends does not wait.
+        let begun = Instant::now();
+        handed_over(&[(1, 0); 100], true, waker());
+        assert!(begun.elapsed() < 100 * MAX_GATHERING, "{:?}", begun.elapsed());
     }
 }
