@@ -98,10 +98,10 @@ pub(super) fn execute_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Resu
     }
 }
 
-/// Lets the live work of this machine go first: a process with this nice value gets about a tenth
-/// of a busy processor, and all of an idle one.
+/// Lets the live work of this machine go first: a process with this nice value gets a fiftieth of a
+/// busy processor, and all of an idle one.
 fn yield_to_live_work() {
-    const NICE: libc::c_int = 10;
+    const NICE: libc::c_int = 19;
     // SAFETY: the call has no memory effects. A process may always lower its own priority.
     if unsafe { libc::setpriority(libc::PRIO_PROCESS as _, 0, NICE) } != 0 {
         tracing::debug!(error = %std::io::Error::last_os_error(), "the priority of the run was not lowered");
