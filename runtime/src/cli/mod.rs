@@ -44,6 +44,7 @@ mod transform;
 mod validate;
 mod worker_api;
 
+use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
@@ -288,11 +289,26 @@ struct ExplainArgs {
 /// An orderly exit would release the tables of OpenSSL while threads of librdkafka may still log in
 /// to a broker: closing a client does not wait for a connection that is being set up.
 pub fn main() -> ! {
-    let exit = match Cli::try_parse() {
+    let exit = match Cli::try_parse_from(with_joined_offsets(std::env::args_os())) {
         Ok(cli) => run_verb(cli.verb),
         Err(message) => usage(&message),
     };
     exit.end_process()
+}
+
+/// The arguments, with `--from offset 0:1200` as one value: people do not quote it.
+fn with_joined_offsets(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut joined: Vec<OsString> = Vec::new();
+    for argument in arguments {
+        match joined.as_mut_slice() {
+            [.., option, word] if (option == "--from" || option == "--to") && word == "offset" => {
+                word.push(" ");
+                word.push(argument);
+            }
+            _ => joined.push(argument),
+        }
+    }
+    joined
 }
 
 /// Prints help and version to stdout, and usage errors to stderr.
@@ -359,5 +375,22 @@ fn run_verb(verb: Verb) -> Exit {
             Ok(settings) => run::run(&args, settings),
             Err(problems) => output::report_problems(&problems, args.json),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_after_the_word_offset_need_no_quotes() {
+        let joined = |words: &str| {
+            let joined = with_joined_offsets(words.split_whitespace().map(OsString::from));
+            joined.into_iter().map(|word| word.into_string().unwrap()).collect::<Vec<_>>()
+        };
+        let expected = ["trunkline", "replay", "p.toml", "--from", "offset 0:1200", "--to", "offset 0:9", "--json"];
+        assert_eq!(joined("trunkline replay p.toml --from offset 0:1200 --to offset 0:9 --json"), expected);
+        let others = "trunkline offsets show offset --from earliest --to offset";
+        assert_eq!(joined(others), others.split(' ').collect::<Vec<_>>());
     }
 }

@@ -33,6 +33,9 @@ const VARIABLES: [&str; 17] = [
 /// The member of the filter's record that holds the variables.
 const ROOT: &str = "value.";
 
+/// Begins, in a message about an unknown name, the list of the variables of filters.
+const FILTER_VARIABLES: &str = "; a member of the value is `";
+
 /// A condition on dead letters.
 pub struct LetterCondition(Condition);
 
@@ -42,10 +45,10 @@ impl LetterCondition {
     /// # Errors
     /// `cli.bad_where`: with the column in the expression.
     pub fn compile(host: &Host, expression: &str) -> Result<Self> {
-        let (rooted, insertions) = rooted(expression);
-        let condition = Condition::compile(host, &rooted).map_err(|error| {
+        let condition = Condition::compile_rooted(host, expression, (ROOT, &VARIABLES)).map_err(|error| {
             let message = error.message();
-            let message = with_own_columns(message.strip_prefix("--where: ").unwrap_or(message), &insertions);
+            let message = message.strip_prefix("--where: ").unwrap_or(message);
+            let message = message.split_once(FILTER_VARIABLES).map_or(message, |(problem, _)| problem);
             Error::config(
                 "cli.bad_where",
                 format!(
@@ -99,97 +102,6 @@ fn variables(letter: &DeadLetter, record: RecordRef<'_>, is_redriven: bool) -> V
         "dead_letter": { "partition": letter.partition, "offset": letter.offset },
         "key": parsed(record.key()), "value": parsed(record.value()), "headers": headers,
     })
-}
-
-/// The expression with [`ROOT`] before each variable, and the columns of the result, from 1, before
-/// which characters were inserted, with their number. A single `=` means `==`, as in SQL.
-fn rooted(expression: &str) -> (String, Vec<(usize, usize)>) {
-    let characters: Vec<char> = expression.chars().collect();
-    let (mut out, mut insertions) = (String::new(), Vec::new());
-    let mut columns = 0;
-    let mut at = 0;
-    let mut insert = |out: &mut String, columns: &mut usize, text: &str| {
-        insertions.push((*columns + 1, text.len()));
-        *columns += text.len();
-        out.push_str(text);
-    };
-    let push = |out: &mut String, columns: &mut usize, part: &[char]| {
-        out.extend(part);
-        *columns += part.len();
-    };
-    while let Some(character) = characters.get(at).copied() {
-        let end = match character {
-            '"' | '\'' => string_end(&characters, at),
-            first if first.is_ascii_alphabetic() || first == '_' => {
-                let is_part = |character: &char| character.is_ascii_alphanumeric() || *character == '_';
-                let end = at + characters[at..].iter().take_while(|character| is_part(character)).count();
-                let word: String = characters[at..end].iter().collect();
-                let before = characters[..at].iter().rev().find(|character| !character.is_whitespace());
-                let after = characters[end..].iter().find(|character| !character.is_whitespace());
-                let is_prefix = characters.get(end).is_some_and(|next| matches!(next, '"' | '\''));
-                let is_variable = before != Some(&'.') && after != Some(&'(') && !is_prefix;
-                if is_variable && VARIABLES.contains(&word.as_str()) {
-                    insert(&mut out, &mut columns, ROOT);
-                }
-                end
-            }
-            '=' => {
-                let before = at.checked_sub(1).and_then(|before| characters.get(before));
-                let is_operator = matches!(before, Some('=' | '!' | '<' | '>')) || characters.get(at + 1) == Some(&'=');
-                if !is_operator {
-                    insert(&mut out, &mut columns, "=");
-                }
-                at + 1
-            }
-            _ => at + 1,
-        };
-        push(&mut out, &mut columns, &characters[at..end]);
-        at = end;
-    }
-    (out, insertions)
-}
-
-/// The end of the string that starts at `at`.
-fn string_end(characters: &[char], at: usize) -> usize {
-    let mut end = at + 1;
-    while let Some(character) = characters.get(end) {
-        match character {
-            '\\' => end += 2,
-            character if *character == characters[at] => return end + 1,
-            _ => end += 1,
-        }
-    }
-    characters.len()
-}
-
-/// A message about the rooted expression, with the columns of the one that was given.
-fn with_own_columns(message: &str, insertions: &[(usize, usize)]) -> String {
-    const COLUMN: &str = "column ";
-    let mut out = String::new();
-    let mut rest = message;
-    while let Some((before, after)) = rest.split_once(COLUMN) {
-        let digits = after.len() - after.trim_start_matches(|character: char| character.is_ascii_digit()).len();
-        out.push_str(before);
-        out.push_str(COLUMN);
-        match after[..digits].parse::<usize>() {
-            Ok(column) => {
-                let inserted: usize = insertions
-                    .iter()
-                    .filter(|(place, _)| *place < column)
-                    .map(|(place, len)| (*len).min(column - place))
-                    .sum();
-                out.push_str(&(column - inserted).to_string());
-            }
-            Err(_) => out.push_str(&after[..digits]),
-        }
-        rest = &after[digits..];
-    }
-    out.push_str(rest);
-    // The message about an unknown name lists the variables of filters.
-    match out.split_once("; a member of the value is `") {
-        Some((problem, _)) => problem.to_owned(),
-        None => out,
-    }
 }
 
 #[cfg(test)]

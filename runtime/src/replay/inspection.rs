@@ -233,13 +233,15 @@ mod tests {
         assert_eq!(chosen, all[3..], "decimals are exact");
         assert!(notes[1].starts_with("2 for which --where is neither true nor false"), "{notes:?}");
         // The condition applies to rejected records, too.
-        assert_eq!(lines(Some("value.id == 'one'"), None).0, all[1..2]);
+        assert_eq!(lines(Some("value.id = 'one'"), None).0, all[1..2]);
     }
 
     #[test]
     fn an_error_in_a_condition_has_its_column() {
-        let error = Condition::compile(&pipeline().0, "value.id = 1").err().unwrap();
-        assert_eq!(error.code, "replay.bad_where");
-        assert!(error.to_string().contains("column 10"), "{error}");
+        for (expression, column) in [("value.id == 1 && id == 2", 18), ("value.id = 1 && id = 2", 17)] {
+            let error = Condition::compile(&pipeline().0, expression).err().unwrap();
+            assert_eq!(error.code, "replay.bad_where");
+            assert!(error.to_string().contains(&format!("column {column}")), "{error}");
+        }
     }
 }
