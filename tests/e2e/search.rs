@@ -1,6 +1,7 @@
 //! Log files and tables through Kafka to OpenSearch: every line is one document, and every index
 //! equals its table, whatever is killed (I2 c).
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Mutex;
@@ -182,10 +183,8 @@ fn indices_equal_the_tables_after_kills() {
     let random = Mutex::new(Random::new(seed));
     let writes = || drop(shop.run(&writes(&mut random.lock().unwrap(), 1_000, 50)));
     let summary = kill_repeatedly(&case, seed, 3_000, &writes, |_| {});
-    for (table, key) in [("orders", "id"), ("people", "name")] {
-        let lines = shop.run(&format!("SELECT {key}, v FROM {table}"));
-        let columns = lines.iter().map(|line| line.split_once('\t').unwrap());
-        let rows: BTreeMap<String, i64> = columns.map(|(key, v)| (key.to_owned(), v.parse().unwrap())).collect();
+    for table in ["orders", "people"] {
+        let rows = table_rows(&shop, table);
         assert!(rows.len() > 100, "{table} has {} rows", rows.len());
         assert_eq!(index_rows(&search, &format!("offsets-{table}")), rows, "{table}, versions by offset");
         assert_eq!(index_rows(&search, &format!("positions-{table}")), rows, "{table}, versions by position");
@@ -196,6 +195,61 @@ fn indices_equal_the_tables_after_kills() {
         assert_eq!((counters.input, counters.output, counters.dead_lettered), (written, written, 0), "{sink}");
     }
     a_killed_replay_replaces_documents(&search, &case);
+}
+
+/// The server of the source fails, and its replica, whose binlog positions are lower, takes its
+/// place. The sink that orders changes by offset continues. The sink that orders them by position
+/// holds the changes of the replica until its epoch is raised. Both indices end as the tables.
+#[test]
+fn indices_equal_the_tables_after_a_failover_of_mysql() {
+    need!(only_long());
+    let (kafka, search) = (need!(Kafka::any()), need!(OpenSearch::start()));
+    let (primary, replica) = (need!(Mysql::start()), need!(Mysql::start()));
+    // Both begin without transactions. The positions of the first server are higher.
+    replica.run("RESET BINARY LOGS AND GTIDS");
+    primary.run(&["RESET BINARY LOGS AND GTIDS", &"; FLUSH BINARY LOGS".repeat(5)].concat());
+    replica.run(&format!(
+        "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '127.0.0.1', SOURCE_PORT = {}, SOURCE_USER = 'root', SOURCE_SSL = 1, \
+         SOURCE_AUTO_POSITION = 1; START REPLICA",
+        primary.port()
+    ));
+    let mut shop = Shop::create(primary, 200);
+    let case = case("search-failover", kafka);
+    let sinks = TABLES.replace("$URL", &search.url());
+    case.pipeline("shop", &format!("{}{sinks}", shop.source(SMALL_CHUNKS)));
+    let mut random = Random::new(313);
+    case.until_idle("a", LONG);
+    shop.run(&writes(&mut random, 200, 100));
+    case.until_idle("a", LONG);
+    let executed = shop.run("SELECT @@GLOBAL.gtid_executed").concat().replace("\\n", "");
+    assert_eq!(replica.run(&format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{executed}', 60)")), ["0"]);
+    shop.server.kill9();
+    replica.run("STOP REPLICA; RESET REPLICA ALL");
+
+    let shop = Shop { server: replica, database: shop.database };
+    shop.run(&writes(&mut random, 200, 100));
+    case.pipeline("shop", &format!("{}{sinks}", shop.source(SMALL_CHUNKS)));
+    let worker = case.start("a", &[]);
+    wait::until("the failover is reported, and the other sink continues", LONG, || {
+        let is_equal = |table| index_rows(&search, &format!("offsets-{table}")) == table_rows(&shop, table);
+        (worker.stderr().contains("elasticsearch.failover") && is_equal("orders") && is_equal("people")).then_some(())
+    });
+    assert_ne!(index_rows(&search, "positions-orders"), table_rows(&shop, "orders"), "the changes are held");
+    worker.kill9();
+    let raised = sinks.replace("version = \"source\"", "version = \"source\"\nversion_epoch = 1");
+    case.pipeline("shop", &format!("{}{raised}", shop.source(SMALL_CHUNKS)));
+    case.until_idle("a", LONG);
+    for table in ["orders", "people"] {
+        assert_eq!(index_rows(&search, &format!("positions-{table}")), table_rows(&shop, table), "{table}");
+    }
+}
+
+/// The column `v` of the rows of a table, by key.
+fn table_rows<M: Borrow<Mysql>>(shop: &Shop<M>, table: &str) -> BTreeMap<String, i64> {
+    let key = if table == "people" { "name" } else { "id" };
+    let lines = shop.run(&format!("SELECT {key}, v FROM {table}"));
+    let columns = lines.iter().map(|line| line.split_once('\t').unwrap());
+    columns.map(|(key, v)| (key.to_owned(), v.parse().unwrap())).collect()
 }
 
 /// Documents with other contents and the versions of the sink are replaced by a replay that is
