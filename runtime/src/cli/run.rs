@@ -137,7 +137,7 @@ fn prepare(args: &RunArgs, settings: &Settings) -> Result<(DataDir, Host, Runtim
     if let Err(error) = raise_open_files_limit() {
         tracing::warn!(%error, "cannot raise the limit of open files of this process (`ulimit -n`)");
     }
-    let data = DataDir::open(&settings.data, args.new_worker_id)?;
+    let data = DataDir::open_after_last(&settings.data, args.new_worker_id)?;
     let host = Host::new(HostOptions { cache_dirs: plugin_cache_dirs(Some(&settings.data)) })
         .map_err(|error| Error::external("environment.plugins", format!("plugins cannot run here: {error}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

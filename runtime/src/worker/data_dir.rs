@@ -6,6 +6,7 @@ use std::fs::{DirBuilder, File, TryLockError};
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::json;
@@ -16,6 +17,12 @@ const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 const PLUGINS: &str = "plugins";
 const ADDRESSES: &str = "addresses.json";
+
+/// The code of the error that another process uses the directory.
+pub const IN_USE: &str = "worker.data_in_use";
+
+/// Time for the system to release the locks of a process that was killed.
+const RELEASE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Where the worker of a data directory can be reached.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -47,6 +54,20 @@ impl Drop for DataDir {
 const CONNECTORS: &str = "connectors";
 
 impl DataDir {
+    /// Opens a directory as [`DataDir::open`] does, and waits a moment if another process uses it:
+    /// the system needs some time to release the locks of a process that was killed.
+    pub fn open_after_last(path: &Path, new_worker_id: bool) -> Result<Self> {
+        let begun = Instant::now();
+        loop {
+            match Self::open(path, new_worker_id) {
+                Err(error) if error.code == IN_USE && begun.elapsed() < RELEASE_LIMIT => {
+                    std::thread::park_timeout(Duration::from_millis(20));
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// Opens a directory and creates it if it is missing. Fails if another worker uses it. With
     /// `new_worker_id`, replaces the worker's id: for a directory that was copied from another
     /// worker's.
@@ -67,7 +88,7 @@ impl DataDir {
                      other one",
                     path.display()
                 );
-                return Err(Error::config("worker.data_in_use", message));
+                return Err(Error::config(IN_USE, message));
             }
             Err(TryLockError::Error(error)) => return Err(io_error("lock", &lock_path, &error)),
         }
@@ -256,12 +277,28 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let first = open(folder.path()).unwrap();
         let id = first.worker_id().to_owned();
-        assert_eq!(open(folder.path()).err().unwrap().code, "worker.data_in_use");
+        assert_eq!(open(folder.path()).err().unwrap().code, IN_USE);
         std::fs::write(first.scratch().join("left-over"), "x").unwrap();
         drop(first);
         let second = open(folder.path()).unwrap();
         assert_eq!(second.worker_id(), id);
         assert_eq!(std::fs::read_dir(second.scratch()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_directory_is_opened_as_soon_as_the_last_worker_has_released_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = open(folder.path()).unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| sender.send(DataDir::open_after_last(folder.path(), false).map(drop)).unwrap());
+            // The other thread finds the lock, now or later.
+            assert!(receiver.recv_timeout(Duration::from_millis(100)).is_err());
+            drop(first);
+            assert!(receiver.recv().unwrap().is_ok());
+        });
+        let _second = open(folder.path()).unwrap();
+        assert_eq!(DataDir::open_after_last(folder.path(), false).err().unwrap().code, IN_USE);
     }
 
     #[test]

@@ -21,7 +21,7 @@ mod tasks;
 mod threads;
 mod topics;
 
-pub use data_dir::{Addresses, DataDir, create_private_folder};
+pub use data_dir::{Addresses, DataDir, IN_USE, create_private_folder};
 pub use open_files::{raise_open_files_limit, shortage};
 pub use overview::Overview;
 pub use plugin_cache::{plugin_cache_dirs, user_cache_dir};

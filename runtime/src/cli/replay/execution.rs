@@ -16,7 +16,7 @@ use crate::replay::execution::{Ending, Job, Progress, Watch, clean_up, execute};
 use crate::replay::run::{Execution, Run, RunState, Runs};
 use crate::replay::superseding::{self, Completion};
 use crate::stage::StopSignal;
-use crate::worker::{DataDir, create_private_folder};
+use crate::worker::{DataDir, IN_USE, create_private_folder};
 
 /// Time between two looks at the row of the run, which another command may have changed.
 const ROW_CHECK: Duration = Duration::from_secs(3);
@@ -30,7 +30,7 @@ const MAX_EXTENSIONS: u32 = 20;
 /// Executes a run that is registered, or a part of it, and stores and prints its result.
 pub(super) fn execute_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Result<Exit> {
     let (settings, run) = (job.settings, job.run);
-    let data = if job.joins { open_free_folder(job)? } else { open_folder(job, &folder_of(job))? };
+    let data = if job.joins { open_free_folder(job)? } else { open_folder(job, &folder_of(job), DataDir::open_after_last)? };
     // Before the threads start: they inherit it.
     yield_to_live_work();
     let runtime = new_runtime()?;
@@ -132,7 +132,7 @@ fn folder_of(job: &Job<'_>) -> PathBuf {
 fn open_free_folder(job: &Job<'_>) -> Result<DataDir> {
     let mut last = None;
     for number in 1..MAX_JOINED {
-        match open_folder(job, &folder_of(job).with_extension(number.to_string())) {
+        match open_folder(job, &folder_of(job).with_extension(number.to_string()), DataDir::open) {
             Err(error) if error.code == "replay.running" => last = Some(error),
             outcome => return outcome,
         }
@@ -180,7 +180,7 @@ fn live_is_faster(run: &Run) -> String {
 /// Gives up a run that has not replaced anything.
 pub(super) fn discard_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Result<Exit> {
     let id = &job.run.id;
-    let data = open_folder(job, &folder_of(job))?;
+    let data = open_folder(job, &folder_of(job), DataDir::open_after_last)?;
     if Watch::new(job.cluster, &job.settings.cluster_name(), job.run)?.is_executed()? {
         let message = format!("the run {id} is being executed: stop it first with `trunkline runs stop {id}`");
         return Err(Error::config("replay.running", message));
@@ -207,11 +207,11 @@ pub(super) fn discard_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Resu
 }
 
 /// Locks the folder of the run on this machine.
-fn open_folder(job: &Job<'_>, folder: &Path) -> Result<DataDir> {
+fn open_folder(job: &Job<'_>, folder: &Path, open: fn(&Path, bool) -> Result<DataDir>) -> Result<DataDir> {
     create_private_folder(&job.settings.data.join("replays"))
         .map_err(|error| trunkline_connector::io_error("create", folder, &error))?;
-    DataDir::open(folder, false).map_err(|error| match error.code {
-        "worker.data_in_use" => {
+    open(folder, false).map_err(|error| match error.code {
+        IN_USE => {
             let id = &job.run.id;
             let message = format!("the run {id} is being executed on this machine: `trunkline runs` shows it");
             Error::config("replay.running", message)
