@@ -1,5 +1,6 @@
 //! The Kafka layer on the embedded broker.
 
+mod idle_consumers;
 mod moved_controller;
 
 use std::collections::BTreeMap;

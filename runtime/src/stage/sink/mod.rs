@@ -271,11 +271,13 @@ impl SinkTask<'_> {
         !has_end && !is_pending && self.committer.wake_in() == Duration::MAX
     }
 
-    /// Releases what is kept for the next records, while there are none.
+    /// Releases what is kept for the next records, while there are none, and stops fetching.
     fn release(&mut self, batches: &mut PartitionBatches) -> Result<()> {
         batches.release();
         self.transactions.producer.close_if_idle();
-        self.committer.spill()
+        self.committer.spill()?;
+        let Transactions { partitions, consumer, .. } = &self.transactions;
+        consumer.pause_if_idle(partitions.iter().map(|(partition, state)| (partition, state.committed)))
     }
 
     /// Drops the records that a replay does not read. Returns the number of the other records.
