@@ -67,7 +67,7 @@ pub use membership::OtherMembers;
 pub use partition_batches::PartitionBatches;
 pub use producer::{ProducerRecord, TransactionalProducer};
 pub use rebalance::RebalanceEvent;
-pub use reopening_producer::ReopeningProducer;
+pub use reopening_producer::{PRODUCER_IDLE_TIME, ReopeningProducer};
 pub use row_writer::RowWriter;
 pub use table_follower::TableFollower;
 pub use topic_limits::{MAX_RECORD_BYTES, RecordTooLarge, SendError};

@@ -124,7 +124,8 @@ impl SinkStage {
         // The producer comes first: it aborts this worker's open transaction, which delays all
         // readers of offsets and intents.
         let state_topic = context.cluster.own_topic(CHECKPOINTS);
-        let producer = ReopeningProducer::open(&context.cluster, &member, &state_topic, PRODUCER_BUFFER_BYTES)?;
+        let (bytes, idle_time) = (PRODUCER_BUFFER_BYTES, context.producer_idle_time);
+        let producer = ReopeningProducer::open(&context.cluster, &member, &state_topic, bytes, idle_time)?;
         let sink = self.plan.spec.open(SinkContext {
             name: status.name(),
             replay: self.bounds.as_ref().map(Bounds::sink_replay),
