@@ -58,6 +58,9 @@ const TOPICS_RETRY: Duration = Duration::from_secs(1);
 /// Time between two checks of the threads and of new pipeline sets.
 const POLL: Duration = Duration::from_millis(20);
 
+/// The same while nothing changes: a check looks at every task.
+const IDLE_POLL: Duration = Duration::from_millis(100);
+
 /// Time between two progress lines of a stage in the log. A line without a change is left out.
 const REPORT: Duration = Duration::from_secs(10);
 
@@ -306,6 +309,7 @@ impl Worker<'_> {
                 }
                 // The last of several sets replaces the others.
                 set.retry_failed |= pending.take().is_some_and(|earlier| earlier.set.retry_failed);
+                stop.announce();
                 pending = Some(PendingSet { set, since: Instant::now(), due: Instant::now(), warned: None });
             }
             if let Some(waiting) = pending.take_if(|pending| pending.due <= Instant::now() && !(ready && stop.is_set()))
@@ -332,8 +336,10 @@ impl Worker<'_> {
                 }
                 // Waiting for the stop would return at once.
                 std::thread::park_timeout(POLL);
-            } else {
+            } else if self.options.until_idle || pending.is_some() {
                 stop.wait(POLL);
+            } else {
+                stop.wait_for_change(POLL, IDLE_POLL);
             }
             report.write(&self.tasks);
         }
@@ -445,6 +451,7 @@ impl Worker<'_> {
             return Ok(());
         }
         self.control_version = version;
+        self.options.stop.announce();
         let view = self.options.control.view();
         let is_new = |(name, row): &(&String, &RestartRow)| self.restarts.get(*name) != Some(*row);
         let due: BTreeMap<String, RestartRow> =
