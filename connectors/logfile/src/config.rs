@@ -248,7 +248,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         "\"250ms\"",
         "Longest time between two scans where the kernel sends no notifications. Where inotify reports all changes, \
          the source reads the files that change without a scan, and scans every two seconds (with many files up to ten) and when a name appears, \
-         disappears or moves. With thousands of files scans become rarer, so that they take at most 5 % of the time.",
+         disappears or moves. A folder that does not exist is looked for once per second. With thousands of files scans become rarer, so that they take at most 5 % of the time.",
     ),
     OptionSpec::with_default(
         "rotate_wait",

@@ -48,6 +48,9 @@ const NOTIFIED_INTERVAL: Duration = Duration::from_secs(2);
 /// The same for many files: such scans take at most this part of the time.
 const NOTIFIED_TIME_DIVISOR: u32 = 500;
 const MAX_NOTIFIED_INTERVAL: Duration = Duration::from_secs(10);
+/// Time between two scans, at least, where the kernel reports all changes of the folders that
+/// exist, and others do not exist yet.
+const MISSING_FOLDER_INTERVAL: Duration = Duration::from_secs(1);
 /// Memory of a tracked file without its reader.
 const TRACKED_FILE_BYTES: usize = 2048;
 
@@ -344,7 +347,9 @@ impl LogfileSource {
         let pause = ((now - began) * SCAN_TIME_DIVISOR).min(max_pause);
         self.next_scan = now + pause;
         let is_notified = self.watch.is_reliable() && self.tracker.is_quiet();
-        self.poll_by = now + self.options.poll_interval.max(pause);
+        let only_lacks_folders = self.watch.only_lacks_folders() && self.tracker.is_quiet();
+        let poll_interval = if only_lacks_folders { MISSING_FOLDER_INTERVAL } else { Duration::ZERO };
+        self.poll_by = now + self.options.poll_interval.max(poll_interval).max(pause);
         let interval = ((now - began) * NOTIFIED_TIME_DIVISOR).clamp(NOTIFIED_INTERVAL, MAX_NOTIFIED_INTERVAL);
         self.scan_by = if is_notified { self.poll_by.max(now + interval) } else { self.poll_by };
         Ok(())

@@ -24,7 +24,7 @@ pub struct Positions {
     task: String,
     /// Committed totals since the pipeline was created.
     pub counters: Counters,
-    /// The position's parts.
+    /// The position's parts, in the order of their keys.
     pub parts: PositionParts,
     /// The stored row of the owner.
     stored_owner: Option<TaskOwner>,
@@ -82,6 +82,34 @@ impl Positions {
                 Ok(())
             }
         }
+    }
+
+    /// Notes changes of the position that were committed.
+    pub fn note_committed(&mut self, changes: &[PositionChange]) {
+        for PositionChange { key, value } in changes {
+            let place = self.parts.binary_search_by(|(known, _)| known.cmp(key));
+            match (place, value) {
+                (Ok(place), Some(value)) => self.parts[place].1.clone_from(value),
+                (Ok(place), None) => drop(self.parts.remove(place)),
+                (Err(place), Some(value)) => self.parts.insert(place, (key.clone(), value.clone())),
+                (Err(_), None) => {}
+            }
+        }
+    }
+
+    /// Checks that the position and the totals in Kafka are those that this task has committed.
+    /// Others are those of a newer task: this one is fenced (I4). Call it after a producer of the
+    /// task was initialised, as for [`Positions::load`].
+    pub fn check_unchanged(&self, cluster: &Cluster) -> Result<()> {
+        let stored = Self::load(cluster, &self.owner, &self.task)?;
+        if stored.parts == self.parts && stored.counters.is_same_count(&self.counters) {
+            return Ok(());
+        }
+        let message = format!(
+            "the position of `{}` was changed while its producer was closed (another task has taken over)",
+            self.task
+        );
+        Err(Error::fenced("kafka.fenced", message))
     }
 
     /// The positions of the tasks of a source on all nodes, by node. `component` is the source.

@@ -17,7 +17,7 @@ use super::run_report::report;
 use super::stored_connectors::StoredConnectors;
 use super::{Exit, RunArgs};
 use crate::config::{HttpSetting, Settings};
-use crate::http::{self, HTTPS, HttpTls, LogLevels, Measured, Others, Samples, Served, Viewers};
+use crate::http::{self, HTTPS, HttpTls, LogLevels, Measured, Others, Samples, Served, SharedAnswers, Viewers};
 use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
 use crate::kafka::wait_for_closed_clients;
 use crate::plan::Loaded;
@@ -197,6 +197,7 @@ fn publish(
         control: shown.control.clone(),
         samples: Samples::default(),
         others: Others::default(),
+        answers: SharedAnswers::default(),
         viewers: Viewers::default(),
         log_levels: log_levels.clone(),
         export: shown.export.clone(),

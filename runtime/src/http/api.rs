@@ -18,6 +18,7 @@ use trunkline_connector::{Error, Result};
 use super::answer::{blocking, json_ok, json_with, query, refused};
 use super::cluster::cluster_status;
 use super::components::{ComponentInfo, all, names, shown_pipelines, workers};
+use super::shared_answers::json_body;
 use super::{Served, WorkerStatus, openapi, runs};
 use crate::worker::control::{Request, Target};
 
@@ -44,12 +45,13 @@ type Shared = State<Arc<Served>>;
 
 async fn status(State(served): Shared, RawQuery(parameters): RawQuery) -> Response {
     let with_history = query(parameters.as_deref(), "history").is_some_and(|value| value == "true");
-    json_ok(&if with_history { WorkerStatus::with_history(&served) } else { WorkerStatus::of(&served) })
+    let make = if with_history { WorkerStatus::with_history } else { WorkerStatus::of };
+    served.answers.status[usize::from(with_history)].json(&served, "", || make(&served)).await
 }
 
 /// The status of all workers.
 async fn cluster(State(served): Shared) -> Response {
-    json_ok(&*cluster_status(&served).await)
+    json_body(cluster_status(&served).await.json())
 }
 
 async fn pipelines(State(served): Shared) -> Response {

@@ -1,16 +1,20 @@
 //! The status of all workers of a cluster. A worker asks the others at the addresses that they show
 //! in Kafka; a worker that does not answer is listed with the reason.
 
-use std::sync::{Arc, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use axum::body::Bytes;
 use axum::http::header;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::components::{ComponentInfo, TaskInfo, all, workers};
 use super::peer::{PATH, address_of, sign};
+use super::shared_answers::to_json;
 use super::{HTTPS, HttpTls, Served, TaskStatus, WorkerStatus};
 use crate::checkpoint::WorkerTasks;
 
@@ -29,7 +33,15 @@ pub struct ClusterStatus {
     pub workers: Vec<ClusterWorker>,
     /// The components with their tasks on all workers.
     pub components: Vec<ComponentInfo>,
+    /// Where the status of each task is.
+    #[serde(skip)]
+    places: OnceLock<Places>,
+    #[serde(skip)]
+    json: OnceLock<Bytes>,
 }
+
+/// The index of a worker and of a task in it, by the hash of their names.
+type Places = HashMap<u64, (usize, usize)>;
 
 /// A worker of the cluster.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -77,13 +89,26 @@ impl ClusterStatus {
     /// The tasks of a component.
     pub fn tasks<'a>(&'a self, component: &'a ComponentInfo) -> impl Iterator<Item = LiveTask<'a>> {
         component.tasks.iter().map(move |info| {
-            let worker = self.workers.iter().find(|worker| worker.worker == info.worker);
-            let tasks = worker.and_then(|worker| worker.status.as_ref()).map(|status| status.tasks.as_slice());
-            let status = tasks.unwrap_or_default().iter().find(|task| {
-                task.pipeline == component.pipeline && task.component == component.component && task.task == info.task
-            });
+            let key = key_of(&info.worker, &component.pipeline, &component.component, info.task);
+            let place = self.places.get_or_init(|| self.find_places()).get(&key);
+            let status = place.and_then(|(worker, task)| self.workers[*worker].status.as_ref()?.tasks.get(*task));
             LiveTask { component, info, status }
         })
+    }
+
+    fn find_places(&self) -> Places {
+        let mut places = Places::new();
+        for (index, worker) in self.workers.iter().enumerate() {
+            let tasks = worker.status.as_ref().map(|status| status.tasks.as_slice()).unwrap_or_default();
+            let keys = tasks.iter().map(|task| key_of(&worker.worker, &task.pipeline, &task.component, task.task));
+            places.extend(keys.enumerate().map(|(task, key)| (key, (index, task))));
+        }
+        places
+    }
+
+    /// The status as JSON, written once.
+    pub(super) fn json(&self) -> Bytes {
+        self.json.get_or_init(|| Bytes::from(to_json(self))).clone()
     }
 
     /// One line for each worker that is gone or does not answer.
@@ -98,6 +123,12 @@ impl ClusterStatus {
         };
         self.workers.iter().filter_map(problem).collect()
     }
+}
+
+/// Two tasks with the same key are less likely than an error of the memory.
+fn key_of(worker: &str, pipeline: &str, component: &str, task: u32) -> u64 {
+    let seed = xxh3_64_with_seed(worker.as_bytes(), u64::from(task));
+    xxh3_64_with_seed(component.as_bytes(), xxh3_64_with_seed(pipeline.as_bytes(), seed))
 }
 
 /// The line about a worker that is gone.
@@ -171,7 +202,13 @@ async fn ask_all(served: &Arc<Served>) -> ClusterStatus {
         error: None,
     }));
     found.sort_by(|left, right| left.worker.cmp(&right.worker));
-    ClusterStatus { cluster: served.cluster.clone(), workers: found, components: all(served) }
+    ClusterStatus {
+        cluster: served.cluster.clone(),
+        workers: found,
+        components: all(served),
+        places: OnceLock::new(),
+        json: OnceLock::new(),
+    }
 }
 
 /// Asks another worker.

@@ -1,6 +1,6 @@
 //! The components of the cluster with their tasks on all workers, for the answers of REST.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use trunkline_connector::Placement;
 
 use super::Served;
 use super::shown_options::shown;
-use crate::checkpoint::{ConnectorRow, RunState, WorkerTasks};
+use crate::checkpoint::{ConnectorRow, RunState, TaskRow, WorkerTasks};
 use crate::plan::{Input, Pipeline, Registry, TopicSelector};
 use crate::worker::control::{Components, View};
 
@@ -79,9 +79,10 @@ pub(super) fn all(served: &Served) -> Vec<ComponentInfo> {
     let pipelines = served.overview.pipelines();
     let mut found: Vec<ComponentInfo> = shown_pipelines(served, &view, &pipelines).flat_map(of_pipeline).collect();
     show_stored(&mut found, view.connectors());
+    let rows = rows_by_component(&workers);
     for component in &mut found {
         component.wanted = view.state(&component.pipeline, &component.component);
-        component.tasks = tasks(component, &workers);
+        component.tasks = tasks(component, &rows);
     }
     found
 }
@@ -187,24 +188,35 @@ fn of_pipeline(pipeline: &Pipeline) -> Vec<ComponentInfo> {
     found
 }
 
+/// The rows of each component's tasks with their workers, by pipeline, component and kind.
+type Rows<'w> = HashMap<(&'w str, &'w str, &'w str), Vec<(&'w str, &'w WorkerTasks, &'w TaskRow)>>;
+
+fn rows_by_component(workers: &BTreeMap<String, WorkerTasks>) -> Rows<'_> {
+    let mut rows = Rows::new();
+    for (worker, of_worker) in workers {
+        for task in &of_worker.tasks {
+            let key = (task.pipeline.as_str(), task.component.as_str(), task.kind.as_str());
+            rows.entry(key).or_default().push((worker, of_worker, task));
+        }
+    }
+    rows
+}
+
 /// The tasks of a component. The task of a source runs on one of the workers that could run it:
 /// the others wait for its lease, and are not shown.
-fn tasks(component: &ComponentInfo, workers: &BTreeMap<String, WorkerTasks>) -> Vec<TaskInfo> {
-    let mut found = Vec::new();
-    for (worker, row) in workers {
-        let own = row.tasks.iter().filter(|task| {
-            task.pipeline == component.pipeline && task.component == component.component && task.kind == component.kind
-        });
-        found.extend(own.map(|task| TaskInfo {
-            id: 0,
-            worker: worker.clone(),
-            node: row.node.clone(),
-            http: row.http.clone(),
-            task: task.task,
-            state: task.state.clone(),
-            error: task.error.clone(),
-        }));
-    }
+fn tasks(component: &ComponentInfo, rows: &Rows<'_>) -> Vec<TaskInfo> {
+    let key = (component.pipeline.as_str(), component.component.as_str(), component.kind.as_str());
+    let own = rows.get(&key).map(Vec::as_slice).unwrap_or_default().iter();
+    let info = |(worker, row, task): &(&str, &WorkerTasks, &TaskRow)| TaskInfo {
+        id: 0,
+        worker: (*worker).to_owned(),
+        node: row.node.clone(),
+        http: row.http.clone(),
+        task: task.task,
+        state: task.state.clone(),
+        error: task.error.clone(),
+    };
+    let mut found: Vec<TaskInfo> = own.map(info).collect();
     if let Some(placement) = component.placement {
         let mut best: BTreeMap<String, TaskInfo> = BTreeMap::new();
         for task in found {
@@ -230,7 +242,6 @@ fn rank(state: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::TaskRow;
 
     fn component(placement: Option<Placement>) -> ComponentInfo {
         ComponentInfo {
@@ -269,7 +280,8 @@ mod tests {
     }
 
     fn shown(placement: Option<Placement>, states: [(&str, &str, &str); 3]) -> Vec<(u32, String, String)> {
-        let found = tasks(&component(placement), &workers(states));
+        let workers = workers(states);
+        let found = tasks(&component(placement), &rows_by_component(&workers));
         found.iter().map(|task| (task.id, task.worker_id(), task.state.clone())).collect()
     }
 

@@ -28,6 +28,7 @@ mod peer;
 mod process;
 mod runs;
 mod samples;
+mod shared_answers;
 mod shown_options;
 mod status;
 mod tls;
@@ -56,6 +57,7 @@ pub use self::log_levels::{LogLevels, Reload};
 pub use self::metrics::Measured;
 pub use self::page::Viewers;
 pub use self::samples::{History, Rates, Samples};
+pub use self::shared_answers::SharedAnswers;
 pub use self::status::{ComponentStatus, TaskStatus, WorkerStatus};
 pub use self::tls::HttpTls;
 use self::tls::{Client, TlsListener};
@@ -90,6 +92,8 @@ pub struct Served {
     pub samples: Samples,
     /// The other workers of the cluster.
     pub others: Others,
+    /// Answers that many clients ask for.
+    pub answers: SharedAnswers,
     /// The viewers of its page.
     pub viewers: Viewers,
     /// The levels of its log.
@@ -201,7 +205,7 @@ async fn ready(State(served): State<Arc<Served>>) -> Response {
 }
 
 async fn metrics(State(served): State<Arc<Served>>) -> Response {
-    let body = served.measured().text();
+    let body = served.answers.metrics.get(&served, "", || served.measured().text().into_bytes()).await;
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], body).into_response()
 }
 

@@ -143,7 +143,7 @@ impl WorkerStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: overview.uptime().as_secs(),
             running: overview.is_running(),
-            memory_bytes: ProcessUsage::now().resident_bytes,
+            memory_bytes: ProcessUsage::resident_bytes(),
             budget_used_bytes: budget.map(|(used, _)| used as u64),
             budget_bytes: budget.map(|(_, limit)| limit as u64),
             processors: samples.processors(),

@@ -16,6 +16,7 @@ use trunkline_connector::{Error, Result, Retry};
 
 use super::admin_api::Failure;
 use super::connection::{ConnectionMonitor, explain_certificate};
+use super::idle_watch::IdleWatches;
 use super::logins::{LoginLease, Logins};
 use super::properties;
 use super::secrets::Secrets;
@@ -38,6 +39,7 @@ pub struct Cluster {
     may_create_topics: bool,
     /// When a member of a group was last fenced by another one with its id.
     fenced_members: Arc<Mutex<HashMap<String, Instant>>>,
+    idle_watches: IdleWatches,
 }
 
 impl Cluster {
@@ -60,6 +62,7 @@ impl Cluster {
             prefix: Arc::from(""),
             may_create_topics: true,
             fenced_members: Arc::default(),
+            idle_watches: IdleWatches::default(),
         })
     }
 
@@ -226,6 +229,11 @@ impl Cluster {
     /// The largest records of the cluster's topics, as far as they are known.
     pub(super) fn limits(&self) -> &TopicLimits {
         &self.limits
+    }
+
+    /// The watches of idle consumers of this cluster.
+    pub(super) fn idle_watches(&self) -> &IdleWatches {
+        &self.idle_watches
     }
 
     /// The log of a client of this cluster.

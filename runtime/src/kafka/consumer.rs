@@ -25,6 +25,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionLi
 use trunkline_connector::{Error, Result, TopicPartition};
 
 use super::client::{CALL_TIMEOUT, Cluster, classify_code, close_in_background};
+use super::idle_pause::{IdlePause, IdleStep};
 use super::logins::LoginLease;
 use super::membership::{Members, OtherMembers};
 use super::message_queue::{MessageQueue, Taken};
@@ -58,6 +59,7 @@ pub struct GroupConsumer {
     instance: String,
     topics: Vec<String>,
     unassigned: RefCell<UnassignedMonitor>,
+    pub(super) idle: RefCell<IdlePause>,
     /// The current wait, or the next one, shall end.
     is_interrupted: Arc<AtomicBool>,
 }
@@ -130,10 +132,11 @@ impl GroupConsumer {
         let login = unsafe { cluster.attach_login(consumer.client().native_ptr()) };
         let messages = MessageQueue::new(consumer.client().native_ptr());
         consumer.context().set_message_queue(messages.as_ptr());
-        let notifier = QueueNotifier::new(consumer.client().native_ptr(), messages.as_ptr()).map_err(|error| {
-            let message = format!("cannot open a socket for the consumer of group `{group}`: {error}");
-            Error::external("kafka.wake", message)
-        })?;
+        let notifier =
+            QueueNotifier::new(consumer.client().native_ptr(), Some(messages.as_ptr())).map_err(|error| {
+                let message = format!("cannot open a socket for the consumer of group `{group}`: {error}");
+                Error::external("kafka.wake", message)
+            })?;
         let this = Self {
             login: Some(login),
             notifier: Some(notifier),
@@ -144,6 +147,7 @@ impl GroupConsumer {
             instance: instance.to_owned(),
             topics: topics.to_owned(),
             unassigned: RefCell::new(UnassignedMonitor::new()),
+            idle: RefCell::new(IdlePause::reading()),
             is_interrupted: Arc::default(),
         };
         this.subscribe()?;
@@ -163,10 +167,12 @@ impl GroupConsumer {
         let begun = Instant::now();
         let (mut records, mut bytes) = (0, 0);
         batches.recycle(KEPT_ROUNDS * limits.bytes);
+        if self.idle.borrow_mut().end_if_due() {
+            self.resume_assigned()?;
+        }
         while records < limits.records && bytes < limits.bytes {
             // Events first: records of a partition follow the rebalance that assigned it.
-            self.serve()?;
-            if !self.events().is_empty() {
+            if self.serve()? {
                 break;
             }
             let Some(queue) = &self.messages else { break };
@@ -193,6 +199,9 @@ impl GroupConsumer {
         {
             return Err(self.failed("consuming", &error));
         }
+        if records > 0 {
+            self.end_idle_pause()?;
+        }
         self.check_unassigned()?;
         Ok(records)
     }
@@ -200,6 +209,11 @@ impl GroupConsumer {
     /// The offset after the last record of a partition, from the last fetch. `None` before the
     /// first fetch.
     pub fn high_watermark(&self, partition: &TopicPartition) -> Option<i64> {
+        self.watermarks(partition).map(|(_, high)| high)
+    }
+
+    /// The first offset of a partition and the offset after its last record, from the last fetch.
+    fn watermarks(&self, partition: &TopicPartition) -> Option<(i64, i64)> {
         let topic = CString::new(partition.topic.as_ref()).ok()?;
         let (mut low, mut high) = (-1, -1);
         // SAFETY: the client and the name are alive. The call reads what the client knows.
@@ -212,7 +226,7 @@ impl GroupConsumer {
                 &raw mut high,
             )
         };
-        (answer == bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
+        (answer == bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some((low, high))
     }
 
     /// The offsets up to which these partitions were read, markers of transactions included; `None`
@@ -244,8 +258,8 @@ impl GroupConsumer {
     }
 
     /// Serves rebalances and errors from the client's queue, until it is empty or a rebalance
-    /// happened.
-    fn serve(&self) -> Result<()> {
+    /// happened. Returns whether one happened; an idle consumer reads again then.
+    fn serve(&self) -> Result<bool> {
         while let Some(polled) = self.consumer.poll(Duration::ZERO) {
             match polled {
                 Err(error) => {
@@ -264,7 +278,11 @@ impl GroupConsumer {
             }
         }
         self.consumer.context().rebootstrap().run_if_due(self.consumer.client());
-        Ok(())
+        let has_rebalanced = !self.events().is_empty();
+        if has_rebalanced {
+            self.end_idle_pause()?;
+        }
+        Ok(has_rebalanced)
     }
 
     /// Waits for an event or, with `for_messages`, a message; `false` once `limit` has passed since
@@ -489,6 +507,7 @@ impl GroupConsumer {
 
     /// Continues a partition at `offset`, after records past it were discarded.
     pub fn seek(&self, partition: &TopicPartition, offset: i64) -> Result<()> {
+        self.end_idle_pause()?;
         let offset = if offset < 0 { Offset::Beginning } else { Offset::Offset(offset) };
         self.consumer
             .seek(&partition.topic, partition.partition, offset, CALL_TIMEOUT)
@@ -498,6 +517,8 @@ impl GroupConsumer {
     /// Stops fetching from all assigned partitions. The member stays in its group as long as it
     /// polls.
     pub fn pause(&self) -> Result<()> {
+        // Its end would resume the partitions.
+        self.idle.borrow_mut().end();
         let assigned = self.consumer.assignment().map_err(|error| self.failed("pausing", &error))?;
         self.consumer.pause(&assigned).map_err(|error| self.failed("pausing", &error))
     }
@@ -513,6 +534,58 @@ impl GroupConsumer {
 
     /// Fetches again after [`GroupConsumer::pause`].
     pub fn resume(&self) -> Result<()> {
+        self.idle.borrow_mut().end();
+        self.resume_assigned()
+    }
+
+    /// Call this after a poll without records while nothing waits for a commit, with the assigned
+    /// partitions and their committed offsets (-1: none). A consumer that has been idle for some
+    /// seconds and has read everything then fetches nothing until there are records: see
+    /// [`idle_pause`](super::idle_pause).
+    pub fn pause_if_idle<'p>(&self, assigned: impl Iterator<Item = (&'p TopicPartition, i64)>) -> Result<()> {
+        let step = self.idle.borrow().next_step();
+        match step {
+            IdleStep::Stay => {}
+            IdleStep::Watch => match self.ends_of_read(assigned) {
+                Some(ends) => {
+                    let watch = self.cluster.idle_watches().watch(&self.cluster, ends, self.waker());
+                    self.idle.borrow_mut().note_watch(watch);
+                }
+                None => self.idle.borrow_mut().note_behind(),
+            },
+            IdleStep::Pause => {
+                let partitions: Vec<_> = assigned.map(|(partition, _)| partition.clone()).collect();
+                self.pause_partitions(&partitions)?;
+                self.idle.borrow_mut().note_pause();
+            }
+        }
+        Ok(())
+    }
+
+    /// The offset after the last record of each partition, if there are partitions and all of their
+    /// records were read.
+    fn ends_of_read<'p>(
+        &self,
+        assigned: impl Iterator<Item = (&'p TopicPartition, i64)>,
+    ) -> Option<Vec<(TopicPartition, i64)>> {
+        let assigned: Vec<_> = assigned.collect();
+        let positions = self.positions(assigned.iter().map(|(partition, _)| *partition));
+        let end_of = |((partition, committed), position): (&(&TopicPartition, i64), Option<i64>)| {
+            let (low, high) = self.watermarks(partition)?;
+            // The high watermark also covers open transactions, whose records are lag.
+            let next = position.unwrap_or(*committed).max(low).max(0);
+            (next >= high).then(|| ((*partition).clone(), next))
+        };
+        let ends: Option<Vec<_>> = assigned.iter().zip(positions).map(end_of).collect();
+        ends.filter(|ends| !ends.is_empty())
+    }
+
+    fn end_idle_pause(&self) -> Result<()> {
+        let is_paused = self.idle.borrow_mut().end();
+        if is_paused { self.resume_assigned() } else { Ok(()) }
+    }
+
+    fn resume_assigned(&self) -> Result<()> {
         let assigned = self.consumer.assignment().map_err(|error| self.failed("resuming", &error))?;
         self.consumer.resume(&assigned).map_err(|error| self.failed("resuming", &error))
     }
@@ -532,8 +605,7 @@ impl GroupConsumer {
     pub fn keep_alive(&self, wait: Duration) -> Result<bool> {
         let begun = Instant::now();
         loop {
-            self.serve()?;
-            let has_rebalanced = !self.events().is_empty();
+            let has_rebalanced = self.serve()?;
             // Messages that were in flight when the partitions were paused stay in the message
             // queue as outdated ones.
             if has_rebalanced || !self.wait(begun, wait, false) {

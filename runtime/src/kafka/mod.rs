@@ -9,6 +9,7 @@
 //!   decides when it flushes, `delivery` collects failures. `row_writer` writes single rows.
 //! - [`consumer`]: the group consumer, with its `rebalance` events; `message_queue` takes many
 //!   messages at once, `queue_notifier` waits for them, `partition_batches` collects them.
+//!   `idle_pause` decides when it stops fetching; `idle_watch` then fetches for all idle consumers.
 //! - [`GroupOffsets`]: reads and changes the offsets of a group from outside.
 //! - `membership`, `unassigned`: a group's members, and its partitions without an owner.
 //! - [`topic_reader`]: reads topics outside of groups; [`table`]: compacted topics as key-value
@@ -32,6 +33,8 @@ pub mod embedded;
 mod enqueue;
 mod flush;
 mod group_offsets;
+mod idle_pause;
+mod idle_watch;
 mod logins;
 mod membership;
 mod message_queue;
@@ -64,7 +67,7 @@ pub use membership::OtherMembers;
 pub use partition_batches::PartitionBatches;
 pub use producer::{ProducerRecord, TransactionalProducer};
 pub use rebalance::RebalanceEvent;
-pub use reopening_producer::ReopeningProducer;
+pub use reopening_producer::{PRODUCER_IDLE_TIME, ReopeningProducer};
 pub use row_writer::RowWriter;
 pub use table_follower::TableFollower;
 pub use topic_limits::{MAX_RECORD_BYTES, RecordTooLarge, SendError};

@@ -14,10 +14,11 @@ use std::time::Duration;
 
 use rdkafka::bindings::{self, rd_kafka_queue_t, rd_kafka_t};
 
-/// A consumer's event queue, its message queue, and the socket that reports activity on either.
+/// A consumer's event queue, its message queue if it has a separate one, and the socket that
+/// reports activity on either.
 pub(super) struct QueueNotifier {
     events: *mut rd_kafka_queue_t,
-    messages: *mut rd_kafka_queue_t,
+    messages: Option<*mut rd_kafka_queue_t>,
     receiver: UnixStream,
     /// librdkafka writes to it, and so does [`wake`].
     sender: Arc<UnixStream>,
@@ -25,7 +26,7 @@ pub(super) struct QueueNotifier {
 
 impl QueueNotifier {
     /// Enables notifications. The client and the message queue must outlive the notifier.
-    pub(super) fn new(client: *mut rd_kafka_t, messages: *mut rd_kafka_queue_t) -> io::Result<Self> {
+    pub(super) fn new(client: *mut rd_kafka_t, messages: Option<*mut rd_kafka_queue_t>) -> io::Result<Self> {
         let (receiver, sender) = UnixStream::pair()?;
         // A full socket already holds a notification, and librdkafka must not block on it.
         sender.set_nonblocking(true)?;
@@ -35,7 +36,7 @@ impl QueueNotifier {
             if events.is_null() {
                 return Err(io::Error::other("the Kafka client is not a consumer"));
             }
-            for queue in [events, messages] {
+            for queue in [Some(events), messages].into_iter().flatten() {
                 bindings::rd_kafka_queue_io_event_enable(queue, sender.as_raw_fd(), b"!".as_ptr().cast(), 1);
             }
             events
@@ -52,9 +53,8 @@ impl QueueNotifier {
     /// queues were found empty.
     pub(super) fn wait(&self, timeout: Duration, for_messages: bool) {
         // SAFETY: the queues are held until `drop`.
-        let (events, messages) =
-            unsafe { (bindings::rd_kafka_queue_length(self.events), bindings::rd_kafka_queue_length(self.messages)) };
-        if events > 0 || for_messages && messages > 0 {
+        let is_filled = |queue| unsafe { bindings::rd_kafka_queue_length(queue) } > 0;
+        if is_filled(self.events) || for_messages && self.messages.is_some_and(is_filled) {
             return;
         }
         // A failure makes the caller poll the queues earlier than needed, nothing else.
@@ -75,7 +75,7 @@ impl Drop for QueueNotifier {
         // Before the socket is closed, because its file descriptor may soon be reused. SAFETY: the
         // event queue is ours until it is destroyed here, and the message queue outlives this.
         unsafe {
-            for queue in [self.events, self.messages] {
+            for queue in [Some(self.events), self.messages].into_iter().flatten() {
                 bindings::rd_kafka_queue_io_event_enable(queue, -1, ptr::null(), 0);
             }
             bindings::rd_kafka_queue_destroy(self.events);

@@ -31,6 +31,8 @@ mod status;
 mod stop_signal;
 mod straight;
 mod supervise;
+#[cfg(test)]
+mod tests;
 mod transform;
 mod upstream;
 mod worker_context;

@@ -5,13 +5,20 @@
 //! of two batches connects them: the next batch is filled while the last one is produced, and
 //! memory stays bounded. Without data both threads sleep: a batch without content is not handed
 //! over, and a request to stop wakes the source.
+//!
+//! The producer of a source without records is closed after a while. Opening it again is a claim,
+//! as the start of a task is: initialising it fences every other task and decides its open
+//! transaction, and then the position is read. If it is not the one that this task has committed,
+//! another task or command has moved it meanwhile, and this task ends as one that was fenced,
+//! before it sends anything (I4). If it is, the task continues as one that starts from that
+//! position would, because the records that it has read since follow it (I1).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, sync_channel};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use trunkline_connector::{
     Batch, Domain, Error, Placement, PositionChange, RecordRef, Result, Schema, SourceBatch, SourceContext, failpoint,
@@ -32,7 +39,7 @@ use super::stop_signal::StopSignal;
 use super::supervise::Stage;
 use super::worker_context::WorkerContext;
 use crate::checkpoint::{CHECKPOINTS, Counters, Positions};
-use crate::kafka::{ProducerRecord, TransactionalProducer};
+use crate::kafka::{ProducerRecord, ReopeningProducer};
 use crate::plan::{Branch, Route, SharedTopics, SourcePlan};
 
 /// A source of a pipeline on this node.
@@ -66,12 +73,9 @@ impl SourceStage {
             // one (I4).
             Placement::Anywhere => context.names.component(&self.pipeline, &self.plan.name),
         };
-        let producer = TransactionalProducer::new(
-            &context.cluster,
-            &task,
-            &context.cluster.own_topic(CHECKPOINTS),
-            context.share.client_buffer_bytes,
-        )?;
+        let (state_topic, bytes) = (context.cluster.own_topic(CHECKPOINTS), context.share.client_buffer_bytes);
+        let idle_time = context.producer_idle_time;
+        let producer = ReopeningProducer::open(&context.cluster, &task, &state_topic, bytes, idle_time)?;
         failpoint!("source.assign.after")?;
         let mut positions = Positions::load(&context.cluster, &task, &task)?;
         let on_node = self.plan.spec.placement() == Placement::EveryNode;
@@ -183,7 +187,7 @@ struct Writer<'a> {
     context: &'a WorkerContext,
     topics: Topics,
     chain: Chain,
-    producer: TransactionalProducer,
+    producer: ReopeningProducer,
     positions: Positions,
     pending: Pending,
     commit_timer: CommitTimer,
@@ -210,7 +214,7 @@ impl Writer<'_> {
     ) -> Result<()> {
         loop {
             // The reader ends when the stage is stopped, which ends the wait.
-            match filled.recv_timeout(self.commit_timer.until_due(Duration::MAX)) {
+            match filled.recv_timeout(self.commit_timer.until_due(self.producer.until_idle())) {
                 Ok(Ok(mut filled)) => {
                     if let Err(error) = self.chain.ready() {
                         self.commit()?;
@@ -249,6 +253,7 @@ impl Writer<'_> {
             if self.commit_timer.is_due(self.producer.transaction_bytes()) {
                 self.commit()?;
             }
+            self.producer.close_if_idle();
         }
     }
 
@@ -284,6 +289,7 @@ impl Writer<'_> {
             self.begin_deletes(&table)?;
         }
         let plan = &self.stage.plan;
+        let producer = self.producer.get_with(|| self.positions.check_unchanged(&self.context.cluster))?;
         let Pending { counters, dead_letters, .. } = &mut self.pending;
         let own = counters.of(&plan.name);
         let emitted = (batch.records.len() + batch.side_outputs.len()) as u64;
@@ -291,7 +297,7 @@ impl Writer<'_> {
         own.out += emitted;
         own.dropped += batch.dropped;
         dead_letters.route_rejections(&plan.name, "VALUE_CONVERTER", plan.on_error, &batch.rejected, counters)?;
-        let (producer, topics, delivered) = (&mut self.producer, &mut self.topics, &mut self.delivered);
+        let (topics, delivered) = (&mut self.topics, &mut self.delivered);
         let atomic = self.one_by_one;
         failpoint!("source.produce.before")?;
         let mut send = |out: &Batch, counters: &mut Counters, dead_letters: &mut DeadLetters| {
@@ -316,7 +322,7 @@ impl Writer<'_> {
         })?;
         let mut derived = Vec::new();
         self.chain.derived_schemas(&mut derived);
-        self.context.schemas.publish_all(&mut self.producer, derived, &mut self.pending.schemas)?;
+        self.context.schemas.publish_all(producer, derived, &mut self.pending.schemas)?;
         failpoint!("source.produce.after")?;
         for PositionChange { key, value } in batch.position.drain(..) {
             self.pending.position.insert(key, value);
@@ -416,8 +422,9 @@ impl Writer<'_> {
     fn send_deletes(&mut self, topic: &str, deletes: &Batch) -> Result<()> {
         self.commit_timer.mark_pending();
         let partitions = self.topics.partitions(topic)?;
+        let producer = self.producer.get_with(|| self.positions.check_unchanged(&self.context.cluster))?;
         for record in deletes.iter() {
-            self.producer.send(&ProducerRecord {
+            producer.send(&ProducerRecord {
                 topic,
                 partition: partition_of(record, partitions),
                 timestamp: None,
@@ -434,7 +441,8 @@ impl Writer<'_> {
     }
 
     fn publish_schema(&mut self, schema: &Arc<Schema>) -> Result<()> {
-        self.context.schemas.publish(&mut self.producer, schema)?;
+        let producer = self.producer.get_with(|| self.positions.check_unchanged(&self.context.cluster))?;
+        self.context.schemas.publish(producer, schema)?;
         self.pending.schemas.push(schema.clone());
         Ok(())
     }
@@ -462,14 +470,16 @@ impl Writer<'_> {
         failpoint!("source.checkpoint.before")?;
         let partitions = self.topics.partitions(&self.stage.dead_letters)?;
         let run = RunName { pipeline: &self.stage.pipeline, replay: None };
-        pending.dead_letters.write(&mut self.producer, &run, &self.stage.dead_letters, partitions)?;
+        let producer = self.producer.get_with(|| self.positions.check_unchanged(&self.context.cluster))?;
+        pending.dead_letters.write(producer, &run, &self.stage.dead_letters, partitions)?;
         self.positions.counters.add(&pending.counters);
         if !changes.is_empty() || !pending.counters.is_zero() {
-            self.positions.write(&mut self.producer, &changes, &self.positions.counters)?;
+            self.positions.write(producer, &changes, &self.positions.counters)?;
         }
         failpoint!("source.checkpoint.after")?;
-        let bytes = self.producer.transaction_bytes();
-        self.producer.commit()?;
+        let bytes = producer.transaction_bytes();
+        producer.commit()?;
+        self.positions.note_committed(&changes);
         self.status.sent(bytes);
         failpoint!("source.commit.after")?;
         if !pending.counters.is_zero() {

@@ -1,6 +1,7 @@
 //! The status of a stage. Its health is its progress (lag, age of the last commit), not its state.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -53,6 +54,7 @@ pub struct StageStatus {
     /// Its kind.
     pub kind: StageKind,
     inner: Mutex<Inner>,
+    version: AtomicU64,
 }
 
 struct Inner {
@@ -158,7 +160,18 @@ impl StageStatus {
             last_error: None,
             failures: 0,
         };
-        Self { pipeline: pipeline.to_owned(), component: component.to_owned(), kind, inner: Mutex::new(inner) }
+        Self {
+            pipeline: pipeline.to_owned(),
+            component: component.to_owned(),
+            kind,
+            inner: Mutex::new(inner),
+            version: AtomicU64::new(0),
+        }
+    }
+
+    /// Changes with each change of the state, and with each failure.
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
     /// `{pipeline}.{component}`.
@@ -188,7 +201,11 @@ impl StageStatus {
 
     /// Pauses or resumes it. Returns whether that is a change.
     pub(crate) fn set_paused(&self, paused: bool) -> bool {
-        std::mem::replace(&mut self.lock().paused, paused) != paused
+        let was_paused = std::mem::replace(&mut self.lock().paused, paused);
+        if was_paused != paused {
+            self.version.fetch_add(1, Ordering::AcqRel);
+        }
+        was_paused != paused
     }
 
     /// Its state by the name that users see, and the error of a failed stage. A stage is paused
@@ -200,6 +217,7 @@ impl StageStatus {
 
     pub(crate) fn set_state(&self, state: StageState) {
         self.lock().state = state;
+        self.version.fetch_add(1, Ordering::AcqRel);
     }
 
     /// A commit succeeded that covered these records.
@@ -261,6 +279,7 @@ impl StageStatus {
         let mut inner = self.lock();
         inner.last_error = Some(error.to_owned());
         inner.failures += 1;
+        self.version.fetch_add(1, Ordering::AcqRel);
     }
 
     /// What it committed since the process started.

@@ -1,7 +1,11 @@
-//! The request to stop, shared by the threads of a worker.
+//! The request to stop, shared by the threads of a worker, and the news that they may have
+//! something to do.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Changes follow each other for at most this time.
+const BUSY_TIME: Duration = Duration::from_secs(3);
 
 /// A request to stop that threads can wait for.
 #[derive(Clone, Default)]
@@ -19,6 +23,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     requested_at: Option<Instant>,
+    /// The last change that was announced.
+    announced_at: Option<Instant>,
     /// Called when the stop is requested.
     listeners: Vec<Arc<Listener>>,
 }
@@ -73,8 +79,30 @@ impl StopSignal {
         StopListener { signal: self.clone(), listener }
     }
 
+    /// Announces a change to the threads that wait with [`StopSignal::wait_for_change`].
+    pub fn announce(&self) {
+        self.shared.lock().announced_at = Some(Instant::now());
+        self.shared.requested.notify_all();
+    }
+
+    /// Waits for the request, for at most `slow`, or until a change is announced. One change leads
+    /// to others, in other threads: for some seconds after it, the longest wait is `quick`. Returns
+    /// whether the request was made.
+    pub fn wait_for_change(&self, quick: Duration, slow: Duration) -> bool {
+        let known = self.shared.lock().announced_at;
+        if known.is_some_and(|at| at.elapsed() < BUSY_TIME) {
+            return self.wait(quick);
+        }
+        self.wait_until(slow, |state| state.announced_at != known)
+    }
+
     /// Waits at most `timeout` for the request; returns whether it was made.
     pub fn wait(&self, timeout: Duration) -> bool {
+        self.wait_until(timeout, |_| false)
+    }
+
+    /// The same, and ends the wait when `is_enough`.
+    fn wait_until(&self, timeout: Duration, is_enough: impl Fn(&State) -> bool) -> bool {
         let deadline = Instant::now() + timeout;
         let own = self.shared.clone();
         let _woken_by_parent = self.parent.as_ref().map(|parent| {
@@ -90,7 +118,7 @@ impl StopSignal {
                 return true;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || is_enough(&state) {
                 return false;
             }
             state = self.shared.requested.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -132,6 +160,24 @@ mod tests {
         let waiter = std::thread::spawn(move || second.wait(Duration::from_secs(10)));
         parent.set();
         assert!(waiter.join().unwrap());
+    }
+
+    #[test]
+    fn an_announced_change_ends_a_wait_and_makes_the_next_ones_short() {
+        let (signal, long) = (StopSignal::default(), Duration::from_secs(60));
+        assert!(!signal.wait_for_change(long, Duration::from_millis(1)), "nothing was announced");
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| signal.wait_for_change(Duration::ZERO, long));
+            while !waiter.is_finished() {
+                signal.announce();
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+            assert!(!waiter.join().unwrap());
+        });
+        assert!(!signal.wait_for_change(Duration::from_millis(1), long) && begun.elapsed() < long / 2);
+        signal.set();
+        assert!(signal.wait_for_change(long, long));
     }
 
     #[test]

@@ -293,6 +293,10 @@ impl TransformTask<'_> {
                 self.routes.chain(&partition.topic)?.report(self.status);
                 batch.clear();
             }
+            if records == 0 && self.may_pause() {
+                let partitions = self.partitions.iter();
+                self.consumer.pause_if_idle(partitions.map(|(partition, state)| (partition, state.committed)))?;
+            }
             self.fire_idle_timers()?;
             let changed: usize = self.stores().map(StateStore::changed_bytes).sum();
             if self.is_copy_due() {
@@ -315,6 +319,14 @@ impl TransformTask<'_> {
     fn is_idle(&self) -> bool {
         let has_end = self.context.until_idle || self.stage.bounds.is_some();
         !has_end && self.table.is_none() && self.stores().next().is_none()
+    }
+
+    /// No record waits for a commit, and it has no end. Timers that fire without records need
+    /// fetches, which show that there are none.
+    fn may_pause(&self) -> bool {
+        let has_end = self.context.until_idle || self.stage.bounds.is_some();
+        let fires_without_records = self.stage.plan.state.is_some_and(|plan| plan.idle.is_some());
+        !has_end && !fires_without_records && self.partitions.values().all(|state| state.next.is_none())
     }
 
     /// Waits for records until the next commit is due.

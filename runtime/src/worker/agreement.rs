@@ -28,6 +28,9 @@ use crate::stage::{GIVE_UP as STAGE_GIVE_UP, StageState, StageStatus, StopSignal
 /// Time between two checks for new tasks.
 const POLL: Duration = Duration::from_millis(20);
 
+/// The same while there are none. New ones end the wait.
+const IDLE_POLL: Duration = Duration::from_millis(200);
+
 /// Time after which a row is renewed.
 const BEAT: Duration = Duration::from_secs(3);
 
@@ -167,8 +170,9 @@ impl Agreement {
             failing_since: None,
         };
         let (watched, finished) = (permits.clone(), finish.clone());
+        let idle_poll = if context.until_idle { POLL } else { IDLE_POLL };
         let body = move || {
-            while !finished.wait(POLL) {
+            while !finished.wait_for_change(POLL, idle_poll) {
                 keeper.step(&alive(&watched));
             }
             keeper.finish();
@@ -187,6 +191,7 @@ impl Agreement {
         for permit in permits {
             if !watched.iter().any(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(permit))) {
                 watched.push(Arc::downgrade(permit));
+                self.finish.announce();
             }
         }
     }

@@ -27,6 +27,10 @@ use crate::stage::{GIVE_UP, StageState, WorkerContext};
 /// Time within which a changed assignment takes effect.
 const POLL: Duration = Duration::from_millis(20);
 
+/// The same while nothing changes. The first changed assignment is then noticed later; those that
+/// follow it are noticed within [`POLL`].
+const IDLE_POLL: Duration = Duration::from_millis(100);
+
 /// With `--until-idle`, another worker that has held a task's lease for this long finishes the
 /// task.
 const LEFT_TO_OTHERS: Duration = Duration::from_secs(15);
@@ -113,7 +117,7 @@ impl LeaseLoop {
         while !self.context.stop.is_set() && !self.is_over() {
             self.tasks = current(&self.wanted);
             if !self.has_work() {
-                self.context.stop.wait(POLL);
+                self.context.stop.wait_for_change(POLL, IDLE_POLL);
                 continue;
             }
             let started = Instant::now();
@@ -186,16 +190,19 @@ impl LeaseLoop {
             if !self.has_work() && self.threads.is_empty() {
                 return Ok(());
             }
-            // Waiting inside the poll would cost a twentieth of a core (see `QueueNotifier`).
             consumer.fill(&FillLimits { records: 1, bytes: 1, wait: Duration::ZERO }, &mut batches)?;
-            self.context.stop.wait(POLL);
+            let idle_poll = if self.context.until_idle { POLL } else { IDLE_POLL };
+            self.context.stop.wait_for_change(POLL, idle_poll);
             for (_, batch) in batches.iter_mut() {
                 // Records in the lease topic have no meaning.
                 batch.clear();
             }
             for event in consumer.rebalance_events() {
                 self.last_member = Instant::now();
+                self.context.stop.announce();
                 self.apply(event, &mut owned);
+                // The topic has no records.
+                consumer.pause()?;
             }
             if !owned.is_empty() {
                 self.last_member = Instant::now();

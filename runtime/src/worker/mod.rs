@@ -44,7 +44,7 @@ use self::topics::{claims_of, state_topics, topics_of};
 use crate::checkpoint::{RestartRow, RunState, Schemas, TASKS, TaskRef, TopicClaim, TopicOwners, system_topics};
 use crate::config::Settings;
 use crate::kafka::embedded::EMBEDDED;
-use crate::kafka::{Admin, Cluster, DUPLICATE_WORKER, TopicSpec};
+use crate::kafka::{Admin, Cluster, DUPLICATE_WORKER, PRODUCER_IDLE_TIME, TopicSpec};
 use crate::plan::Pipeline;
 use crate::stage::{Names, ResourceShare, StageState, StageStatus, StopSignal, WorkerContext};
 use crate::telemetry::Tracer;
@@ -57,6 +57,9 @@ const TOPICS_RETRY: Duration = Duration::from_secs(1);
 
 /// Time between two checks of the threads and of new pipeline sets.
 const POLL: Duration = Duration::from_millis(20);
+
+/// The same while nothing changes: a check looks at every task.
+const IDLE_POLL: Duration = Duration::from_millis(100);
 
 /// Time between two progress lines of a stage in the log. A line without a change is left out.
 const REPORT: Duration = Duration::from_secs(10);
@@ -158,6 +161,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         },
         topics: settings.topics.clone(),
         commit_interval: settings.commit_interval,
+        producer_idle_time: PRODUCER_IDLE_TIME,
         max_initial_failures: settings.max_initial_failures,
         until_idle: options.until_idle,
         append: options.append,
@@ -305,6 +309,7 @@ impl Worker<'_> {
                 }
                 // The last of several sets replaces the others.
                 set.retry_failed |= pending.take().is_some_and(|earlier| earlier.set.retry_failed);
+                stop.announce();
                 pending = Some(PendingSet { set, since: Instant::now(), due: Instant::now(), warned: None });
             }
             if let Some(waiting) = pending.take_if(|pending| pending.due <= Instant::now() && !(ready && stop.is_set()))
@@ -331,8 +336,10 @@ impl Worker<'_> {
                 }
                 // Waiting for the stop would return at once.
                 std::thread::park_timeout(POLL);
-            } else {
+            } else if self.options.until_idle || pending.is_some() {
                 stop.wait(POLL);
+            } else {
+                stop.wait_for_change(POLL, IDLE_POLL);
             }
             report.write(&self.tasks);
         }
@@ -444,6 +451,7 @@ impl Worker<'_> {
             return Ok(());
         }
         self.control_version = version;
+        self.options.stop.announce();
         let view = self.options.control.view();
         let is_new = |(name, row): &(&String, &RestartRow)| self.restarts.get(*name) != Some(*row);
         let due: BTreeMap<String, RestartRow> =

@@ -1,5 +1,6 @@
 //! [`Overview`]: what a worker runs, for those who ask it (HTTP).
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -50,6 +51,17 @@ impl Overview {
     /// records in each.
     pub fn tasks(&self) -> Vec<(u32, Arc<StageStatus>)> {
         self.lock().tasks.clone()
+    }
+
+    /// Differs from an earlier value if the tasks, their states or the pipelines have changed.
+    pub(crate) fn version(&self) -> u64 {
+        let state = self.lock();
+        let mut hasher = DefaultHasher::new();
+        (self.is_running(), Arc::as_ptr(&state.pipelines)).hash(&mut hasher);
+        for (number, task) in &state.tasks {
+            (number, Arc::as_ptr(task), task.version()).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// The pipelines that it runs.

@@ -89,7 +89,12 @@ impl Running {
     fn start(task: &Arc<Task>) -> Option<Self> {
         let stop = task.context.stop.child();
         let (own, its_stop) = (task.clone(), stop.clone());
-        let body = move || supervise(own.stage.as_ref(), own.lease.is_some(), &own.context, &its_stop, &own.status);
+        let body = move || {
+            let ended = supervise(own.stage.as_ref(), own.lease.is_some(), &own.context, &its_stop, &own.status);
+            // Its end is noticed within the short waits that follow.
+            own.context.stop.announce();
+            ended
+        };
         match std::thread::Builder::new().name(task.status.name()).spawn(body) {
             Ok(thread) => Some(Self { task: task.clone(), stop, thread }),
             Err(error) => {

@@ -41,8 +41,10 @@ pub(crate) struct Watch {
     inbox: Arc<Inbox>,
     subscription: Option<hub::Subscription>,
     watched: HashMap<PathBuf, Watched>,
-    /// All folders are watched, and their file systems report all changes.
+    /// All folders that exist are watched, and their file systems report all changes.
     reliable: bool,
+    /// Some of the folders do not exist.
+    lacks_folders: bool,
     warned: bool,
 }
 
@@ -120,7 +122,7 @@ impl Watch {
                 None
             }
         };
-        Self { inbox, subscription, watched: HashMap::new(), reliable: false, warned: false }
+        Self { inbox, subscription, watched: HashMap::new(), reliable: false, lacks_folders: false, warned: false }
     }
 
     /// Watches these folders and no others. Whether there are new ones: changes from before this
@@ -140,6 +142,7 @@ impl Watch {
             stays
         });
         let mut has_new = false;
+        let existing = current.len();
         for (folder, id) in current {
             if self.watched.contains_key(folder) {
                 continue;
@@ -160,14 +163,20 @@ impl Watch {
                 Err(_) => {}
             }
         }
-        self.reliable = self.watched.len() == folders.len() && self.watched.values().all(|watched| watched.is_local);
+        self.reliable = self.watched.len() == existing && self.watched.values().all(|watched| watched.is_local);
+        self.lacks_folders = existing < folders.len();
         has_new
     }
 
     /// Whether the kernel reports all changes in the folders. It does not for folders of network
     /// file systems, which other machines change, and for those that do not exist.
     pub(crate) fn is_reliable(&self) -> bool {
-        self.reliable
+        self.reliable && !self.lacks_folders
+    }
+
+    /// Whether the kernel reports all changes, except that a folder appears which does not exist.
+    pub(crate) fn only_lacks_folders(&self) -> bool {
+        self.reliable && self.lacks_folders
     }
 
     /// Forgets all changes before a scan, which finds them. Until [`Watch::end_scan`], changes of

@@ -103,12 +103,17 @@ async fn root(State(served): Shared, headers: HeaderMap) -> Response {
 }
 
 async fn connectors(State(served): Shared, RawQuery(query): RawQuery) -> Response {
-    let found = all(&served);
+    let query = query.unwrap_or_default();
+    served.answers.connectors.json(&served, &query, || shown_connectors(&served, &query)).await
+}
+
+/// The names of the connectors, or what the parameters expand.
+fn shown_connectors(served: &Served, query: &str) -> Value {
+    let found = all(served);
     let expand: Vec<&str> =
-        parameters(query.as_deref()).filter(|(key, _)| *key == "expand").map(|(_, value)| value).collect();
+        parameters(Some(query)).filter(|(key, _)| *key == "expand").map(|(_, value)| value).collect();
     if expand.is_empty() {
-        let names: Vec<&str> = found.iter().map(|component| component.name.as_str()).collect();
-        return json_ok(&names);
+        return found.into_iter().map(|component| component.name).collect();
     }
     let mut shown = Map::new();
     for component in &found {
@@ -121,7 +126,7 @@ async fn connectors(State(served): Shared, RawQuery(query): RawQuery) -> Respons
         }
         shown.insert(component.name.clone(), Value::Object(parts));
     }
-    json_ok(&shown)
+    Value::Object(shown)
 }
 
 async fn connector(State(served): Shared, Path(name): Path<String>) -> Response {

@@ -1,8 +1,11 @@
 //! Writes HTML. Every text passes [`escape`]: names, errors and records may contain anything.
 
 use std::fmt::Write as _;
+use std::sync::OnceLock;
 
-use xxhash_rust::xxh3::xxh3_64;
+use axum::body::Bytes;
+use serde_json::json;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// A part of a page under construction, with the values that change while it is shown.
 #[derive(Default)]
@@ -21,6 +24,15 @@ pub(super) struct Rendered {
     pub(super) shape: String,
     /// The live values, in the order of their elements.
     pub(super) values: Vec<String>,
+    event: OnceLock<Bytes>,
+}
+
+impl Rendered {
+    /// The shape and the live values as a server-sent event, which all viewers share.
+    pub(super) fn event(&self) -> Bytes {
+        let event = || Bytes::from(format!("data: {}\n\n", json!({ "shape": self.shape, "values": self.values })));
+        self.event.get_or_init(event).clone()
+    }
 }
 
 /// Text between tags, or in an attribute with quotes.
@@ -94,14 +106,17 @@ impl Html {
     }
 
     pub(super) fn finish(self) -> Rendered {
-        Rendered { html: self.text, shape: format!("{:016x}", self.skeleton), values: self.values }
+        Rendered {
+            html: self.text,
+            shape: format!("{:016x}", self.skeleton),
+            values: self.values,
+            event: OnceLock::new(),
+        }
     }
 
     fn push(&mut self, escaped: &str) -> &mut Self {
         self.text.push_str(escaped);
-        let mut bytes = self.skeleton.to_le_bytes().to_vec();
-        bytes.extend_from_slice(escaped.as_bytes());
-        self.skeleton = xxh3_64(&bytes);
+        self.skeleton = xxh3_64_with_seed(escaped.as_bytes(), self.skeleton);
         self
     }
 }

@@ -163,18 +163,18 @@ async fn events(State(served): Shared, RawQuery(parameters): RawQuery) -> Respon
     let (send, receive) = channel::<std::result::Result<Bytes, Infallible>>(1);
     tokio::spawn(async move {
         let _open = open;
-        let mut last = String::new();
+        let mut last = Bytes::new();
         let mut interval = tokio::time::interval(INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         for _ in 0..MAX_EVENTS {
             interval.tick().await;
             // The pipeline is gone: the browser asks again, and loads the page again.
             let Some(page) = render(&served, name.as_deref()).await else { return };
-            let data = json!({ "shape": page.shape, "values": page.values }).to_string();
+            let data = page.event();
             // A comment keeps the connection, and finds out that the viewer has gone.
-            let event = if data == last { ":\n\n".to_owned() } else { format!("data: {data}\n\n") };
+            let event = if data == last { Bytes::from_static(b":\n\n") } else { data.clone() };
             last = data;
-            if send.send(Ok(Bytes::from(event))).await.is_err() {
+            if send.send(Ok(event)).await.is_err() {
                 return;
             }
         }

@@ -1,5 +1,7 @@
 //! The parts of the pages.
 
+use std::collections::HashMap;
+
 use super::graph::{draw, state_of};
 use super::html::{Html, Rendered};
 use crate::http::{ClusterStatus, ComponentInfo, Flow, History, LiveTask};
@@ -62,9 +64,12 @@ fn pipeline_table(html: &mut Html, pipelines: &[Pipeline], cluster: &ClusterStat
     }
     html.raw("<div class=\"scroll\"><table><thead><tr><th>Pipeline<th>State<th class=\"n\">In/s<th class=\"n\">Out/s");
     html.raw("<th class=\"n\">Lag<th class=\"n\">Dead letters</tr></thead><tbody>");
+    let mut by_pipeline: HashMap<&str, Vec<&ComponentInfo>> = HashMap::new();
+    for component in &cluster.components {
+        by_pipeline.entry(&component.pipeline).or_default().push(component);
+    }
     for pipeline in pipelines {
-        let components: Vec<&ComponentInfo> =
-            cluster.components.iter().filter(|component| component.pipeline == pipeline.name).collect();
+        let components = by_pipeline.remove(pipeline.name.as_str()).unwrap_or_default();
         let states: Vec<&str> = components.iter().map(|component| state_of(component, cluster)).collect();
         let state = ["failed", "paused", "stopped", "no task", "waiting", "running"];
         let state = state.into_iter().find(|state| states.contains(state)).unwrap_or("done");

@@ -1,5 +1,6 @@
 //! The Kafka layer on the embedded broker.
 
+mod idle_consumers;
 mod moved_controller;
 
 use std::collections::BTreeMap;
@@ -177,22 +178,29 @@ fn a_producer_is_closed_while_it_is_not_used() {
     let fixture = Fixture::start();
     let cluster = fixture.cluster();
     Admin::new(&cluster).unwrap().ensure(&[spec("a", 1, &[])]).unwrap();
-    let mut producer = ReopeningProducer::open(&cluster, "p", "a", 1 << 20).unwrap();
+    let open = |idle_time| ReopeningProducer::open(&cluster, "p", "a", 1 << 20, idle_time).unwrap();
+    let mut producer = open(Duration::from_secs(3600));
+    producer.close_if_idle();
+    assert!(producer.is_open(), "it was used just now");
+    let mut producer = open(Duration::ZERO);
     let rest = |producer: &mut ReopeningProducer| {
-        producer.last_use = Instant::now().checked_sub(reopening_producer::IDLE_TIME).unwrap();
         producer.close_if_idle();
         producer.is_open()
     };
     producer.get().unwrap().send(&record("a", b"first", b"1")).unwrap();
     assert!(rest(&mut producer), "a transaction is open");
     producer.get().unwrap().commit().unwrap();
-    producer.close_if_idle();
-    assert!(producer.is_open(), "it was used just now");
     assert!(!rest(&mut producer) && !producer.in_transaction());
     producer.abort().unwrap();
     producer.get().unwrap().send(&record("a", b"second", b"2")).unwrap();
     producer.get().unwrap().commit().unwrap();
     assert_eq!(keys(&cluster, "a"), ["first", "second"]);
+    // The check runs at each opening, and before the first use.
+    assert!(!rest(&mut producer));
+    let refusal = || Err(trunkline_connector::Error::fenced("test.replaced", "replaced"));
+    assert!(producer.get_with(refusal).is_err() && !producer.is_open());
+    assert!(producer.get_with(refusal).is_err());
+    assert!(producer.get_with(|| Ok(())).is_ok() && producer.get_with(refusal).is_ok());
 }
 
 #[test]

@@ -124,7 +124,8 @@ impl SinkStage {
         // The producer comes first: it aborts this worker's open transaction, which delays all
         // readers of offsets and intents.
         let state_topic = context.cluster.own_topic(CHECKPOINTS);
-        let producer = ReopeningProducer::open(&context.cluster, &member, &state_topic, PRODUCER_BUFFER_BYTES)?;
+        let (bytes, idle_time) = (PRODUCER_BUFFER_BYTES, context.producer_idle_time);
+        let producer = ReopeningProducer::open(&context.cluster, &member, &state_topic, bytes, idle_time)?;
         let sink = self.plan.spec.open(SinkContext {
             name: status.name(),
             replay: self.bounds.as_ref().map(Bounds::sink_replay),
@@ -271,11 +272,13 @@ impl SinkTask<'_> {
         !has_end && !is_pending && self.committer.wake_in() == Duration::MAX
     }
 
-    /// Releases what is kept for the next records, while there are none.
+    /// Releases what is kept for the next records, while there are none, and stops fetching.
     fn release(&mut self, batches: &mut PartitionBatches) -> Result<()> {
         batches.release();
         self.transactions.producer.close_if_idle();
-        self.committer.spill()
+        self.committer.spill()?;
+        let Transactions { partitions, consumer, .. } = &self.transactions;
+        consumer.pause_if_idle(partitions.iter().map(|(partition, state)| (partition, state.committed)))
     }
 
     /// Drops the records that a replay does not read. Returns the number of the other records.

@@ -74,6 +74,8 @@ struct Shared {
     view: Mutex<View>,
     /// Changes with each row that may concern a task.
     version: AtomicU64,
+    /// Changes with each row.
+    changes: AtomicU64,
     connection: Mutex<Option<Connection>>,
     http: Mutex<Option<String>>,
 }
@@ -103,6 +105,11 @@ impl Control {
     /// Changes with each row that may concern a task.
     pub(super) fn version(&self) -> u64 {
         self.shared.version.load(Ordering::Acquire)
+    }
+
+    /// Changes with each row.
+    pub(crate) fn changes(&self) -> u64 {
+        self.shared.changes.load(Ordering::Acquire)
     }
 
     /// The address of this worker's HTTP server, for the other workers' users.
@@ -209,12 +216,14 @@ impl Control {
     pub(crate) fn connect(&self, view: View, connection: Connection) {
         *lock(&self.shared.view) = view;
         *lock(&self.shared.connection) = Some(connection);
+        self.shared.changes.fetch_add(1, Ordering::AcqRel);
         self.shared.version.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn apply(&self, row: ControlRow) {
         let concerns_tasks = matches!(row, ControlRow::State(..) | ControlRow::Restart(..));
         lock(&self.shared.view).apply(row, Instant::now());
+        self.shared.changes.fetch_add(1, Ordering::AcqRel);
         if concerns_tasks {
             self.shared.version.fetch_add(1, Ordering::AcqRel);
         }
