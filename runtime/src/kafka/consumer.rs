@@ -546,13 +546,16 @@ impl GroupConsumer {
         let step = self.idle.borrow().next_step();
         match step {
             IdleStep::Stay => {}
-            IdleStep::Watch => match self.ends_of_read(assigned) {
-                Some(ends) => {
-                    let watch = self.cluster.idle_watches().watch(&self.cluster, ends, self.waker());
-                    self.idle.borrow_mut().note_watch(watch);
+            IdleStep::Watch => {
+                let begun = Instant::now();
+                match self.ends_of_read(assigned) {
+                    Some(ends) => {
+                        let watch = self.cluster.idle_watches().watch(&self.cluster, ends, self.waker());
+                        self.idle.borrow_mut().note_watch(watch);
+                    }
+                    None => self.idle.borrow_mut().note_behind(begun.elapsed()),
                 }
-                None => self.idle.borrow_mut().note_behind(),
-            },
+            }
             IdleStep::Pause => {
                 let partitions: Vec<_> = assigned.map(|(partition, _)| partition.clone()).collect();
                 self.pause_partitions(&partitions)?;

@@ -3,8 +3,8 @@
 //! After some seconds without a record, the partitions are watched by the client of all idle
 //! consumers ([`idle_watch`](super::idle_watch)), and a moment later the consumer stops fetching.
 //! It fetches again when the watch ends, when the group rebalances, when the stage pauses or seeks,
-//! and after a minute in any case: a consumer never waits longer for a record that the watch has
-//! missed.
+//! and after some minutes in any case: a consumer never waits longer for a record that the watch
+//! has missed.
 
 use std::time::{Duration, Instant};
 
@@ -19,10 +19,14 @@ const IDLE_TIME: Duration = Duration::from_secs(5);
 const OVERLAP: Duration = Duration::from_secs(1);
 
 /// A pause ends after this time at the latest.
-const MAX_PAUSE: Duration = Duration::from_secs(60);
+const MAX_PAUSE: Duration = Duration::from_secs(300);
 
 /// After such a pause, this time without a record shows that the watch has missed none.
 const CHECK_TIME: Duration = Duration::from_secs(1);
+
+/// Looking for records that were not read takes at most this part of the time: the client searches
+/// the topics for each partition.
+const TIME_DIVISOR: u32 = 50;
 
 /// What a consumer without records does.
 pub(super) enum IdlePause {
@@ -51,9 +55,10 @@ impl IdlePause {
         Self::Reading(Instant::now() + IDLE_TIME)
     }
 
-    /// The consumer has not read all records, or its position is unknown.
-    pub(super) fn note_behind(&mut self) {
-        *self = Self::Reading(Instant::now() + CHECK_TIME);
+    /// The consumer has not read all records, or its position is unknown. It took this long to find
+    /// that out.
+    pub(super) fn note_behind(&mut self, took: Duration) {
+        *self = Self::Reading(Instant::now() + CHECK_TIME.max(took * TIME_DIVISOR));
     }
 
     /// The partitions are watched.
@@ -90,7 +95,7 @@ impl IdlePause {
             Self::Paused(watch, end_at) if !watch.is_over() => {
                 let is_due = *end_at <= Instant::now();
                 if is_due {
-                    self.note_behind();
+                    self.note_behind(Duration::ZERO);
                 }
                 is_due
             }

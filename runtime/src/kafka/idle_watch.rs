@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use trunkline_connector::{Error, Result, TopicPartition};
@@ -249,12 +249,22 @@ impl Client {
             };
             self.fetch(positions)?;
             while let Some(polled) = self.consumer.poll(Duration::ZERO) {
-                let message = polled.map_err(|error| self.failed(&error))?;
-                let (partition, offset) = (message.partition(), message.offset());
-                if let Some(next) = self.fetched.iter_mut().find_map(|(known, next)| {
-                    (known.partition == partition && known.topic.as_ref() == message.topic()).then_some(next)
-                }) {
+                let message = match polled {
+                    Ok(message) => message,
+                    // The client looks up the coordinator of its group, which it never joins.
+                    Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {
+                        continue;
+                    }
+                    Err(error) => return Err(self.failed(&error)),
+                };
+                let (partition, mut offset) = (message.partition(), message.offset());
+                let is_same =
+                    |known: &TopicPartition| known.partition == partition && known.topic.as_ref() == message.topic();
+                if let Some((_, next)) = self.fetched.iter_mut().find(|(known, _)| is_same(known)) {
+                    // Before the position: the topic was created again, and has lower offsets now.
+                    let is_reset = offset < *next;
                     *next = offset + 1;
+                    offset = if is_reset { i64::MAX } else { offset };
                 }
                 shared.end(message.topic(), partition, offset);
             }

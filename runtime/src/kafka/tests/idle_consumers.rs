@@ -217,3 +217,15 @@ fn a_watch_from_an_earlier_offset_finds_what_the_client_has_passed() {
     later.recv_timeout(limit).unwrap();
     assert!(behind.is_over());
 }
+
+#[test]
+fn a_record_of_a_topic_that_was_created_again_ends_the_watch() {
+    let (_fixture, cluster, mut producer) = start(1);
+    let partition = TopicPartition { topic: Arc::from("a"), partition: 0 };
+    let (sender, woken) = std::sync::mpsc::channel();
+    let wake = move || sender.send(()).unwrap_or_default();
+    let _watch = cluster.idle_watches().watch(&cluster, vec![(partition, 1_000)], wake);
+    send(&mut producer, 0);
+    producer.commit().unwrap();
+    woken.recv_timeout(Duration::from_secs(30)).unwrap();
+}
