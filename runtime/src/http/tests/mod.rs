@@ -1,5 +1,6 @@
 //! The answers of all paths, without a server and without Kafka.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::sync::{Arc, Mutex};
@@ -565,4 +566,34 @@ fn the_reference_lists_every_path() {
             "{path} is not in rest.md"
         );
     }
+}
+
+#[test]
+fn an_answer_is_made_once_for_a_moment_and_again_after_a_change() {
+    let fixture = fixture();
+    let served = &fixture.served;
+    let made = Cell::new(0);
+    let ask = |key: &str| {
+        let make = || {
+            made.set(made.get() + 1);
+            made.get().to_string().into_bytes()
+        };
+        fixture.runtime.block_on(served.answers.connectors.get(served, key, make))
+    };
+    // On a busy machine, the moment may pass between two requests.
+    let is_shared = (0..100).any(|_| ask("") == ask(""));
+    assert!(is_shared, "{} answers", made.get());
+    let is_made = |change: &dyn Fn()| {
+        let before = ask("");
+        change();
+        ask("") != before
+    };
+    let (_, task) = served.overview.tasks().remove(0);
+    assert!(is_made(&|| task.set_state(StageState::Done)), "a task is done");
+    assert!(is_made(&|| task.failed("no bucket")), "a task has failed");
+    assert!(is_made(&|| assert!(task.set_paused(true))), "a task is paused");
+    assert!(is_made(&|| served.overview.set_pipelines(Vec::new())), "other pipelines run");
+    assert!(is_made(&|| served.overview.set_tasks(std::iter::empty())), "other tasks run");
+    assert!(is_made(&|| served.control.apply(ControlRow::Beat("x".to_owned(), true))), "a row was read");
+    assert!(ask("expand=status") != ask("expand=info"), "the requests differ");
 }
