@@ -126,8 +126,8 @@ fn wait_until(what: &str, mut is_true: impl FnMut() -> bool) {
     }
 }
 
-/// Runs the source while `during` does something, and returns the result of the run. `during` gets a
-/// function that returns whether the run is over.
+/// Runs the source while `during` does something, and returns the result of the run. `during` gets
+/// a function that returns whether the run is over.
 fn run_source(fixture: &Fixture, during: impl FnOnce(&StageStatus, &StopSignal, &dyn Fn() -> bool)) -> Result<()> {
     let stop = StopSignal::default();
     let context = fixture.context(&stop);
