@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use trunkline_connector::{Batch, Rejections};
-use trunkline_tests::test_plugin;
+use trunkline_tests::{counting_plugin, test_plugin};
 use trunkline_transform_host::{Host, HostOptions, Instance, Limits, StateDisk, StateEntry, StateStore};
 
 use crate::measure::{Sampling, median};
@@ -27,12 +27,17 @@ use crate::table::{Row, Target};
 const BATCH: usize = 1000;
 /// Batches of different records with state.
 const BATCHES: usize = 100;
+/// The same with a large state: as many records as it has entries.
+const RANDOM_BATCHES: usize = DISK_ENTRIES / BATCH;
 /// Entries of a state that is restored.
 const ENTRIES: usize = 200_000;
-/// Entries of a state on disk. Each one counts about 230 bytes.
+/// Entries of a state on disk.
 const DISK_ENTRIES: usize = 500_000;
-/// A tenth of it.
-const DISK_CACHE: usize = DISK_ENTRIES * 230 / 10;
+/// What an entry counts, with its key: of `previous`, of the plugin that only gets and puts, and of
+/// a restored one.
+const PREVIOUS_ENTRY: usize = 200;
+const GET_PUT_ENTRY: usize = 200;
+const RESTORED_ENTRY: usize = 240;
 /// A cache that is larger than any state here.
 const LARGE_CACHE: usize = 2 << 30;
 
@@ -66,11 +71,27 @@ pub(crate) fn rows(sampling: Sampling) -> Vec<Row> {
 /// State with random keys, and its restoration.
 pub(crate) fn state_rows(sampling: Sampling) -> Vec<Row> {
     let host = Host::new(HostOptions::default()).unwrap();
+    let counting = host.load(&counting_plugin()).unwrap();
+    let counting = || counting.start(&json!({ "remember": true }), &Limits::default()).unwrap();
+    let config = json!({ "fields": ["id"], "into": "before", "take": ["status"] });
+    let previous = || start(&host, "previous.wasm", &config);
+    let get_put = |name, cache, most| {
+        random_keys(sampling, name, counting(), small_records, (GET_PUT_ENTRY, cache), Target::AtMost(most))
+    };
+    let previous =
+        |name, cache| random_keys(sampling, name, previous(), json_records_of, (PREVIOUS_ENTRY, cache), Target::None);
     vec![
-        random_keys(&host, sampling, "previous: state that fits into the cache", LARGE_CACHE, Target::None),
-        random_keys(&host, sampling, "previous: state of ten times the cache", DISK_CACHE, Target::AtMost(3_000.0)),
+        get_put("state: get and put, in memory", LARGE_CACHE, 1_000.0),
+        get_put("state: get and put, ten times the cache", DISK_ENTRIES * GET_PUT_ENTRY / 10, 3_000.0),
+        previous("previous: state in memory", LARGE_CACHE),
+        previous("previous: state of ten times the cache", DISK_ENTRIES * PREVIOUS_ENTRY / 10),
         restore(sampling, "state: restore, without Kafka", ENTRIES, LARGE_CACHE),
-        restore(sampling, "state: restore to disk, ten times the cache", DISK_ENTRIES, DISK_CACHE),
+        restore(
+            sampling,
+            "state: restore to disk, ten times the cache",
+            DISK_ENTRIES,
+            DISK_ENTRIES * RESTORED_ENTRY / 10,
+        ),
     ]
 }
 
@@ -183,34 +204,45 @@ fn stateful(host: &Host, sampling: Sampling, (name, plugin): (&str, &str), confi
     Row { name: name.to_owned(), unit: "ns per record", reference: Vec::new(), measured: measured.collect(), target }
 }
 
-/// Gets and puts random keys of a large state.
-fn random_keys(host: &Host, sampling: Sampling, name: &str, cache: usize, target: Target) -> Row {
-    let config = json!({ "fields": ["id"], "into": "before", "take": ["status"] });
+/// Gets and puts random keys of a large state. `records` makes a batch of these keys; each entry
+/// counts `entry` bytes.
+fn random_keys(
+    sampling: Sampling,
+    name: &str,
+    mut instance: Instance,
+    records: impl Fn(Vec<usize>) -> Batch,
+    (entry, cache): (usize, usize),
+    target: Target,
+) -> Row {
     let mut number = 1u64;
-    let batches: Vec<Batch> = (0..BATCHES)
+    let batches: Vec<Batch> = (0..RANDOM_BATCHES)
         .map(|_| {
             let ids = (0..BATCH).map(|_| {
                 number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 (number >> 33) as usize % DISK_ENTRIES
             });
-            json_records_of(ids)
+            records(ids.collect())
         })
         .collect();
     let folder = tempfile::tempdir().unwrap();
     let mut store = open(folder.path(), cache);
-    let mut instance = start(host, "previous.wasm", &config);
+    store.check_restored().unwrap();
     let mut process = |original: &Batch| {
-        call(original, |batch| {
+        let elapsed = call(original, |batch| {
             let mut rejected = Rejections::default();
             instance.process_with_state(batch, &mut rejected, &mut store).unwrap();
             assert!(rejected.is_empty());
             commit(&mut store);
-        })
+        });
+        (elapsed, store.bytes())
     };
     // All keys once.
+    let mut bytes = 0;
     for number in 0..DISK_ENTRIES / BATCH {
-        process(&json_records(number));
+        (_, bytes) = process(&records((number * BATCH..(number + 1) * BATCH).collect()));
     }
+    let counted = bytes / DISK_ENTRIES;
+    assert!(counted.abs_diff(entry) * 10 < entry, "an entry counts {counted} bytes, and not {entry}");
     let measured = (0..sampling.rounds).map(|_| {
         let (mut sum, mut calls) = (0.0, 0);
         let started = Instant::now();
@@ -218,7 +250,7 @@ fn random_keys(host: &Host, sampling: Sampling, name: &str, cache: usize, target
             if started.elapsed() >= sampling.run {
                 break;
             }
-            (sum, calls) = (sum + process(original), calls + 1);
+            (sum, calls) = (sum + process(original).0, calls + 1);
         }
         sum / f64::from(calls)
     });
@@ -308,11 +340,28 @@ fn log_lines() -> Batch {
 
 /// Records of 300 bytes: a batch of this number.
 fn json_records(number: usize) -> Batch {
-    json_records_of(number * BATCH..(number + 1) * BATCH)
+    json_records_of((number * BATCH..(number + 1) * BATCH).collect())
+}
+
+/// Records with these ids as keys, and values of 50 bytes.
+fn small_records(ids: Vec<usize>) -> Batch {
+    let mut batch = Batch::default();
+    let topic = batch.topic_index("web");
+    for id in ids {
+        let (key, value) = (
+            format!("request-{id:08}"),
+            format!("user-{:05} status {} from host web-{}.example.org", id % 50_000, 200 + id % 300, id % 7),
+        );
+        let mut record = batch.record();
+        record.timestamp(1_700_000_000_000).read_from(topic, 0, id as i64);
+        record.key(key.as_bytes()).value(value.as_bytes());
+        record.finish();
+    }
+    batch
 }
 
 /// The same, with these ids.
-fn json_records_of(ids: impl Iterator<Item = usize>) -> Batch {
+fn json_records_of(ids: Vec<usize>) -> Batch {
     let mut batch = Batch::default();
     let topic = batch.topic_index("web");
     for id in ids {

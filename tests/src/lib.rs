@@ -64,7 +64,7 @@ pub use kafka_faults::{KafkaFault, KafkaFaults};
 pub use log_writer::LogWriter;
 pub use mysql::Mysql;
 pub use paths::{repository, sample_access_log, worker_binary};
-pub use plugins::test_plugin;
+pub use plugins::{counting_plugin, test_plugin};
 pub use process::{Exit, Process, memory_of};
 pub use proxy::TlsFiles;
 pub use random::Random;

@@ -33,6 +33,9 @@ use crate::verdict::{Call, Counts, Outcome, Rules, VerdictError};
 use packing::{copy_records, is_sparse};
 use timed::{Called, Timing};
 
+/// Begins the error of a batch that is not retried.
+const STOP: &str = "stop: ";
+
 /// A running plugin with its configuration. It belongs to one task.
 pub struct Instance {
     plugin: Plugin,
@@ -151,6 +154,7 @@ impl Instance {
     ///
     /// # Errors
     /// - `plugin.failed`: the plugin reports that the batch may be retried.
+    /// - `plugin.stopped`: it reports that a retry does not help.
     /// - `plugin.start`: the plugin cannot be restarted after a crash.
     /// - `plugin.protocol`: the verdicts are malformed. A retry does not help.
     ///
@@ -408,6 +412,9 @@ impl Instance {
     }
 
     fn batch_failed(&self, message: &str) -> Error {
+        if let Some(message) = message.strip_prefix(STOP) {
+            return Error::config("plugin.stopped", format!("{} cannot continue: {message}", self.plugin.name()));
+        }
         Error::external("plugin.failed", format!("{} failed on a batch: {message}", self.plugin.name()))
     }
 

@@ -19,6 +19,7 @@ mod cache;
 mod disk;
 #[cfg(test)]
 mod disk_tests;
+mod key_filter;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -184,6 +185,9 @@ impl StateStore {
     pub fn check_restored(&mut self) -> Result<(), Error> {
         if let Some(failure) = self.failure.take() {
             return Err(failure);
+        }
+        if let Some(disk) = &mut self.disk {
+            disk.end_restore();
         }
         if self.bytes <= self.max_bytes { Ok(()) } else { Err(self.full_error()) }
     }

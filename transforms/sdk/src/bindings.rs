@@ -934,8 +934,9 @@ pub mod trunkline {
         #[allow(async_fn_in_trait)]
         fn init(config: _rt::String,host: Offer,) -> ::core::result::Result<InitReply,InitError>;
 /// Returns a verdict on each record of a batch. Return an error only for a temporary
-/// failure of the whole batch: the host retries the batch. A record with bad data gets
-/// the verdict `reject`.
+/// failure of the whole batch: the host retries the batch. It does not retry an error that
+/// starts with `stop: `; the stage stops and shows the rest of the text. A record with bad
+/// data gets the verdict `reject`.
         #[allow(async_fn_in_trait)]
         fn process(batch: _rt::Vec::<u8>,) -> ::core::result::Result<_rt::Vec::<u8>,_rt::String>;
 /// The host calls `flush` before it stops the instance. The result contains no verdict,

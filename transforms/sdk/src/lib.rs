@@ -145,7 +145,8 @@ pub trait Transform: Sized + 'static {
     }
 
     /// Returns the verdict on one record. Return an error only for a temporary failure of the whole
-    /// batch: the host retries the batch. Use [`Verdict::reject`] for a record with bad data.
+    /// batch: the host retries the batch, unless the error is one of [`stop`]. Use
+    /// [`Verdict::reject`] for a record with bad data.
     fn record(&mut self, record: Record<'_>, verdict: Verdict<'_>) -> Result<Done, String> {
         let _ = record;
         Ok(verdict.pass())
@@ -173,6 +174,12 @@ pub trait Transform: Sized + 'static {
         let _ = out;
         Ok(())
     }
+}
+
+/// The error of a batch that no retry can solve, such as state that belongs to other options: the
+/// stage stops, and shows the message.
+pub fn stop(message: &str) -> String {
+    format!("stop: {message}")
 }
 
 /// Exports a [`Transform`] to the host. Call it once per crate. It has no effect on targets other

@@ -203,6 +203,9 @@ impl Packed {
 
 fn decode<V: DeserializeOwned>(value: &[u8]) -> Result<V, String> {
     serde_json::from_slice(value).map_err(|error| {
-        format!("an entry of the state has another form than this version of the transform writes: {error}")
+        crate::stop(&format!(
+            "an entry of its state has another form than this version of the transform writes ({error}). Use the \
+             version that wrote it, or give the transform another name, which starts without state"
+        ))
     })
 }

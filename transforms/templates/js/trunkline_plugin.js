@@ -15,7 +15,10 @@ export class ConfigError extends Error {
   }
 }
 
-/** A temporary failure of the whole batch: the worker retries it. */
+/**
+ * A temporary failure of the whole batch: the worker retries it. A message that starts with `stop: ` is not
+ * retried: the stage stops and shows it.
+ */
 export class BatchError extends Error {}
 
 /** The characters of a key, value or header. */

@@ -37,7 +37,10 @@ class ConfigError(Exception):
 
 
 class BatchError(Exception):
-    """A temporary failure of the whole batch: the worker retries it."""
+    """A temporary failure of the whole batch: the worker retries it.
+
+    A message that starts with `stop: ` is not retried: the stage stops and shows it.
+    """
 
 
 @dataclass

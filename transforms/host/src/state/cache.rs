@@ -35,6 +35,7 @@ use super::disk::{
     Checkpoint, DiskStore, Position, StateDisk, StateIdentity, encode_entry, entry_key, expiry_key, key_and_value,
     key_of_expiry, now_ms,
 };
+use super::key_filter::KeyFilter;
 use super::slots::{SlotId, value_bytes};
 use super::{ENTRY_OVERHEAD_BYTES, KeyAndValue, StateEntry, StateError, StateStore};
 
@@ -67,9 +68,35 @@ pub(super) struct DiskCache {
     position: Option<Position>,
     /// Memory that finds the rows on disk.
     pinned: usize,
+    /// The keys on disk, while a store is restored from the start of its changelog.
+    restored: Option<KeyFilter>,
 }
 
 impl DiskCache {
+    /// Of a store without entries.
+    fn new(store: DiskStore, identity: Option<StateIdentity>) -> Self {
+        Self {
+            store,
+            identity,
+            memory: 0,
+            is_whole: true,
+            dirty: Vec::new(),
+            dirty_bytes: 0,
+            hand: 0,
+            expired: None,
+            next_expiry: i64::MIN,
+            position: None,
+            pinned: 0,
+            restored: None,
+        }
+    }
+
+    /// Keys are looked up on disk from now on.
+    pub(super) fn end_restore(&mut self) {
+        self.restored = None;
+        self.pinned = self.store.pinned_bytes();
+    }
+
     /// Rows of expiries are looked at again from there on.
     pub(super) fn rewind(&mut self, expired: Option<Arc<[u8]>>) {
         if self.expired != expired {
@@ -134,19 +161,7 @@ impl StateStore {
         let store = disk.open(component, topic, partition)?;
         let checkpoint = store.checkpoint()?;
         let mut this = Self::new(max_bytes);
-        this.disk = Some(Box::new(DiskCache {
-            store,
-            identity,
-            memory: 0,
-            is_whole: true,
-            dirty: Vec::new(),
-            dirty_bytes: 0,
-            hand: 0,
-            expired: None,
-            next_expiry: i64::MIN,
-            position: None,
-            pinned: 0,
-        }));
+        this.disk = Some(Box::new(DiskCache::new(store, identity)));
         match checkpoint {
             Some(checkpoint) => this.take_over(checkpoint, max_age)?,
             None => this.discard()?,
@@ -193,19 +208,8 @@ impl StateStore {
         *self = Self::new(self.max_bytes);
         let Some(mut disk) = disk else { return Ok(()) };
         disk.store.clear()?;
-        self.disk = Some(Box::new(DiskCache {
-            store: disk.store,
-            identity: disk.identity,
-            memory: 0,
-            is_whole: true,
-            dirty: Vec::new(),
-            dirty_bytes: 0,
-            hand: 0,
-            expired: None,
-            next_expiry: i64::MIN,
-            position: None,
-            pinned: 0,
-        }));
+        let empty = DiskCache::new(disk.store, disk.identity);
+        self.disk = Some(Box::new(DiskCache { restored: Some(KeyFilter::default()), ..empty }));
         Ok(())
     }
 
@@ -218,7 +222,7 @@ impl StateStore {
 
     /// Whether so many committed changes are not on disk that they should be written.
     pub fn is_write_due(&self) -> bool {
-        self.disk.as_ref().is_some_and(|disk| disk.dirty_bytes > disk.share() / 2)
+        self.disk.as_ref().is_some_and(|disk| disk.dirty_bytes > disk.share() / 5 * 4)
     }
 
     /// Whether committed changes are not on disk.
@@ -272,7 +276,10 @@ impl StateStore {
         let checkpoint = Checkpoint { position: disk.position.clone(), time, len, bytes };
         disk.store.write(&checkpoint, entries.chain(expiries))?;
         disk.dirty_bytes = 0;
-        disk.pinned = disk.store.pinned_bytes();
+        if let Some(restored) = &mut disk.restored {
+            dirty.iter().for_each(|(slot, _)| restored.insert(&slots[*slot as usize].key));
+        }
+        disk.pinned = disk.store.pinned_bytes() + disk.restored.as_ref().map_or(0, KeyFilter::bytes);
         for (slot, _) in dirty {
             self.slots[slot as usize].is_dirty = false;
             self.free_unused(slot);
@@ -323,7 +330,12 @@ impl StateStore {
     /// Reads a key that is not in memory. `None`: the key has no entry, and no slot either.
     pub(super) fn load(&mut self, key: &[u8]) -> Result<Option<SlotId>, StateError> {
         let Some(disk) = &self.disk else { return Ok(None) };
-        let entry = if disk.is_whole { None } else { Some(disk.store.get(key).map_err(|error| self.fail(error))?) };
+        let is_new = || disk.restored.as_ref().is_some_and(|restored| !restored.may_contain(key));
+        let entry = match disk.is_whole {
+            true => None,
+            false if is_new() => Some(None),
+            false => Some(disk.store.get(key).map_err(|error| self.fail(error))?),
+        };
         self.evict(MAX_STEPS);
         let Some(entry) = entry else { return Ok(None) };
         let id = self.create(key);

@@ -52,11 +52,11 @@ const TABLE_BYTES: u64 = 16 << 20;
 /// A smaller cache holds no block of each kind.
 const MIN_BLOCK_CACHE: usize = 64 << 10;
 /// Open files of all trees.
-const MAX_OPEN_FILES: usize = 100;
+const MAX_OPEN_FILES: usize = 200;
 /// Written tables that are merged.
-const COMPACT_AT: usize = 8;
+const COMPACT_AT: usize = 16;
 /// Written tables from which on a write waits for the compaction: each read looks at all of them.
-const MAX_RUNS: usize = 20;
+const MAX_RUNS: usize = 32;
 /// Time between two looks at a compaction or a lock that another thread holds.
 const POLL: Duration = Duration::from_millis(2);
 /// Time for an earlier owner in this process to close the state.

@@ -1,8 +1,10 @@
 //! State of plugins: savepoints around crashes and failures, limits, and places without state.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use trunkline_connector::{Batch, Domain, Rejections};
-use trunkline_transform_host::{Limits, StateStore};
+use trunkline_transform_host::{Limits, StateEntry, StateStore};
 
 use crate::support::{batch_of, counting_plugin, host, rejections, testing_plugin, values};
 
@@ -68,6 +70,19 @@ fn failed_batch_changes_nothing() {
     let error = instance.process_with_state(&mut batch, &mut rejected, &mut store).unwrap_err();
     assert_eq!((error.code, values(&batch)), ("plugin.failed", ["a", "b", "fail"].map(str::to_owned).to_vec()));
     assert_eq!((entries(&store), store.time()), (vec!["counts/a=1".to_owned()], Some(7)));
+}
+
+#[test]
+fn an_error_that_no_retry_solves_stops_the_stage() {
+    let mut store = StateStore::new(MAX_BYTES);
+    // The plugin stores numbers.
+    store.restore(b"counts\0a", Some(StateEntry { value: Arc::from(&b"\"text\""[..]), expires_at: None }));
+    let mut instance = counting_plugin().start(&json!({}), &Limits::default()).unwrap();
+    let (mut batch, mut rejected) = (batch_of(&["a"]), Rejections::default());
+    let error = instance.process_with_state(&mut batch, &mut rejected, &mut store).unwrap_err();
+    assert_eq!((error.code, error.domain), ("plugin.stopped", Domain::Config));
+    assert!(error.message().starts_with("counting.wasm cannot continue: an entry of its state"), "{error}");
+    assert_eq!((values(&batch), rejected.len()), (vec!["a".to_owned()], 0));
 }
 
 #[test]

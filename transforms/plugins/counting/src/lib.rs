@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use trunkline_plugin::state::State;
-use trunkline_plugin::{ConfigError, Done, Emit, Record, Transform, Verdict};
+use trunkline_plugin::{Batch, ConfigError, Done, Emit, Record, Transform, Verdict, Verdicts, host};
 
 /// The `config` table: the texts that trigger actions.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -25,6 +25,9 @@ pub struct Config {
     pub ttl_ms: Option<u64>,
     /// Uses the state in `flush`.
     pub in_flush: bool,
+    /// Stores the value of each record by its key, and nothing else: it reads and writes the state
+    /// of a whole batch at once. The counter `known` counts the keys that had a value.
+    pub remember: bool,
 }
 
 /// The transform.
@@ -32,6 +35,7 @@ pub struct Config {
 pub struct Counting {
     config: Config,
     counts: State<u64>,
+    values: State<String>,
 }
 
 impl Transform for Counting {
@@ -43,7 +47,17 @@ impl Transform for Counting {
             Some(ttl) => counts.with_ttl(Duration::from_millis(ttl)),
             None => counts,
         };
-        Ok(Self { config, counts })
+        Ok(Self { config, counts, values: State::new("values") })
+    }
+
+    fn process(&mut self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {
+        if self.config.remember {
+            return self.remember(batch, verdicts);
+        }
+        for record in batch.iter() {
+            let _: Done = self.record(record, verdicts.next_verdict())?;
+        }
+        Ok(())
     }
 
     fn record(&mut self, record: Record<'_>, verdict: Verdict<'_>) -> Result<Done, String> {
@@ -76,6 +90,21 @@ impl Transform for Counting {
         if self.config.in_flush {
             self.counts.delete("a");
         }
+        Ok(())
+    }
+}
+
+impl Counting {
+    fn remember(&self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {
+        let keys: Vec<&[u8]> = batch.iter().map(|record| record.key().unwrap_or_default()).collect();
+        let known = self.values.get_all(&keys)?.iter().flatten().count();
+        host::counter_add("known", known as u64);
+        let values: Vec<String> = batch
+            .iter()
+            .map(|record| String::from_utf8_lossy(record.value().unwrap_or_default()).into_owned())
+            .collect();
+        self.values.put_all(keys.iter().zip(&values))?;
+        batch.iter().for_each(|_| _ = verdicts.next_verdict().pass());
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ use trunkline_plugin::{Batch, ConfigError, Done, Inputs, Port, Record, Verdict, 
 use crate::distinct::DistinctKeys;
 use crate::key::{Key, KeyFormat};
 use crate::rows::{self, ObjectWriter};
+use crate::state_options::StateOptions;
 use crate::{Everyday, duration};
 
 /// The port of the emitted records.
@@ -42,6 +43,7 @@ pub(crate) struct Absence {
     /// The last record of each key, until its timer fires.
     last: State<Last>,
     timers: Timers,
+    state_options: StateOptions,
 }
 
 /// A remembered record.
@@ -70,7 +72,8 @@ impl Absence {
         }
         let key = Key::new(&config.fields, config.expression.as_deref(), KeyFormat::Auto)?;
         let (last, timers) = (State::new("last"), Timers::new("absent"));
-        Ok(Self { key, after_ms, take: config.take, into: config.into, last, timers })
+        let state_options = StateOptions::of_key("last", &config.fields, config.expression.as_deref());
+        Ok(Self { key, after_ms, take: config.take, into: config.into, last, timers, state_options })
     }
 
     /// The key of a record; `None` if it has none.
@@ -137,6 +140,10 @@ impl Everyday for Absence {
 
     fn inputs(&self) -> Inputs {
         Inputs::VALUE.and(self.key.as_ref().map_or(Inputs::KEY, Key::inputs))
+    }
+
+    fn state_options(&self) -> Option<&StateOptions> {
+        Some(&self.state_options)
     }
 
     fn process(&mut self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {

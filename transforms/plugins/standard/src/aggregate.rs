@@ -18,6 +18,7 @@ mod windows;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use trunkline_plugin::state::State;
 use trunkline_plugin::timers::{self, Timer, Timers};
 use trunkline_plugin::{Batch, ConfigError, Done, Inputs, Port, Record, Verdict, Verdicts, json};
@@ -26,6 +27,7 @@ use self::accumulator::{Accumulator, Function};
 use crate::expression::Scope;
 use crate::key::field;
 use crate::rows::{self, ObjectWriter};
+use crate::state_options::StateOptions;
 use crate::{Everyday, duration};
 
 /// The port of late records.
@@ -100,21 +102,18 @@ pub(crate) struct Aggregate {
     functions: Vec<(String, Function)>,
     emit: Emit,
     late: Late,
-    /// Hash of the options that the stored windows depend on.
-    form: u64,
     /// The open fixed windows: see `windows.rs`.
     windows: State<Window>,
     /// The open sessions: see `sessions.rs`.
     sessions: State<sessions::Session>,
     /// They close windows and sessions.
     timers: Timers,
+    state_options: StateOptions,
 }
 
 /// The records of one group in one window.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Window {
-    /// The `form` of the transform that wrote it.
-    form: u64,
     /// The greatest timestamp of the records.
     time: i64,
     accumulators: Vec<Accumulator>,
@@ -177,10 +176,19 @@ impl Aggregate {
             functions,
             emit: config.emit,
             late: config.late,
-            form: form_of(config),
             windows: State::new("windows"),
             sessions: State::new("sessions"),
             timers: Timers::new("close"),
+            state_options: StateOptions::new(
+                &["windows", "sessions"],
+                [
+                    ("group_by", json!(config.group_by)),
+                    ("window", json!(config.window)),
+                    ("advance", json!(config.advance)),
+                    ("session", json!(config.session)),
+                    ("aggregates", json!(config.aggregates)),
+                ],
+            ),
         })
     }
 
@@ -227,7 +235,7 @@ impl Aggregate {
             added.map_err(|problem| format!("`aggregates.{name}`: {problem}"))?;
         }
         let time = window.map_or(record.time, |window| window.time.max(record.time));
-        Ok(Window { form: self.form, time, accumulators })
+        Ok(Window { time, accumulators })
     }
 
     /// The window of two sessions. `later` has the later records.
@@ -239,16 +247,6 @@ impl Aggregate {
             function.merge(accumulator, later)?;
         }
         Ok(window)
-    }
-
-    /// Checks that a stored window belongs to these options.
-    fn check(&self, window: &Window) -> Result<(), String> {
-        if window.form == self.form {
-            return Ok(());
-        }
-        Err("the open windows in the state were made with other options: restore `group_by`, `aggregates` and the \
-             windows, or give the transform another name"
-            .to_owned())
     }
 
     /// The result of a window.
@@ -318,16 +316,6 @@ impl Kind {
     }
 }
 
-/// A hash of the options that stored windows depend on (FNV-1a).
-fn form_of(config: &Config) -> u64 {
-    let window = match &config.session {
-        Some(gap) => format!("session {gap}"),
-        None => config.window.clone().unwrap_or_default(),
-    };
-    let form = format!("{:?} {window} {:?} {:?}", config.group_by, config.advance, config.aggregates);
-    form.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
-}
-
 /// Emits results.
 fn emit(verdict: Verdict<'_>, outputs: &[Output]) -> Done {
     if outputs.is_empty() {
@@ -362,6 +350,10 @@ impl Everyday for Aggregate {
 
     fn inputs(&self) -> Inputs {
         self.functions.iter().fold(Inputs::VALUE, |inputs, (_, function)| inputs.and(function.inputs()))
+    }
+
+    fn state_options(&self) -> Option<&StateOptions> {
+        Some(&self.state_options)
     }
 
     fn process(&mut self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {

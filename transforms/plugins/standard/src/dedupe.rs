@@ -11,6 +11,7 @@ use trunkline_plugin::{Batch, ConfigError, Inputs, Record, Verdicts};
 
 use crate::distinct::DistinctKeys;
 use crate::key::{Key, KeyFormat};
+use crate::state_options::StateOptions;
 use crate::{Everyday, duration};
 
 /// The options.
@@ -30,6 +31,7 @@ pub(crate) struct Dedupe {
     within_ms: i64,
     /// The time of the last record of a key that passed.
     passed: State<i64>,
+    state_options: StateOptions,
 }
 
 impl Dedupe {
@@ -42,6 +44,7 @@ impl Dedupe {
             key: Key::new(&config.fields, config.expression.as_deref(), KeyFormat::Auto)?,
             within_ms,
             passed: State::new("passed").with_ttl(std::time::Duration::from_millis(ttl)),
+            state_options: StateOptions::of_key("passed", &config.fields, config.expression.as_deref()),
         })
     }
 
@@ -62,6 +65,10 @@ impl Everyday for Dedupe {
 
     fn inputs(&self) -> Inputs {
         self.key.as_ref().map_or(Inputs::KEY, Key::inputs)
+    }
+
+    fn state_options(&self) -> Option<&StateOptions> {
+        Some(&self.state_options)
     }
 
     fn process(&mut self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {

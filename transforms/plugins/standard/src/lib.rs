@@ -24,12 +24,15 @@ mod project;
 mod rekey;
 mod route;
 mod rows;
+mod state_options;
 mod timestamp;
 mod unwrap_envelope;
 
 use serde::Deserialize;
 use trunkline_plugin::timers::Timer;
 use trunkline_plugin::{Batch, ConfigError, Done, Inputs, Record, Transform, Verdict, Verdicts};
+
+use crate::state_options::StateOptions;
 
 /// The configuration: the name of the transform, and its table `config`.
 #[derive(Debug, Deserialize)]
@@ -81,6 +84,11 @@ trait Everyday: std::fmt::Debug {
 
     fn inputs(&self) -> Inputs {
         Inputs::VALUE
+    }
+
+    /// The options that the entries of its state depend on.
+    fn state_options(&self) -> Option<&StateOptions> {
+        None
     }
 
     /// The verdict on a record, for transforms that look at each record by itself.
@@ -139,10 +147,12 @@ impl Transform for Standard {
     }
 
     fn process(&mut self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {
+        self.transform.state_options().map_or(Ok(()), StateOptions::check)?;
         self.transform.process(batch, verdicts)
     }
 
     fn timer(&mut self, timer: Timer<'_>, verdict: Verdict<'_>) -> Result<Done, String> {
+        self.transform.state_options().map_or(Ok(()), StateOptions::check)?;
         self.transform.timer(timer, verdict)
     }
 }

@@ -9,6 +9,7 @@ use trunkline_plugin::{Batch, ConfigError, DEFAULT_PORT, Inputs, Record, Verdict
 use crate::distinct::DistinctKeys;
 use crate::key::{Key, KeyFormat};
 use crate::rows::{self, ObjectWriter};
+use crate::state_options::StateOptions;
 use crate::{Everyday, duration};
 
 /// The options.
@@ -32,6 +33,7 @@ pub(crate) struct Previous {
     within_ms: Option<i64>,
     /// The last record of each key.
     last: State<Last>,
+    state_options: StateOptions,
 }
 
 /// A remembered record.
@@ -55,7 +57,8 @@ impl Previous {
             Some(_) => return Err(ConfigError::at("within", "is zero; expected a duration such as \"10m\"")),
         };
         let key = Key::new(&config.fields, config.expression.as_deref(), KeyFormat::Auto)?;
-        Ok(Self { key, into: config.into, take: config.take, within_ms, last })
+        let state_options = StateOptions::of_key("last", &config.fields, config.expression.as_deref());
+        Ok(Self { key, into: config.into, take: config.take, within_ms, last, state_options })
     }
 
     /// The key of a record; `None` if it has none.
@@ -123,6 +126,10 @@ fn reject(verdict: Verdict<'_>, problem: &str) {
 impl Everyday for Previous {
     fn inputs(&self) -> Inputs {
         Inputs::VALUE.and(self.key.as_ref().map_or(Inputs::KEY, Key::inputs))
+    }
+
+    fn state_options(&self) -> Option<&StateOptions> {
+        Some(&self.state_options)
     }
 
     fn process(&mut self, batch: Batch<'_>, verdicts: &mut Verdicts) -> Result<(), String> {

@@ -14,6 +14,11 @@ fn rejected_key(config: Value) -> Option<String> {
     MockHost::<Standard>::start(config).unwrap_err().key
 }
 
+/// The number of entries, without the one that has the options.
+fn entries(host: &MockHost<Standard>) -> usize {
+    host.state().iter().filter(|(key, _)| key != b"options\0").count()
+}
+
 /// The outcomes of a batch: the texts of the results, `drop`, or the code of the rejection.
 fn batch(host: &mut MockHost<Standard>, inputs: &[Input]) -> Vec<String> {
     let shown = |outcome: &Outcome| match outcome {
@@ -169,9 +174,9 @@ fn sessions_end_with_a_pause_and_merge() {
     assert_eq!(batch(&mut host, &[visit("d", 1, 900)]), ["drop"]);
     assert_eq!(closed(&mut host), c);
     // Without records, event time closes the last session.
-    assert_eq!(host.state().len(), 1);
+    assert_eq!(entries(&host), 1);
     host.advance_time(915_000).unwrap();
-    assert_eq!((closed(&mut host), host.state().len()), (vec![session("d", (900, 900), &[1], [1, 1])], 0));
+    assert_eq!((closed(&mut host), entries(&host)), (vec![session("d", (900, 900), &[1], [1, 1])], 0));
     assert_eq!(batch(&mut host, &[visit("b", 9, 900), visit("d", 1, 901)]), [late.to_owned(), "drop".to_owned()]);
 }
 
@@ -222,7 +227,7 @@ fn sessions_agree_with_a_sorted_list() {
     found.sort_unstable();
     expected.sort_unstable();
     assert!(expected.len() > 100, "{}", expected.len());
-    assert_eq!((found, host.state().len()), (expected, 0));
+    assert_eq!((found, entries(&host)), (expected, 0));
 }
 
 #[test]
@@ -244,7 +249,7 @@ fn session_options_are_checked() {
         [r#"{"window_start":1000,"window_end":1000,"n":1}"#, r#"{"window_start":1000,"window_end":5000,"n":2}"#];
     assert_eq!(updates, expected);
     host.advance_time(15_000).unwrap();
-    assert_eq!((closed(&mut host), host.state().len()), (Vec::new(), 0));
+    assert_eq!((closed(&mut host), entries(&host)), (Vec::new(), 0));
 }
 
 #[test]
@@ -313,7 +318,7 @@ fn absence_reports_a_key_once_when_it_has_been_silent() {
     let last = [r#"b: {"bus":"b","lat":4.5,"last_seen":14000}"#, r#"c: {"bus":"c","lat":0.5,"last_seen":23000}"#];
     assert_eq!(fired(&mut host), last);
     host.advance_time(99_000).unwrap();
-    assert_eq!((fired(&mut host), host.state().len()), (Vec::new(), 0));
+    assert_eq!((fired(&mut host), entries(&host)), (Vec::new(), 0));
 }
 
 #[test]
@@ -339,4 +344,67 @@ fn absence_passes_records_and_ends_with_a_tombstone() {
     }
     let mut by_field = start(json!({ "absence": { "fields": ["a"], "after": "1s" } }));
     assert_eq!(batch(&mut by_field, &[Input::value("{}").at(1)]), ["absence.no_key"]);
+}
+
+#[test]
+fn state_of_other_options_stops_the_stage() {
+    let dedupe = |fields: &[&str], within: &str| json!({ "dedupe": { "fields": fields, "within": within } });
+    let previous = |options: Value| {
+        let mut options = options;
+        options["into"] = json!("before");
+        json!({ "previous": options })
+    };
+    let absence = |fields: &[&str]| json!({ "absence": { "fields": fields, "after": "10s" } });
+    let aggregate = |options: Value| {
+        let mut config = json!({ "group_by": ["a"], "aggregates": { "n": "count()" } });
+        config.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+        json!({ "aggregate": config })
+    };
+    let window = || aggregate(json!({ "window": "1m" }));
+    let cases = [
+        (dedupe(&["a"], "10s"), dedupe(&["b"], "10s"), "`fields = [\"a\"]`, and it is `[\"b\"]` now"),
+        (dedupe(&["a"], "10s"), dedupe(&["a"], "1m"), ""),
+        (
+            previous(json!({ "fields": ["a"] })),
+            previous(json!({ "expression": "row.a" })),
+            "and with `fields = [\"a\"]`",
+        ),
+        (previous(json!({ "fields": ["a"] })), previous(json!({ "fields": ["a"], "take": ["b"], "within": "1m" })), ""),
+        (absence(&["a"]), absence(&["b"]), "`fields = [\"a\"]`"),
+        (window(), aggregate(json!({ "window": "5m" })), "`window = \"1m\"`, and it is `\"5m\"` now"),
+        (window(), aggregate(json!({ "session": "1m" })), "`window = \"1m\"`, and the option is absent now"),
+        (aggregate(json!({ "session": "1m" })), window(), "no `window`"),
+        (window(), aggregate(json!({ "window": "1m", "advance": "30s" })), "no `advance`"),
+        (window(), aggregate(json!({ "window": "1m", "group_by": ["b"] })), "`group_by = [\"a\"]`"),
+        (window(), aggregate(json!({ "window": "1m", "aggregates": { "m": "max(row.b)" } })), "`aggregates = "),
+        (window(), aggregate(json!({ "window": "1m", "lateness": "1m", "emit": "updates" })), ""),
+    ];
+    let record = |seconds: i64| Input::value(r#"{"a":1,"b":2}"#).at(seconds * 1000);
+    for (before, after, problem) in cases {
+        let mut host = start(before.clone());
+        host.process(&[record(1)]).unwrap();
+        host.restart_with(after.clone()).unwrap();
+        if problem.is_empty() {
+            host.process(&[record(2)]).unwrap();
+            continue;
+        }
+        let message = host.process(&[record(2)]).unwrap_err();
+        assert!(message.starts_with("stop: its state was made with ") && message.contains(problem), "{message}");
+        assert!(message.contains("another name"), "{message}");
+        // The options are restored, and the entries are those of before.
+        host.restart_with(before).unwrap();
+        host.process(&[record(2)]).unwrap();
+        if after["aggregate"].is_object() {
+            // When all windows are closed, other options may be used.
+            host.advance_time(1_000_000).unwrap();
+            assert_eq!(entries(&host), 0);
+            host.restart_with(after).unwrap();
+            host.process(&[record(2_000)]).unwrap();
+        }
+    }
+    // Timers of other options do not fire.
+    let mut host = start(aggregate(json!({ "window": "1m" })));
+    host.process(&[record(1)]).unwrap();
+    host.restart_with(aggregate(json!({ "session": "1m" }))).unwrap();
+    assert!(host.advance_time(1_000_000).unwrap_err().starts_with("stop: "));
 }

@@ -49,7 +49,6 @@ pub(super) fn process(
 /// Closes the session of a timer, unless it has got later records.
 pub(super) fn close(aggregate: &Aggregate, gap: i64, timer: Timer<'_>, verdict: Verdict<'_>) -> Result<Done, String> {
     let Some(Session { end, window }) = aggregate.sessions.get(timer.key)? else { return Ok(verdict.drop()) };
-    aggregate.check(&window)?;
     let closes_at = aggregate.closes_at(end.saturating_add(gap));
     if timer.time < closes_at {
         aggregate.timers.set(timer.key, closes_at);
@@ -98,7 +97,6 @@ impl<'a> Open<'a> {
             let Some((last, _)) = page.last() else { break };
             start = [last.as_slice(), &[0]].concat();
             for (key, session) in page {
-                self.aggregate.check(&session.window)?;
                 let (_, first) = parts_of(&key)?;
                 loaded.stored.insert(first);
                 loaded.sessions.insert(first, (session, false));

@@ -67,7 +67,6 @@ pub(super) fn close(
             break;
         }
         for (key, window) in &page {
-            aggregate.check(window)?;
             if aggregate.emit == Emit::Final {
                 outputs.push(output(aggregate, fixed, key, window)?);
             }
@@ -132,7 +131,6 @@ struct OpenWindow {
 impl<'a> Open<'a> {
     fn load(aggregate: &'a Aggregate, fixed: Fixed, keys: &'a DistinctKeys<'a>) -> Result<Self, String> {
         let stored = aggregate.windows.get_all(keys.keys())?;
-        stored.iter().flatten().try_for_each(|window| aggregate.check(window))?;
         let windows = stored.into_iter().map(|window| {
             let is_stored = window.is_some();
             OpenWindow { window, is_stored, is_changed: false }
