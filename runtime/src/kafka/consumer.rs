@@ -43,6 +43,9 @@ const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 /// Time for a check of the group: nothing is read meanwhile.
 const CHECK_LIMIT: Duration = Duration::from_secs(1);
 
+/// Time for a request that wakes a connection: nothing is read meanwhile.
+const WAKE_LIMIT: Duration = Duration::from_millis(500);
+
 /// Idle batches keep the memory of this many polling rounds. One batch alone holds up to twice what
 /// it needs.
 const KEPT_ROUNDS: usize = 4;
@@ -167,8 +170,10 @@ impl GroupConsumer {
         let begun = Instant::now();
         let (mut records, mut bytes) = (0, 0);
         batches.recycle(KEPT_ROUNDS * limits.bytes);
-        if self.idle.borrow_mut().end_if_due() {
+        let idle_end = self.idle.borrow_mut().end_if_due();
+        if let Some(found) = idle_end {
             self.resume_assigned()?;
+            found.iter().for_each(|partition| self.fetch_now(partition));
         }
         while records < limits.records && bytes < limits.bytes {
             // Events first: records of a partition follow the rebalance that assigned it.
@@ -581,6 +586,15 @@ impl GroupConsumer {
         };
         let ends: Option<Vec<_>> = assigned.iter().zip(positions).map(end_of).collect();
         ends.filter(|ends| !ends.is_empty())
+    }
+
+    /// Lets the client fetch a partition that was resumed. The thread of its connection may sleep
+    /// for up to a second, and resuming does not wake it (librdkafka 2.12): a request to the same
+    /// broker does. A failure makes the fetch late, nothing else.
+    fn fetch_now(&self, partition: &TopicPartition) {
+        // The answer comes after the client's main thread has resumed the partition.
+        let _ = self.consumer.assignment();
+        let _ = self.consumer.fetch_watermarks(&partition.topic, partition.partition, WAKE_LIMIT);
     }
 
     fn end_idle_pause(&self) -> Result<()> {

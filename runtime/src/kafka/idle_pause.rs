@@ -8,6 +8,8 @@
 
 use std::time::{Duration, Instant};
 
+use trunkline_connector::TopicPartition;
+
 use super::idle_watch::IdleWatch;
 use crate::backoff::jitter;
 
@@ -88,20 +90,27 @@ impl IdlePause {
         matches!(std::mem::replace(self, Self::reading()), Self::Paused(..))
     }
 
-    /// Starts over if the watch is over, or the pause has lasted long enough. Returns whether the
-    /// partitions are to be resumed.
-    pub(super) fn end_if_due(&mut self) -> bool {
+    /// Starts over if the watch is over, or the pause has lasted long enough. `Some` if the
+    /// partitions are to be resumed, with the one that has a record if the watch has found one.
+    pub(super) fn end_if_due(&mut self) -> Option<Option<TopicPartition>> {
         match self {
             Self::Paused(watch, end_at) if !watch.is_over() => {
                 let is_due = *end_at <= Instant::now();
-                if is_due {
+                is_due.then(|| {
                     self.note_behind(Duration::ZERO);
-                }
-                is_due
+                    None
+                })
             }
-            Self::Watched(watch, _) if !watch.is_over() => false,
-            Self::Reading(_) => false,
-            Self::Watched(..) | Self::Paused(..) => self.end(),
+            Self::Paused(watch, _) => {
+                let found = watch.found().cloned();
+                *self = Self::reading();
+                Some(found)
+            }
+            Self::Watched(watch, _) if watch.is_over() => {
+                *self = Self::reading();
+                None
+            }
+            Self::Watched(..) | Self::Reading(_) => None,
         }
     }
 

@@ -17,8 +17,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -51,8 +50,11 @@ pub(super) struct IdleWatches {
 pub(super) struct IdleWatch {
     shared: Arc<Shared>,
     id: u64,
-    is_over: Arc<AtomicBool>,
+    end: Arc<WatchEnd>,
 }
+
+/// How a watch ended: the partition that has a record, or `None` after a failure.
+type WatchEnd = OnceLock<Option<TopicPartition>>;
 
 #[derive(Default)]
 struct Shared {
@@ -80,7 +82,7 @@ enum Thread {
 struct Watch {
     /// Each partition and the offset of the next record to be read; -1 is the first record.
     positions: Vec<(TopicPartition, i64)>,
-    is_over: Arc<AtomicBool>,
+    end: Arc<WatchEnd>,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -93,17 +95,17 @@ impl IdleWatches {
         positions: Vec<(TopicPartition, i64)>,
         wake: impl Fn() + Send + Sync + 'static,
     ) -> IdleWatch {
-        let is_over = Arc::<AtomicBool>::default();
+        let end = Arc::<WatchEnd>::default();
         let mut state = self.shared.lock();
         state.last_id += 1;
         let id = state.last_id;
-        state.watches.insert(id, Watch { positions, is_over: is_over.clone(), wake: Box::new(wake) });
+        state.watches.insert(id, Watch { positions, end: end.clone(), wake: Box::new(wake) });
         match &state.thread {
             Thread::None => state.thread = Thread::Starting,
-            Thread::Starting => return IdleWatch { shared: self.shared.clone(), id, is_over },
+            Thread::Starting => return IdleWatch { shared: self.shared.clone(), id, end },
             Thread::Running(_) => {
                 state.notify();
-                return IdleWatch { shared: self.shared.clone(), id, is_over };
+                return IdleWatch { shared: self.shared.clone(), id, end };
             }
         }
         drop(state);
@@ -113,7 +115,7 @@ impl IdleWatches {
             tracing::debug!(%error, "cannot start a thread that watches idle consumers");
             self.shared.end_all();
         }
-        IdleWatch { shared: self.shared.clone(), id, is_over }
+        IdleWatch { shared: self.shared.clone(), id, end }
     }
 
     /// The number of watches.
@@ -126,7 +128,12 @@ impl IdleWatches {
 impl IdleWatch {
     /// A partition may have a record, or the client failed.
     pub(super) fn is_over(&self) -> bool {
-        self.is_over.load(Ordering::Acquire)
+        self.end.get().is_some()
+    }
+
+    /// The partition that has a record, if one ended the watch.
+    pub(super) fn found(&self) -> Option<&TopicPartition> {
+        self.end.get()?.as_ref()
     }
 }
 
@@ -146,14 +153,15 @@ impl Shared {
 
     /// Ends the watches that a record concerns.
     fn end(&self, topic: &str, partition: i32, offset: i64) {
-        let concerns = |watch: &Watch| {
-            let is_new = |(watched, position): &(TopicPartition, i64)| {
-                watched.partition == partition && watched.topic.as_ref() == topic && *position <= offset
-            };
-            watch.positions.iter().any(is_new)
+        let is_new = |(watched, position): &&(TopicPartition, i64)| {
+            watched.partition == partition && watched.topic.as_ref() == topic && *position <= offset
         };
+        let concerns = |watch: &Watch| watch.positions.iter().any(|watched| is_new(&watched));
         let ended: Vec<_> = self.lock().watches.extract_if(.., |_, watch| concerns(watch)).collect();
-        ended.into_iter().for_each(|(_, watch)| watch.end());
+        for (_, watch) in ended {
+            let found = watch.positions.iter().find(is_new).map(|(partition, _)| partition.clone());
+            watch.end(found);
+        }
     }
 
     /// Ends all watches. The thread ends, too: the next watch starts another one.
@@ -163,7 +171,7 @@ impl Shared {
             state.thread = Thread::None;
             std::mem::take(&mut state.watches)
         };
-        ended.into_values().for_each(|watch| watch.end());
+        ended.into_values().for_each(|watch| watch.end(None));
     }
 }
 
@@ -186,8 +194,9 @@ impl State {
 }
 
 impl Watch {
-    fn end(self) {
-        self.is_over.store(true, Ordering::Release);
+    fn end(self, found: Option<TopicPartition>) {
+        // A watch ends once.
+        let _ = self.end.set(found);
         (self.wake)();
     }
 }

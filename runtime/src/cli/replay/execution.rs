@@ -30,7 +30,8 @@ const MAX_EXTENSIONS: u32 = 20;
 /// Executes a run that is registered, or a part of it, and stores and prints its result.
 pub(super) fn execute_run(job: &Job<'_>, runs: &Runs<'_>, as_json: bool) -> Result<Exit> {
     let (settings, run) = (job.settings, job.run);
-    let data = if job.joins { open_free_folder(job)? } else { open_folder(job, &folder_of(job), DataDir::open_after_last)? };
+    let data =
+        if job.joins { open_free_folder(job)? } else { open_folder(job, &folder_of(job), DataDir::open_after_last)? };
     // Before the threads start: they inherit it.
     yield_to_live_work();
     let runtime = new_runtime()?;

@@ -77,8 +77,9 @@ fn send(producer: &mut TransactionalProducer, partition: i32) {
 fn an_idle_consumer_fetches_nothing_until_a_record_is_committed() {
     let (_fixture, cluster, mut producer) = start(1);
     let mut member = Member::join(&cluster, "g", "g-1");
+    let mut latencies = Vec::new();
     // A topic without records, and one that was read to its end.
-    for round in 0..2 {
+    for round in 0..5 {
         member.fall_idle();
         let known_end = member.consumer.high_watermark(&member.assigned[0]);
         // Records that are larger than the send buffer are sent before the commit.
@@ -86,23 +87,27 @@ fn an_idle_consumer_fetches_nothing_until_a_record_is_committed() {
         for _ in 0..4 {
             producer.send(&record("a", b"k", &value)).unwrap();
         }
-        for _ in 0..3 {
-            assert_eq!(member.poll(Duration::from_millis(300)), 0);
+        for _ in 0..2 {
+            assert_eq!(member.poll(Duration::from_millis(200)), 0);
         }
         assert!(topic_reader::ends(&cluster, "a").unwrap()[0] > known_end.unwrap());
         assert!(member.is_paused() && member.consumer.high_watermark(&member.assigned[0]) == known_end);
         // An aborted record wakes no consumer: there is nothing to read.
         producer.abort().unwrap();
-        for _ in 0..3 {
-            assert_eq!(member.poll(Duration::from_millis(300)), 0);
+        for _ in 0..2 {
+            assert_eq!(member.poll(Duration::from_millis(200)), 0);
         }
         assert!(member.is_paused());
         send(&mut producer, 0);
         producer.commit().unwrap();
         let committed = Instant::now();
         member.poll_until("the record does not arrive", |member| member.read.len() > round);
-        assert!(committed.elapsed() < Duration::from_secs(10) && !member.is_paused(), "{:?}", committed.elapsed());
+        assert!(!member.is_paused());
+        latencies.push(committed.elapsed());
     }
+    // Resuming alone would take half a second on average, because the connection's thread sleeps.
+    latencies.sort_unstable();
+    assert!(latencies[2] < Duration::from_millis(250), "{latencies:?}");
 }
 
 #[test]
