@@ -150,7 +150,13 @@ pub(crate) fn rejected(document: &Document, section: &Section<'_>, name: &str, e
         _ => None,
     };
     let column = node.and_then(|node| at_column(document, node, &error.message));
-    let key_span = column.as_ref().map(|(span, _)| span.clone()).or_else(|| node.map(|node| node.span.clone()));
+    let span_of_node = || match (&error.key, section.node("config")) {
+        // The key is the problem, and not its value.
+        (Some(key), Some(config)) if error.message.contains("is not a known key") => key_of_path(config, key),
+        _ => None,
+    };
+    let key_span = column.as_ref().map(|(span, _)| span.clone());
+    let key_span = key_span.or_else(|| span_of_node().or_else(|| node.map(|node| node.span.clone())));
     let message = column.map_or(error.message.as_str(), |(_, message)| message);
     let config_span = section.table.entry("config").map(|(key, _)| key.span.clone());
     let otherwise = match (&config_span, &error.key, &key_span) {
@@ -222,6 +228,16 @@ fn node_of_path<'n>(node: &'n Node, path: &str) -> Option<&'n Node> {
     Some(node)
 }
 
+/// The place of the last key of such a path.
+fn key_of_path(node: &Node, path: &str) -> Option<Range<usize>> {
+    let (table, name) = match path.rsplit_once('.') {
+        Some((table, name)) => (node_of_path(node, table)?, name),
+        None => (node, path),
+    };
+    let Value::Table(table) = &table.value else { return None };
+    table.entry(name).map(|(key, _)| key.span.clone())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,6 +252,9 @@ mod tests {
         assert_eq!(written("rules[0].to"), Some("1"));
         assert_eq!(written("fields[2]"), None);
         assert_eq!(written("other"), None);
+        let key = |path: &str| key_of_path(config, path).map(|span| &document.source[span]);
+        assert_eq!((key("fields"), key("rules[0].to")), (Some("fields"), Some("to")));
+        assert_eq!((key("other"), key("rules[1].to"), key("fields[1]")), (None, None, None));
     }
 
     #[test]
