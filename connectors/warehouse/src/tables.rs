@@ -235,8 +235,8 @@ fn type_change(table: &str, column: &Column, have: &str, wanted: &str) -> Error 
     Error::config(
         "warehouse.type_change",
         format!(
-            "the column `{}` of the table {table} has the type {have}, but the records now need {wanted}. Change the column by hand, \
-             or set `on_type_change` to \"new_column\" or \"text\"",
+            "the column `{}` of the table {table} has the type {have}, but the records now need {wanted}. Change the column by hand \
+             (`trunkline validate --check` shows the statement), or set `on_type_change` to \"new_column\" or \"text\"",
             column.name
         ),
     )
