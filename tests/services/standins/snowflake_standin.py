@@ -24,6 +24,8 @@ SYSTEM$ABORT_TRANSACTION. Tests control the faults with POST /__ctl and a JSON b
     {"encrypted_stages": true}               the files of the service's own stages are encrypted by clients
     {"refuse_values": true}                  COPY refuses files with a text such as `refuse:100078:why`, with this
                                              error code and message
+    {"tags": true}                           the answer holds in `tags` the query tags of COPY and COMMIT since the
+                                             last time
     {"abort": true}                          rolls back the transactions of all sessions, which go on
     {"database": NAME, "schema": NAME, "sql": QUERY}
                                              runs a query in another session; the answer holds its rows, as texts
@@ -192,6 +194,7 @@ class Faults:
     drop_before_run = False
     encrypted_stages = False
     refuse_values = False     # by COPY
+    tags = []                 # of COPY and COMMIT
 
 
 # Answers of slow statements, by query id: [polls left, answer].
@@ -424,6 +427,8 @@ async def run_statement(request):
     replace_body(request, {**body, "sqlText": sql})
     token = fakesnow.server.to_token(request)
     last_used[token] = time.monotonic()
+    if sql.startswith(("COPY", "COMMIT")):
+        Faults.tags.append(body.get("parameters", {}).get("QUERY_TAG"))
     if token in Faults.expired:
         return failure("390112", "Your session has expired. Please login again.")
     if Faults.refuse_times and Faults.refuse[0].lower() in sql.lower():
@@ -537,6 +542,9 @@ async def control(request):
         Faults.slow_polls, Faults.slow_text = body["slow"], body.get("text", "")
     if "drop" in body:
         Faults.drop_text, Faults.drop_before_run = body["drop"], body.get("when", "after") == "before"
+    if body.get("tags"):
+        tags, Faults.tags = Faults.tags, []
+        return JSONResponse({"tags": tags})
     left = Faults.refuse_times + (Faults.slow_polls > 0) + Faults.slow_running + (Faults.drop_text is not None)
     return JSONResponse({"left": left})
 

@@ -78,6 +78,18 @@ fn tables_follow_the_schema() {
     assert_eq!(found, ["1|a|null", "2|b|null", "1|c|null", "3|null|{\"a\":[1]}"]);
 }
 
+#[test]
+fn query_tags_name_pipeline_sink_and_offsets() {
+    let Some(setup) = Setup::find() else { return };
+    let mut sink = setup.open("TAGS", "append");
+    setup.account.server.take_tags();
+    load(sink.as_mut(), &batch(4, &ROWS, None));
+    let tags = setup.account.server.take_tags();
+    // The first one creates the row of the topic partition.
+    let of_load = ["stages", "loads"].map(|doing| format!("trunkline loads.test {doing} orders-0 before 7"));
+    assert_eq!(tags, [&["trunkline loads.test".to_owned()][..], &of_load].concat());
+}
+
 /// Changes from this offset on.
 fn ordered(first: i64, changes: &[RowChange]) -> Batch {
     ordered_at((first..).zip(changes))
