@@ -352,7 +352,7 @@ impl Dialect for SnowflakeDialect {
         // offsets row decides what is loaded.
         format!(
             "COPY INTO {} FROM {}{access} FILES = ({}) FILE_FORMAT = (TYPE = PARQUET BINARY_AS_TEXT = FALSE \
-             USE_LOGICAL_TYPE = TRUE) MATCH_BY_COLUMN_NAME = CASE_INSENSITIVE FORCE = TRUE ON_ERROR = ABORT_STATEMENT",
+             USE_LOGICAL_TYPE = TRUE) MATCH_BY_COLUMN_NAME = CASE_SENSITIVE FORCE = TRUE ON_ERROR = ABORT_STATEMENT",
             self.quoted(staging),
             self.literal(root),
             names.join(", ")

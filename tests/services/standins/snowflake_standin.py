@@ -87,6 +87,10 @@ def patch_stages():
     from_source = copy_into._from_source
     internal_files, table_comment = stage.internal_files_sql, info_schema.insert_table_comment_sql
 
+    def column_names(*arguments):
+        """The names of a table's columns, in their own case."""
+        return [column[0] for column in copy_into._describe_table(*arguments)]
+
     def is_internal(path):
         return path.startswith(BUCKETS + "/")
 
@@ -118,6 +122,7 @@ def patch_stages():
     stage.internal_file_name = lambda path: os.path.relpath(path, BUCKETS)
     stage.internal_files_sql = files_sql
     copy_into._source_urls = urls
+    copy_into._get_table_columns = column_names
     copy_into._from_source = source
     copy_into.stage_url_from_var = stage_url
     copy_into.stage.is_internal = is_internal
