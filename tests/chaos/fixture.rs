@@ -249,6 +249,13 @@ impl<'a> Fixture<'a> {
         self.tally.records += self.feed.append(each);
     }
 
+    /// From now on, the warehouse refuses some of the lines that are written.
+    pub(crate) fn refuse_rows(&mut self) {
+        let text = self.warehouse.as_mut().expect("a path with a warehouse").refuse_rows();
+        let transform = self.feed.refuse(text);
+        self.pipeline(&transform);
+    }
+
     /// The logs. Panics on a path with tables.
     pub(crate) fn logs(&mut self) -> &mut Logs {
         match &mut self.feed {
@@ -359,7 +366,8 @@ impl<'a> Fixture<'a> {
 
         let name = self.case.name().to_owned();
         let client = self.broker.client();
-        let dead = self.feed.check_dead(client, &format!("{name}.dead-letters"));
+        let (poisoned, refused) = self.feed.check_dead(client, &format!("{name}.dead-letters"));
+        let dead = poisoned + refused;
         let records = self.feed.check_topics(client, &name);
         let summary = exit.summary();
         let of = |component: &str| {
@@ -368,8 +376,8 @@ impl<'a> Fixture<'a> {
         };
         let source = self.feed.source().0;
         assert_eq!(of(source), (records, records, 0), "{source}: in, out, dead-lettered");
-        assert_eq!(of("clean"), (records, records - dead, dead), "clean: in, out, dead-lettered");
-        assert_eq!(of("lake"), (records - dead, records - dead, 0), "lake: in, out, dead-lettered");
+        assert_eq!(of("clean"), (records, records - poisoned, poisoned), "clean: in, out, dead-lettered");
+        assert_eq!(of("lake"), (records - poisoned, records - dead, refused), "lake: in, out, dead-lettered");
         if matches!(self.plan.path, Path::Topics | Path::State) {
             assert_eq!(check_order(client, &format!("{name}.clean")), records - dead, "records after the transform");
         }

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::time::UNIX_EPOCH;
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
+use serde_json::Value;
 use trunkline_tests::{KafkaClient, LogWriter, Random, Reader};
 
 use crate::feed::published;
@@ -81,6 +82,15 @@ fn is_poison(line: u64) -> bool {
     line % 1_000 == 51 && line > 51 || line == LOG + 333 || line % 10_000 == 7_701 || line % 10_000 == 8_802
 }
 
+/// Options of a transform that gives the lines whose number ends with 51 a text that the stand-in
+/// of a warehouse refuses in place of `$TEXT`.
+const REFUSED: &str =
+    "plugin = \"project.wasm\"\nconfig = { compute = { note = \"row.path.endsWith('51') ? '$TEXT' : 'fine'\" } }\n";
+
+fn is_refused(line: u64) -> bool {
+    line % 100 == 51
+}
+
 /// The logs of one run.
 pub(crate) struct Logs {
     folder: PathBuf,
@@ -89,6 +99,7 @@ pub(crate) struct Logs {
     /// Each of them.
     pub all: Vec<LogWriter>,
     poison: bool,
+    refuses: bool,
     counted: HashMap<PathBuf, u64>,
 }
 
@@ -100,7 +111,7 @@ impl Logs {
             false => (folder, None),
         };
         std::fs::create_dir_all(&folder).unwrap();
-        let mut this = Self { folder, links, all: Vec::new(), poison: false, counted: HashMap::new() };
+        let mut this = Self { folder, links, all: Vec::new(), poison: false, refuses: false, counted: HashMap::new() };
         (0..3).for_each(|_| this.add(random));
         this
     }
@@ -126,16 +137,44 @@ impl Logs {
         POISON
     }
 
+    pub(crate) fn refuse(&mut self, text: &str) -> String {
+        self.refuses = true;
+        REFUSED.replace("$TEXT", text)
+    }
+
     pub(crate) fn lines(&self) -> u64 {
         self.all.iter().map(LogWriter::lines).sum()
     }
 
-    pub(crate) fn dead(&self) -> u64 {
-        if !self.poison {
-            return 0;
-        }
+    /// The numbers of the lines that have been written.
+    fn numbers(&self) -> impl Iterator<Item = u64> {
         let logs = self.all.iter().enumerate();
-        logs.map(|(n, log)| (0..log.lines()).filter(|line| is_poison(n as u64 * LOG + line)).count() as u64).sum()
+        logs.flat_map(|(n, log)| (0..log.lines()).map(move |line| n as u64 * LOG + line))
+    }
+
+    pub(crate) fn poisoned(&self) -> u64 {
+        if self.poison { self.numbers().filter(|line| is_poison(*line)).count() as u64 } else { 0 }
+    }
+
+    pub(crate) fn refused(&self) -> u64 {
+        if self.refuses { self.numbers().filter(|line| is_refused(*line)).count() as u64 } else { 0 }
+    }
+
+    /// Checks that each poison line and each refused line is a dead letter, once.
+    pub(crate) fn check_dead(&self, client: &KafkaClient, topic: &str) {
+        if !self.refuses {
+            assert_eq!(client.count(topic), self.poisoned(), "dead letters");
+            return;
+        }
+        let of = |letter: &trunkline_tests::Record| {
+            let reason = letter.header("__connect.errors.exception.class.name");
+            assert_eq!(reason, "warehouse.row_refused", "the reason of a dead letter");
+            number_of(&letter.json())
+        };
+        let mut found: Vec<u64> = client.read(topic).iter().map(of).collect();
+        found.sort_unstable();
+        let expected: Vec<u64> = self.numbers().filter(|line| is_refused(*line)).collect();
+        assert_same("numbers of the lines in the dead letters", &found, &expected);
     }
 
     /// The rows of the published objects, by their footers.
@@ -160,7 +199,7 @@ impl Logs {
     }
 
     pub(crate) fn check_lake(&self, reader: &Reader, lake: &Path, records: u64) {
-        let (lines, dead) = (self.lines(), self.dead());
+        let (lines, dead) = (self.lines(), self.poisoned());
         let found = reader.read_in_order(lake, "path", &["bytes"]);
         assert_eq!(
             (found.rows, found.distinct),
@@ -173,12 +212,17 @@ impl Logs {
     }
 }
 
+/// The number of a line.
+fn number_of(line: &Value) -> u64 {
+    line["path"].as_str().unwrap().rsplit('/').next().unwrap().parse().unwrap()
+}
+
 /// Checks that a topic has the lines of each log in order; returns their number.
 pub(crate) fn check_order(client: &KafkaClient, topic: &str) -> u64 {
     let (mut count, mut last) = (0, BTreeMap::new());
     for record in client.read(topic) {
         let value = record.json();
-        let number: u64 = value["path"].as_str().unwrap().rsplit('/').next().unwrap().parse().unwrap();
+        let number = number_of(&value);
         let before = last.insert((record.partition, number / LOG), number);
         assert!(before.is_none_or(|before| before < number), "{topic}: {number} after {before:?} (I5)");
         count += 1;

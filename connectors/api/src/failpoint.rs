@@ -36,6 +36,8 @@ pub enum Reached {
     Directory,
     /// A sink that loads a warehouse.
     Warehouse,
+    /// A sink that loads a warehouse, which refuses rows.
+    Refused,
     /// A sink of the idempotent kind.
     Delivery,
     /// A materialised transform.
@@ -132,6 +134,10 @@ pub const FAILPOINTS: &[Failpoint] = &[
     at("warehouse.claim.after", Reached::Warehouse),
     at("warehouse.upload.before", Reached::Warehouse),
     at("warehouse.upload.after", Reached::Warehouse),
+    at("warehouse.search.before", Reached::Refused),
+    at("warehouse.probe.copied", Reached::Refused),
+    at("warehouse.probe.after", Reached::Refused),
+    at("warehouse.search.after", Reached::Refused),
     at("warehouse.begin.before", Reached::Warehouse),
     at("warehouse.begin.after", Reached::Warehouse),
     at("warehouse.offsets.after", Reached::Warehouse),

@@ -22,8 +22,7 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How messages about a login begin.
 const CONNECTING: &str = "connect to";
 /// The next step if no connection can be had.
-const UNREACHABLE: &str =
-    "check host and port in `url`, the security group, and whether the cluster is paused; it is tried again";
+const UNREACHABLE: &str = "check host and port in `url`, the security group, and whether the cluster is paused";
 
 /// The code of an error that says that the connection was lost or cannot be had.
 const UNAVAILABLE: &str = "redshift.unavailable";

@@ -297,7 +297,9 @@ fn read_credentials(section: &Section<'_>) -> Option<Credentials> {
         return match KeyPair::from_pem(text, passphrase.as_deref()) {
             Ok(key) => Some(Credentials::KeyPair(Arc::new(key))),
             Err(problem) => {
-                check(section, "private_key", false, &problem, "an RSA key in PEM format");
+                // What is expected is shown for values of files and variables, too.
+                let expected = format!("an RSA key in PEM format; it {problem}");
+                check(section, "private_key", false, "cannot be used", &expected);
                 None
             }
         };
@@ -307,4 +309,35 @@ fn read_credentials(section: &Section<'_>) -> Option<Credentials> {
         .map(Credentials::Password)
         .or_else(|| oauth_token.take().map(Credentials::OAuth))
         .or_else(|| access_token.take().map(Credentials::AccessToken))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test reports a failure by panicking")]
+mod tests {
+    use std::path::Path;
+
+    use trunkline_connector::config::Report;
+    use trunkline_connector::conformance::read_toml;
+
+    use super::*;
+
+    #[test]
+    fn a_key_that_cannot_be_used_is_reported_with_its_problem() {
+        let pem = |label: &str| format!("-----BEGIN {label}-----\\nAAAA\\n-----END {label}-----");
+        for (key, problem) in [
+            ("hunter2".to_owned(), "it is not a private key in PEM format"),
+            (pem("ENCRYPTED PRIVATE KEY"), "it is encrypted, and `private_key_passphrase` is missing"),
+            (pem("CERTIFICATE"), "it is a `CERTIFICATE`, not a private key"),
+            (pem("PRIVATE KEY"), "it must be an RSA key of 2048 bits or more"),
+        ] {
+            let table = read_toml(&format!("private_key = \"{key}\""));
+            let report = Report::default();
+            let section = Section::new(&table, 0..0, "sinks.dw", Path::new("."), &report);
+            assert!(read_credentials(&section).is_none());
+            let problems = report.into_problems();
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            let shown = format!("{:?}", problems[0]);
+            assert!(problems[0].expected.contains(problem) && !shown.contains("hunter2"), "{shown}");
+        }
+    }
 }

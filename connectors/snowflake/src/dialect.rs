@@ -1,6 +1,6 @@
 //! Snowflake's SQL, for the loads of [`trunkline_warehouse`].
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arrow::datatypes::DataType;
 use tokio::runtime::Handle;
@@ -58,6 +58,8 @@ pub(crate) struct SnowflakeDialect {
     /// Shown in the service's query history.
     pub(crate) tag: String,
     pub(crate) runtime: Handle,
+    /// The role that the service gave to a session.
+    pub(crate) session_role: OnceLock<String>,
 }
 
 /// A session for the library: its calls block.
@@ -166,6 +168,10 @@ impl Session for BlockingSession {
         self.id.as_deref()
     }
 
+    fn describe_work(&mut self, work: &str) {
+        self.session.tag_with(work);
+    }
+
     fn end_session(&mut self, id: &str) -> Result<bool> {
         if !is_number(id) {
             return Ok(false);
@@ -215,6 +221,10 @@ impl Dialect for SnowflakeDialect {
             }
             StageAccess::Integration(_) | StageAccess::Internal => Vec::new(),
         };
+        if let Some(role) = session.role() {
+            // The first one stays: all sessions log in alike.
+            let _ = self.session_role.set(role.to_owned());
+        }
         let id = session.id().map(|id| id.to_string());
         let (transaction, runtime) = (Transaction::None, self.runtime.clone());
         Ok(Box::new(BlockingSession { session, id, transaction, commits_by_itself: true, runtime, secrets }))
@@ -226,10 +236,10 @@ impl Dialect for SnowflakeDialect {
 
     fn check_name(&self, name: &str) -> Option<String> {
         if name.is_empty() {
-            return Some("it is empty".to_owned());
+            return Some("is empty".to_owned());
         }
         let length = name.chars().count();
-        (length > MAX_NAME).then(|| format!("it has {length} characters, and Snowflake allows {MAX_NAME}"))
+        (length > MAX_NAME).then(|| format!("has {length} characters, and Snowflake allows {MAX_NAME}"))
     }
 
     fn quoted(&self, name: &str) -> String {
@@ -342,7 +352,7 @@ impl Dialect for SnowflakeDialect {
         // offsets row decides what is loaded.
         format!(
             "COPY INTO {} FROM {}{access} FILES = ({}) FILE_FORMAT = (TYPE = PARQUET BINARY_AS_TEXT = FALSE \
-             USE_LOGICAL_TYPE = TRUE) MATCH_BY_COLUMN_NAME = CASE_INSENSITIVE FORCE = TRUE ON_ERROR = ABORT_STATEMENT",
+             USE_LOGICAL_TYPE = TRUE) MATCH_BY_COLUMN_NAME = CASE_SENSITIVE FORCE = TRUE ON_ERROR = ABORT_STATEMENT",
             self.quoted(staging),
             self.literal(root),
             names.join(", ")
@@ -408,7 +418,12 @@ impl Dialect for SnowflakeDialect {
 
     fn grant(&self, right: Right<'_>) -> Option<String> {
         let ClientOptions { role, warehouse, database, schema, .. } = self.client.as_ref();
-        let role = role.as_ref().map_or_else(|| "..".to_owned(), |role| self.named(role));
+        let role = match (role, self.session_role.get()) {
+            (Some(role), _) => self.named(role),
+            (None, Some(role)) if self.named(role) == *role => role.clone(),
+            (None, Some(role)) => self.quoted(role),
+            (None, None) => "..".to_owned(),
+        };
         let (database, schema) = (self.named(database), self.named(schema));
         match right {
             Right::CreateTables => Some(format!(

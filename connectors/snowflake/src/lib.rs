@@ -17,7 +17,7 @@ mod dialect;
 mod internal_stage;
 mod types;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::runtime::Handle;
 use trunkline_connector::config::{OptionSpec, Section};
@@ -74,6 +74,7 @@ impl SnowflakeSpec {
             has_geographies: self.config.has_geographies,
             tag: format!("trunkline {name}"),
             runtime: runtime.clone(),
+            session_role: OnceLock::new(),
         }
     }
 }

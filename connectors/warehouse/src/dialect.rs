@@ -48,6 +48,12 @@ pub trait Session: Send {
         None
     }
 
+    /// Names the purpose of the next statements, for the destination's history of statements.
+    /// Empty: none.
+    fn describe_work(&mut self, work: &str) {
+        let _ = work;
+    }
+
     /// Ends another session, whose transaction is rolled back. False: there is no session of this
     /// id any more. Never ends one that only looks like it, such as a later session with the same
     /// process id.

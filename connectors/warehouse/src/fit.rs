@@ -11,7 +11,7 @@ use crate::intent::LoadMode;
 use crate::layouts::{Layout, LayoutKey};
 use crate::preflight::{GRANTABLE, issue};
 use crate::sink::WarehouseSink;
-use crate::tables::{Incoming, OnTypeChange, new_column};
+use crate::tables::{Incoming, OnTypeChange, new_column, target_of};
 use crate::write::Row;
 
 /// The suffix of the names in statements that replace a column.
@@ -89,14 +89,17 @@ impl WarehouseSink {
         let first = records.get(rows.first()?.index as usize);
         let partition = TopicPartition::new(first.topic(), 0);
         let system = self.system_columns(&partition, 0, records, layout, rows);
-        let (incoming, _) = self.incoming(batch, layout, &fields, &system).ok()?;
+        let (incoming, key_columns) = self.incoming(batch, layout, &fields, &system).ok()?;
         let own = self.columns_of_the_sink(&system);
         let dialect = self.sessions.dialect().as_ref();
         let mut needs = Needs { table: key.table.clone(), changes: Vec::new(), misfits: Vec::new() };
         for column in &incoming {
             let Some(wanted) = new_column(dialect, column) else { continue };
-            match existing.iter().find(|have| have.name == column.name) {
-                Some(have) => needs.fit(dialect, self.tables.on_type_change, have, column, &wanted.column_type),
+            match target_of(existing, column, &incoming) {
+                Some(have) => {
+                    let on_type_change = self.tables.on_type_change_of(column, &key_columns);
+                    needs.fit(dialect, on_type_change, have, column, &wanted.column_type);
+                }
                 None => needs.changes.extend(dialect.add_column(&key.table, &wanted)),
             }
         }
@@ -107,9 +110,12 @@ impl WarehouseSink {
                 None => needs.changes.extend(dialect.add_column(&key.table, column)),
             }
         }
-        let is_written = |name: &String| {
-            incoming.iter().map(|column| &column.name).chain(own.iter().map(|own| &own.name)).any(|own| own == name)
-        };
+        let written: Vec<&String> = incoming
+            .iter()
+            .map(|column| target_of(existing, column, &incoming).map_or(&column.name, |found| &found.name))
+            .chain(own.iter().map(|own| &own.name))
+            .collect();
+        let is_written = |name: &String| written.contains(&name);
         for column in existing.iter().filter(|have| !have.nullable && !have.has_default && !is_written(&have.name)) {
             match dialect.drop_not_null(&key.table, column) {
                 Some(statements) => needs.changes.extend(statements),

@@ -129,6 +129,7 @@ impl Loader {
         let all: Vec<&PendingLoad> = loads.iter().collect();
         let groups = groups(&all, false);
         self.repeat(sessions, &mut |dialect, session| {
+            session.describe_work(&description("stages", &all));
             let stagings = self.staging_names(dialect, &groups);
             create_stagings(dialect, session, &groups, &stagings)?;
             let files: usize = groups.iter().map(|group| group.copied_files().count()).sum();
@@ -137,7 +138,11 @@ impl Loader {
                 session.execute("BEGIN")?;
             }
             groups.iter().zip(&stagings).try_for_each(|(group, names)| copy_group(dialect, session, group, names))?;
-            if files > 1 { session.execute("COMMIT").map(drop) } else { Ok(()) }
+            if files > 1 {
+                session.execute("COMMIT")?;
+            }
+            session.describe_work("");
+            Ok(())
         })?;
         sessions.set_staged(loads.iter().map(|load| load.committable.plan.load.clone()).collect());
         Ok(())
@@ -244,6 +249,7 @@ impl Loader {
             Rows::InFiles(rebuild) => rebuild,
         };
         let is_staged = matches!(rows, Rows::Staged);
+        session.describe_work(&description("loads", loads));
         let groups = groups(loads, rebuild.is_some());
         let stagings = self.staging_names(dialect, &groups);
         if !is_staged {
@@ -282,9 +288,10 @@ impl Loader {
             // The rows are in. A staging table that stays is dropped by the next load of the task.
             if let Err(error) = drop_staging(dialect, session, name) {
                 tracing::debug!(%error, name, "a staging table could not be dropped");
-                return Ok(());
+                break;
             }
         }
+        session.describe_work("");
         Ok(())
     }
 
@@ -333,6 +340,12 @@ impl Loader {
 pub(crate) fn fenced(partition: &TopicPartition, own: i64, newer: i64) -> Error {
     let message = format!("{partition} belongs to a newer task: its epoch is {newer}, that of the load is {own}");
     Error::fenced("warehouse.fenced", message)
+}
+
+/// The topic partitions of loads, each with the offset at which its load ends.
+fn description(doing: &str, loads: &[&PendingLoad]) -> String {
+    let end = |load: &&PendingLoad| format!("{} before {}", load.partition(), load.committable.plan.next_offset);
+    format!("{doing} {}", loads.iter().map(end).collect::<Vec<_>>().join(", "))
 }
 
 pub(crate) fn run(session: &mut dyn Session, statements: &[String]) -> Result<()> {

@@ -32,8 +32,6 @@ pub(crate) struct Rebuild<'a> {
     pub(crate) replacement: &'a Replacement,
     /// Those that exist.
     pub(crate) tables: Vec<RebuiltTable>,
-    /// The fields of the option `key`.
-    pub(crate) key: &'a [String],
     /// Names temporary tables.
     pub(crate) task: &'a str,
 }
@@ -45,6 +43,8 @@ pub(crate) struct RebuiltTable {
     pub(crate) ranges: OffsetRanges,
     /// It has the column of the order of changes.
     pub(crate) has_order: bool,
+    /// The columns of the option `key`.
+    pub(crate) key: Vec<String>,
 }
 
 /// A group of files, and the staging table with its rows, if it has some.
@@ -355,8 +355,8 @@ impl Rebuild<'_> {
         let quoted = |name: &String| self.dialect.quoted(name);
         match with_rows(groups, &table.name).next() {
             Some(group) => Some(group.target.key_columns.iter().map(quoted).collect()),
-            None if self.key.is_empty() => None,
-            None => Some(self.key.iter().map(|name| self.own(name)).collect()),
+            None if table.key.is_empty() => None,
+            None => Some(table.key.iter().map(quoted).collect()),
         }
     }
 

@@ -28,7 +28,7 @@ use crate::load::{CONFLICT, Loader, PendingLoad, Rows};
 use crate::offsets::Offsets;
 use crate::rebuild::{Rebuild, RebuiltTable};
 use crate::sessions::Sessions;
-use crate::tables::catalog_name;
+use crate::tables::{catalog_name, find_column};
 use crate::takeover::Takeover;
 
 /// The columns with which rows name their records.
@@ -302,7 +302,6 @@ impl Loader {
             live: &replacement.live,
             replacement,
             tables: Vec::new(),
-            key: &options.key,
             task: &self.task,
         };
         for (name, ranges) in options.tables(dialect, &replacement.ranges).unwrap_or_default() {
@@ -310,7 +309,12 @@ impl Loader {
             if let Some(columns) = dialect.columns(session, &name)? {
                 let order = dialect.folded(SOURCE_ORDER);
                 let has_order = columns.iter().any(|column| column.name == order);
-                rebuild.tables.push(RebuiltTable { name, ranges, has_order });
+                let in_table = |field: &String| {
+                    let name = dialect.folded(field);
+                    find_column(&columns, &name).map_or(name.clone(), |column| column.name.clone())
+                };
+                let key = options.key.iter().map(in_table).collect();
+                rebuild.tables.push(RebuiltTable { name, ranges, has_order, key });
             }
         }
         let has_keys = options.mode != LoadMode::Append;

@@ -17,7 +17,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
-use trunkline_connector::{Error, Result, io_error};
+use trunkline_connector::{Error, Result, failpoint, io_error};
 
 use crate::apply::{control, lineage};
 use crate::bisect::{Found, MAX_REFUSED, Refusal, find_refused};
@@ -64,15 +64,17 @@ impl Staging {
                 return Ok(());
             }
         }
+        failpoint!("warehouse.search.before")?;
         let mut found = Vec::new();
         for (load, file) in self.staged_files(loads) {
             found.extend(self.search(sessions, load, file)?);
         }
-        match found.is_empty() {
+        if found.is_empty() {
             // The files were accepted one by one.
-            true => self.loader.stage(sessions, loads),
-            false => Err(self.refused.note(sessions.dialect().name(), &found)),
+            return self.loader.stage(sessions, loads);
         }
+        failpoint!("warehouse.search.after")?;
+        Err(self.refused.note(sessions.dialect().name(), &found))
     }
 
     fn staged_files<'l>(&self, loads: &'l [PendingLoad]) -> impl Iterator<Item = (&'l PendingLoad, &'l PlannedFile)> {
@@ -137,7 +139,9 @@ impl Staging {
         drop(std::fs::remove_file(&path));
         let part = self.part(load, part);
         let staged = uploaded.and_then(|()| self.loader.stage(sessions, std::slice::from_ref(&part)));
+        failpoint!("warehouse.probe.copied")?;
         self.stage.remove(&part.committable.plan.keys())?;
+        failpoint!("warehouse.probe.after")?;
         match staged {
             Ok(()) => Ok(None),
             Err(error) if is_refusal(&error) => Ok(Some(error.message().to_owned())),

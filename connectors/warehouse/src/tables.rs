@@ -36,6 +36,8 @@ pub(crate) struct Incoming<'a> {
 
 /// A converted column with its place in the target.
 pub(crate) struct Fitted {
+    /// The name of the incoming column.
+    pub(crate) from: String,
     pub(crate) column: Column,
     pub(crate) converted: Converted,
 }
@@ -44,6 +46,30 @@ pub(crate) struct Fitted {
 /// table has become `_`.
 pub(crate) fn catalog_name(dialect: &dyn Dialect, table: &str) -> String {
     dialect.folded(&plain(table))
+}
+
+/// The column of a table with this name; else the only one whose name differs from it in case.
+pub(crate) fn find_column<'c>(columns: &'c [Column], name: &str) -> Option<&'c Column> {
+    columns.iter().find(|known| known.name == name).or_else(|| {
+        let mut similar = columns.iter().filter(|known| differs_in_case(&known.name, name));
+        similar.next().filter(|_| similar.next().is_none())
+    })
+}
+
+/// The column of a table that takes one of these columns. The case of names matters only if two of
+/// them differ in nothing else.
+pub(crate) fn target_of<'c>(
+    columns: &'c [Column],
+    column: &Incoming<'_>,
+    incoming: &[Incoming<'_>],
+) -> Option<&'c Column> {
+    let found = find_column(columns, &column.name)?;
+    let is_alone = || incoming.iter().all(|other| !differs_in_case(&other.name, &column.name));
+    (found.name == column.name || is_alone()).then_some(found)
+}
+
+fn differs_in_case(one: &str, other: &str) -> bool {
+    one != other && (one.eq_ignore_ascii_case(other) || !one.is_ascii() && one.to_lowercase() == other.to_lowercase())
 }
 
 /// The known tables.
@@ -71,9 +97,18 @@ impl Tables {
             Some(columns) => columns,
             None => self.open(sessions, table, incoming, system, key)?,
         };
-        let fitted = self.fit_columns(sessions, table, incoming, system, &mut columns)?;
+        let fitted = self.fit_columns(sessions, table, incoming, system, key, &mut columns)?;
         self.known.insert(table.to_owned(), columns);
         Ok(fitted)
+    }
+
+    /// What happens to a column whose values no longer fit. The columns of the key find the rows,
+    /// so their values never go to other columns.
+    pub(crate) fn on_type_change_of(&self, column: &Incoming<'_>, key: &[String]) -> OnTypeChange {
+        match self.on_type_change {
+            OnTypeChange::NewColumn if key.contains(&column.name) => OnTypeChange::Stop,
+            other => other,
+        }
     }
 
     /// Whether a table that was fitted has a column.
@@ -130,6 +165,7 @@ impl Tables {
         table: &str,
         incoming: &[Incoming<'_>],
         system: &[Column],
+        key: &[String],
         columns: &mut Vec<Column>,
     ) -> Result<Vec<Fitted>> {
         for column in system {
@@ -140,9 +176,11 @@ impl Tables {
         let mut fitted = Vec::with_capacity(incoming.len());
         let mut used = HashSet::new();
         for column in incoming {
-            if let Some(column) = self.fit_column(sessions, table, column, columns)? {
-                used.insert(column.column.name.clone());
-                fitted.push(column);
+            let name = target_of(columns, column, incoming).map_or(&column.name, |target| &target.name).clone();
+            let on_type_change = self.on_type_change_of(column, key);
+            if let Some(fit) = Self::fit_column(sessions, table, column, name, on_type_change, columns)? {
+                used.insert(fit.0.name.clone());
+                fitted.push(Fitted { from: column.name.clone(), column: fit.0, converted: fit.1 });
             }
         }
         used.extend(system.iter().map(|column| column.name.clone()));
@@ -154,15 +192,16 @@ impl Tables {
         Ok(fitted)
     }
 
+    /// Brings the column of this name into a state that takes the values, and converts them.
     fn fit_column(
-        &self,
         sessions: &mut Sessions,
         table: &str,
         incoming: &Incoming<'_>,
+        mut name: String,
+        on_type_change: OnTypeChange,
         columns: &mut Vec<Column>,
-    ) -> Result<Option<Fitted>> {
+    ) -> Result<Option<(Column, Converted)>> {
         let dialect = std::sync::Arc::clone(sessions.dialect());
-        let mut name = incoming.name.clone();
         let mut suffix = 1;
         loop {
             let Some(have) = columns.iter().find(|column| column.name == name).cloned() else {
@@ -181,14 +220,14 @@ impl Tables {
                 };
                 let converted = convert(&have)?;
                 if converted.refused.is_empty() {
-                    return Ok(Some(Fitted { column: have, converted }));
+                    return Ok(Some((have, converted)));
                 }
                 // A wider column may take what this one refused.
                 let Some(to) = wider(&have.column_type, &wanted).filter(|to| *to != have.column_type) else {
-                    return Ok(Some(Fitted { column: have, converted }));
+                    return Ok(Some((have, converted)));
                 };
                 if !widen(sessions, table, &have, &to, columns)? {
-                    return Ok(Some(Fitted { column: have, converted }));
+                    return Ok(Some((have, converted)));
                 }
                 continue;
             }
@@ -198,7 +237,7 @@ impl Tables {
             {
                 continue;
             }
-            match self.on_type_change {
+            match on_type_change {
                 OnTypeChange::Text => {
                     let text = dialect.column_type(&arrow::datatypes::DataType::Utf8, longest(incoming.array), false);
                     if let Some(text) = text
@@ -235,8 +274,8 @@ fn type_change(table: &str, column: &Column, have: &str, wanted: &str) -> Error 
     Error::config(
         "warehouse.type_change",
         format!(
-            "the column `{}` of the table {table} has the type {have}, but the records now need {wanted}. Change the column by hand, \
-             or set `on_type_change` to \"new_column\" or \"text\"",
+            "the column `{}` of the table {table} has the type {have}, but the records now need {wanted}. Change the column by hand \
+             (`trunkline validate --check` shows the statement), or set `on_type_change` to \"text\", or to \"new_column\" if the column is not part of the key",
             column.name
         ),
     )
@@ -317,7 +356,7 @@ fn drop_not_null(sessions: &mut Sessions, table: &str, column: &Column, columns:
 /// null is in a column that does not take it.
 pub(crate) fn refused_rows(fitted: &[Fitted]) -> Vec<(usize, String)> {
     let mut refused = Vec::new();
-    for Fitted { column, converted } in fitted {
+    for Fitted { column, converted, .. } in fitted {
         let named = |(row, reason): &(usize, String)| (*row, format!("column `{}`: {reason}", column.name));
         refused.extend(converted.refused.iter().map(named));
         if !column.nullable && converted.array.null_count() > 0 {
@@ -329,4 +368,46 @@ pub(crate) fn refused_rows(fitted: &[Fitted]) -> Vec<(usize, String)> {
     refused.sort_by_key(|(row, _)| *row);
     refused.dedup_by_key(|(row, _)| *row);
     refused
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::Int64Array;
+
+    use super::*;
+
+    fn columns(names: &[&str]) -> Vec<Column> {
+        let column = |name: &&str| Column {
+            name: (*name).to_owned(),
+            column_type: ColumnType::Integer(64),
+            nullable: true,
+            has_default: false,
+        };
+        names.iter().map(column).collect()
+    }
+
+    /// The columns of a table with these names that take columns of these names.
+    fn targets(table: &[&str], incoming: &[&str]) -> Vec<Option<String>> {
+        let array: ArrayRef = Arc::new(Int64Array::from(vec![1]));
+        let incoming: Vec<Incoming<'_>> =
+            incoming.iter().map(|name| Incoming { name: (*name).to_owned(), array: &array, is_json: false }).collect();
+        let table = columns(table);
+        let target = |column| target_of(&table, column, &incoming).map(|target| target.name.clone());
+        incoming.iter().map(target).collect()
+    }
+
+    #[test]
+    fn columns_of_another_case_are_used_where_they_are_meant() {
+        let some = |name: &str| Some(name.to_owned());
+        assert_eq!(targets(&["Id", "NAME"], &["ID", "NAME", "NEW"]), [some("Id"), some("NAME"), None]);
+        assert_eq!(targets(&["Größe"], &["GRÖßE"]), [some("Größe")]);
+        // An equal name comes first, and two columns never share one.
+        assert_eq!(targets(&["id", "ID"], &["ID"]), [some("ID")]);
+        assert_eq!(targets(&["ID"], &["id", "ID"]), [None, some("ID")]);
+        assert_eq!(targets(&["ID"], &["id", "Id"]), [None, None]);
+        // It is unknown which one is meant.
+        assert_eq!(targets(&["id", "Id"], &["ID"]), [None]);
+    }
 }

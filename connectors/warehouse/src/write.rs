@@ -22,7 +22,7 @@ use crate::intent::{FileColumn, LoadMode};
 use crate::layouts::{Layout, LayoutKey};
 use crate::order::{self, OrderBy, SourceFacts, SourceOrder};
 use crate::sink::WarehouseSink;
-use crate::tables::{Incoming, catalog_name, refused_rows};
+use crate::tables::{Fitted, Incoming, catalog_name, refused_rows};
 
 /// A row of a batch.
 pub(crate) struct Row<'a> {
@@ -238,11 +238,10 @@ impl WarehouseSink {
             .into_iter()
             .map(|(row, reason)| (row, Reason::new("warehouse.value_misfit", reason)))
             .collect();
-        let key_arrays: Vec<&ArrayRef> = fitted
-            .iter()
-            .filter(|column| key_columns.contains(&column.column.name))
-            .map(|column| &column.converted.array)
-            .collect();
+        let of_key: Vec<&Fitted> =
+            key_columns.iter().filter_map(|name| fitted.iter().find(|column| column.from == *name)).collect();
+        let key_in_table: Vec<String> = of_key.iter().map(|column| column.column.name.clone()).collect();
+        let key_arrays: Vec<&ArrayRef> = of_key.iter().map(|column| &column.converted.array).collect();
         if mode != LoadMode::Append {
             let is_null =
                 |row: usize| key_arrays.len() < key.len() || key_arrays.iter().any(|array| array.is_null(row));
@@ -274,7 +273,7 @@ impl WarehouseSink {
             let column_type = ColumnType::Text(KEY_LENGTH);
             columns.push((FileColumn { name: dialect.folded(control::KEY), column_type, is_loaded: false }, hashes));
         }
-        self.add_to_file(partition, records, table, key_columns, columns, rows, &refused)?;
+        self.add_to_file(partition, records, table, key_in_table, columns, rows, &refused)?;
         Ok(refused)
     }
 

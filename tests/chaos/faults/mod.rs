@@ -164,6 +164,13 @@ pub(crate) const FAULTS: &[FaultKind] = &[
         REDSHIFT_EMBEDDED,
         warehouses::zombie,
     ),
+    fault(
+        "warehouse-refused",
+        "COPY refuses rows, and a worker dies until the others are loaded",
+        WAREHOUSES,
+        REDSHIFT_EMBEDDED,
+        warehouses::refused,
+    ),
     fault("warehouse-sessions", "the warehouse ends all sessions", WAREHOUSES, &[], warehouses::killed_sessions),
     fault("warehouse-conflicts", "storms of error 1023, or of locks", WAREHOUSES, &[], warehouses::conflicts),
     fault("warehouse-denied", "the role lacks a privilege for a while", WAREHOUSES, &[], warehouses::denied),

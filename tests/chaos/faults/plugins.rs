@@ -24,7 +24,7 @@ pub(crate) fn run(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
     // The records that exceed the plugin's output and memory limits have higher numbers.
     fixture.append(10_000);
     fixture.wait_for_recovery(Instant::now(), &mut [super::running(fixture, &mut worker)]);
-    fixture.tally.faults += fixture.feed.dead();
+    fixture.tally.faults += fixture.feed.poisoned();
     fixture.stop(worker.take().expect("it was just started"));
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use trunkline_connector::failpoint::{FAILPOINTS, Failpoint, Reached};
-use trunkline_tests::{Process, Skip, wait};
+use trunkline_tests::{Exit, Process, Skip, wait};
 
 use crate::fixture::{Fixture, LIMIT};
 use crate::plan::Path;
@@ -90,7 +90,7 @@ pub(crate) fn is_reachable(point: &Failpoint, path: Path) -> bool {
         Reached::State => path == Path::State,
         Reached::Delivery => path == Path::Search,
         Reached::Warehouse => path.ends_in_warehouse(),
-        Reached::Rebalance | Reached::Replay => false,
+        Reached::Rebalance | Reached::Replay | Reached::Refused => false,
         Reached::After(earlier) => {
             // A step that aborts an upload needs an upload.
             let bucket = point.name.starts_with("s3.");
@@ -122,7 +122,18 @@ fn short_steps(fixture: &Fixture<'_>) -> u64 {
 
 /// Waits until a worker dies at a step, and writes records so that it reaches the step. After
 /// `limit`, stops the worker, and returns false.
-fn wait_for_death(fixture: &mut Fixture<'_>, mut worker: Process, step: &str, limit: Duration) -> bool {
+fn wait_for_death(fixture: &mut Fixture<'_>, worker: Process, step: &str, limit: Duration) -> bool {
+    wait_for_death_with(fixture, worker, step, limit, 20).is_some()
+}
+
+/// The same with this number of lines, or changes, twice in a second. Returns how the worker died.
+pub(super) fn wait_for_death_with(
+    fixture: &mut Fixture<'_>,
+    mut worker: Process,
+    step: &str,
+    limit: Duration,
+    lines: u64,
+) -> Option<Exit> {
     let deadline = Instant::now() + limit;
     while Instant::now() < deadline {
         if wait::within(Duration::from_millis(500), || (!worker.is_running()).then_some(())).is_some() {
@@ -130,12 +141,12 @@ fn wait_for_death(fixture: &mut Fixture<'_>, mut worker: Process, step: &str, li
             assert!(exit.signal == Some(libc::SIGABRT) && exit.stderr.contains(step), "{}", exit.describe());
             fixture.record_exit(&exit);
             fixture.tally.kills += 1;
-            return true;
+            return Some(exit);
         }
-        fixture.append(20);
+        fixture.append(lines);
     }
     fixture.stop(worker);
-    false
+    None
 }
 
 /// Checks that a pipeline without faults passes every step that the list says it does. (For the

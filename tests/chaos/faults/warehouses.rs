@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use trunkline_connector::failpoint::{FAILPOINTS, Reached};
 use trunkline_tests::{Process, Skip, wait};
 
+use super::steps::wait_for_death_with;
 use crate::fixture::{Fixture, LIMIT, last_lines};
 use crate::plan::Path;
 use crate::warehouse::{StatementFault, TokenExpiry, Warehouse};
@@ -19,6 +20,32 @@ const ATTEMPTS: u32 = 5;
 
 /// The step at which a worker has uploaded files and has not recorded its intent.
 const UPLOADED: &str = "warehouse.upload.after";
+
+/// Lines per log before each step of [`refused`]: one of them is refused.
+const REFUSED_LINES: u64 = 100;
+
+/// A search for refused rows has at least this many probes.
+const PROBES: u64 = 20;
+
+/// The steps from the end of a search until the other rows are loaded. The numbers say when a
+/// worker passes them for the first load that was refused.
+const READ_AGAIN: [(&str, u64); 15] = [
+    ("sink.assign.before", 2),
+    ("sink.abort.before", 1),
+    ("sink.abort.after", 1),
+    ("sink.assign.after", 2),
+    ("sink.seal.recorded", 2),
+    ("sink.prepare.after", 1),
+    ("sink.intent.before", 1),
+    ("sink.intent.written", 1),
+    ("sink.intent.after", 1),
+    ("warehouse.begin.after", 1),
+    ("warehouse.apply.after", 1),
+    ("warehouse.commit.before", 1),
+    ("warehouse.commit.after", 1),
+    ("sink.commit.after", 1),
+    ("sink.done.after", 1),
+];
 
 fn warehouse<'g>(fixture: &'g Fixture<'_>) -> &'g Warehouse<'g> {
     fixture.warehouse.as_ref().expect("a path with a warehouse")
@@ -108,6 +135,48 @@ fn at_moments(fixture: &mut Fixture<'_>, fault: impl Fn(&Warehouse<'_>, u64)) ->
         fixture.wait_for_recovery(since, &mut [&mut worker]);
     }
     stop(fixture, Some(worker))
+}
+
+/// COPY refuses rows. A worker dies at each step from there until the other rows are loaded, and
+/// each step of the search fails once.
+pub(crate) fn refused(fixture: &mut Fixture<'_>) -> Result<(), Skip> {
+    fixture.refuse_rows();
+    let search = FAILPOINTS.iter().filter(|point| point.reached == Reached::Refused).map(|point| point.name);
+    let search: Vec<&str> = search.collect();
+    let mut steps: Vec<(&str, &str, u64)> = READ_AGAIN.iter().map(|(step, nth)| (*step, "kill", *nth)).collect();
+    for step in search {
+        for action in ["kill", "error"] {
+            let nth = if step.contains("probe") { 1 + fixture.random.below(PROBES) } else { 1 };
+            steps.push((step, action, nth));
+        }
+    }
+    for last in (1..steps.len()).rev() {
+        steps.swap(last, fixture.random.below(last as u64 + 1) as usize);
+    }
+    steps.truncate(usize::try_from(fixture.plan.times(1, u64::MAX)).unwrap_or(usize::MAX));
+    for (step, action, nth) in steps {
+        // Its first load has refused lines, because they are there when it starts.
+        fixture.append(REFUSED_LINES);
+        let mut since = Instant::now();
+        let mut worker = fixture.start_with("a", &format!("{step}={action}@{nth}"));
+        if action == "kill" {
+            let exit = wait_for_death_with(fixture, worker, step, LIMIT, 0);
+            let exit = exit.unwrap_or_else(|| panic!("the worker never reached {step} {nth} times"));
+            let is_in_search = step.starts_with("warehouse.search") || step.starts_with("warehouse.probe");
+            assert!(
+                is_in_search || exit.stderr.contains("[sink.read_again]"),
+                "no row was refused: {}",
+                exit.describe()
+            );
+            since = Instant::now();
+            worker = fixture.start("a");
+        }
+        fixture.wait_for_recovery(since, &mut [&mut worker]);
+        fixture.tally.faults += u64::from(action == "error");
+        fixture.stop(worker);
+    }
+    warehouse(fixture).accept_rows();
+    Ok(())
 }
 
 /// A worker hangs at each step of a load until another one has taken over, and then resumes with

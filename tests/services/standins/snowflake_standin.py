@@ -24,6 +24,8 @@ SYSTEM$ABORT_TRANSACTION. Tests control the faults with POST /__ctl and a JSON b
     {"encrypted_stages": true}               the files of the service's own stages are encrypted by clients
     {"refuse_values": true}                  COPY refuses files with a text such as `refuse:100078:why`, with this
                                              error code and message
+    {"tags": true}                           the answer holds in `tags` the query tags of COPY and COMMIT since the
+                                             last time
     {"abort": true}                          rolls back the transactions of all sessions, which go on
     {"database": NAME, "schema": NAME, "sql": QUERY}
                                              runs a query in another session; the answer holds its rows, as texts
@@ -85,6 +87,10 @@ def patch_stages():
     from_source = copy_into._from_source
     internal_files, table_comment = stage.internal_files_sql, info_schema.insert_table_comment_sql
 
+    def column_names(*arguments):
+        """The names of a table's columns, in their own case."""
+        return [column[0] for column in copy_into._describe_table(*arguments)]
+
     def is_internal(path):
         return path.startswith(BUCKETS + "/")
 
@@ -116,6 +122,7 @@ def patch_stages():
     stage.internal_file_name = lambda path: os.path.relpath(path, BUCKETS)
     stage.internal_files_sql = files_sql
     copy_into._source_urls = urls
+    copy_into._get_table_columns = column_names
     copy_into._from_source = source
     copy_into.stage_url_from_var = stage_url
     copy_into.stage.is_internal = is_internal
@@ -192,6 +199,7 @@ class Faults:
     drop_before_run = False
     encrypted_stages = False
     refuse_values = False     # by COPY
+    tags = []                 # of COPY and COMMIT
 
 
 # Answers of slow statements, by query id: [polls left, answer].
@@ -424,6 +432,8 @@ async def run_statement(request):
     replace_body(request, {**body, "sqlText": sql})
     token = fakesnow.server.to_token(request)
     last_used[token] = time.monotonic()
+    if sql.startswith(("COPY", "COMMIT")):
+        Faults.tags.append(body.get("parameters", {}).get("QUERY_TAG"))
     if token in Faults.expired:
         return failure("390112", "Your session has expired. Please login again.")
     if Faults.refuse_times and Faults.refuse[0].lower() in sql.lower():
@@ -537,6 +547,9 @@ async def control(request):
         Faults.slow_polls, Faults.slow_text = body["slow"], body.get("text", "")
     if "drop" in body:
         Faults.drop_text, Faults.drop_before_run = body["drop"], body.get("when", "after") == "before"
+    if body.get("tags"):
+        tags, Faults.tags = Faults.tags, []
+        return JSONResponse({"tags": tags})
     left = Faults.refuse_times + (Faults.slow_polls > 0) + Faults.slow_running + (Faults.drop_text is not None)
     return JSONResponse({"left": left})
 

@@ -33,6 +33,7 @@ pub(super) struct Data {
     pub(super) session_token: Option<String>,
     pub(super) master_token: Option<String>,
     pub(super) session_id: Option<u64>,
+    pub(super) session_info: Option<SessionInfo>,
     // ---- statements
     query_id: Option<String>,
     get_result_url: Option<String>,
@@ -43,6 +44,13 @@ pub(super) struct Data {
     total: Option<u64>,
     /// The answer to PUT.
     stage_info: Option<StageInfo>,
+}
+
+/// What a login selected.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct SessionInfo {
+    pub(super) role_name: Option<String>,
 }
 
 /// Where a stage of the service is, and temporary credentials for it.

@@ -6,6 +6,12 @@ use trunkline_connector::{Error, Retry};
 
 use crate::config::TLS_CODES;
 
+/// The code of an error about the bucket of a stage.
+const STAGE_FAILED: &str = "003167";
+/// Its next step.
+const STAGE_STEP: &str = "the key or the storage integration of `stage` needs s3:GetObject and s3:ListBucket on the bucket, and the role \
+                          needs USAGE on the integration";
+
 /// An error of a login or a statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SqlError {
@@ -95,7 +101,7 @@ impl SqlError {
 
     /// The error of the connector. `doing` names the action that failed.
     pub(crate) fn into_error(self, doing: &str) -> Error {
-        let next = self.kind.next_step();
+        let next = if self.code == STAGE_FAILED { STAGE_STEP } else { self.kind.next_step() };
         let message = if next.is_empty() { format!("{doing}: {self}") } else { format!("{doing}: {self}; {next}") };
         let code = self.kind.code();
         match self.kind {
@@ -147,7 +153,7 @@ impl ErrorKind {
     fn next_step(self) -> &'static str {
         match self {
             Self::LoginRefused => {
-                "check `account`, `user` and `password`; for a key: `DESCRIBE USER` must show its fingerprint, and the \
+                "check `account`, `user` and `password`, or the key: `DESCRIBE USER` must show its fingerprint, and the \
                  clock of this machine must be right"
             }
             Self::RoleRefused => "correct `role`, or run `GRANT ROLE .. TO USER ..`",
@@ -199,8 +205,8 @@ fn kind_of(code: &str, sql_state: &str, message: &str) -> ErrorKind {
         "390913" => ErrorKind::AccountUnknown,
         "000606" | "090073" => ErrorKind::NoWarehouse,
         // 002003 and 002043 missing objects, 003001 and 003041 privileges, 090105 and 090106 no
-        // current database or schema, 003167 storage integration.
-        "002003" | "002043" | "003001" | "003011" | "003041" | "003167" | "090105" | "090106" => {
+        // current database or schema.
+        "002003" | "002043" | "003001" | "003011" | "003041" | STAGE_FAILED | "090105" | "090106" => {
             ErrorKind::AccessDenied
         }
         // Lock timeout, too many waiters, deadlock.

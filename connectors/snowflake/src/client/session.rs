@@ -30,17 +30,20 @@ pub(crate) struct Session {
     token: String,
     master_token: String,
     id: Option<u64>,
+    role: Option<String>,
     statement_timeout: Duration,
     /// Written to the service's query history with each statement.
     tag: String,
+    /// The part of the tag that never changes.
+    name: String,
     sequence: u64,
     /// Why the session is of no further use.
     lost: Option<SqlError>,
 }
 
 impl Session {
-    /// Logs in.
-    pub(crate) async fn open(options: &ClientOptions, tag: &str, runtime: &Handle) -> SqlResult<Self> {
+    /// Logs in. `name` begins the tag of the session's statements.
+    pub(crate) async fn open(options: &ClientOptions, name: &str, runtime: &Handle) -> SqlResult<Self> {
         let http = Http::new(&options.origin, &options.tls)?;
         let body = options.login_body().map_err(|reason| SqlError::new(ErrorKind::LoginRefused, reason))?;
         let mut query = options.login_query();
@@ -61,9 +64,10 @@ impl Session {
             token,
             master_token,
             id: data.session_id,
+            role: data.session_info.and_then(|info| info.role_name),
             statement_timeout: options.statement_timeout,
-            // The service refuses longer ones.
-            tag: tag.chars().take(MAX_TAG).collect(),
+            tag: limited_tag(name),
+            name: name.to_owned(),
             sequence: 0,
             lost: None,
         };
@@ -71,9 +75,19 @@ impl Session {
         Ok(session)
     }
 
+    /// From now on, the tag of statements ends with this text.
+    pub(crate) fn tag_with(&mut self, text: &str) {
+        self.tag = limited_tag(format!("{} {text}", self.name).trim_end());
+    }
+
     /// The id of the session, which no other one ever has.
     pub(crate) fn id(&self) -> Option<u64> {
         self.id
+    }
+
+    /// The role of the session, as the catalog has its name.
+    pub(crate) fn role(&self) -> Option<&str> {
+        self.role.as_deref()
     }
 
     /// Runs a statement and waits for its result, also behind a suspended or queued warehouse.
@@ -182,6 +196,11 @@ impl Drop for Session {
             }
         });
     }
+}
+
+/// The service refuses longer ones.
+fn limited_tag(tag: &str) -> String {
+    tag.chars().take(MAX_TAG).collect()
 }
 
 fn is_transient(kind: ErrorKind) -> bool {

@@ -120,6 +120,12 @@ impl StandIn {
         answer["left"].as_u64().unwrap()
     }
 
+    /// The query tags of each COPY and each COMMIT since the last call.
+    pub(crate) fn take_tags(&self) -> Vec<String> {
+        let answer: serde_json::Value = serde_json::from_str(&self.post("{\"tags\":true}").1).unwrap();
+        serde_json::from_value(answer["tags"].clone()).unwrap()
+    }
+
     /// The rows of a query, as texts; `None` if it fails.
     pub(crate) fn query(&self, database: &str, schema: &str, sql: &str) -> Option<Vec<Vec<Option<String>>>> {
         let body = serde_json::json!({"database": database, "schema": schema, "sql": sql});

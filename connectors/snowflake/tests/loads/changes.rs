@@ -78,6 +78,47 @@ fn tables_follow_the_schema() {
     assert_eq!(found, ["1|a|null", "2|b|null", "1|c|null", "3|null|{\"a\":[1]}"]);
 }
 
+#[test]
+fn existing_columns_of_another_case_are_used_as_they_are() {
+    let Some(setup) = Setup::find() else { return };
+    for (schema, mode) in [("CASE_APPEND", "append"), ("CASE_UPSERT", "upsert"), ("CASE_HISTORY", "history")] {
+        // The sink creates the schema.
+        drop(setup.open(schema, mode));
+        setup.query(schema, "CREATE TABLE \"ROWS\" (extra INT DEFAULT 7, \"fullName\" VARCHAR, \"Id\" NUMBER(38, 0))");
+        let row = |id: u32, name: &str| {
+            (format!("{{\"id\":{id}}}"), format!("{{\"id\":{id},\"fullname\":\"{name}\",\"new\":true}}"))
+        };
+        let rows = [row(1, "a"), row(2, "b"), row(1, "c")];
+        let rows: Vec<_> = rows.iter().map(|(key, value)| (Some(key.as_str()), Some(value.as_str()))).collect();
+        let mut sink = setup.open(schema, mode);
+        load(sink.as_mut(), &batch(0, &rows[..2], None));
+        load(sink.as_mut(), &batch(2, &rows[2..], None));
+        let names = setup.query(
+            schema,
+            &format!("SELECT column_name FROM information_schema.columns WHERE table_schema = '{schema}' AND table_name = 'ROWS' ORDER BY 1"),
+        );
+        let own = |name: &&String| {
+            !name.starts_with('_') && !["VALID_FROM", "VALID_TO", "IS_CURRENT"].contains(&name.as_str())
+        };
+        assert_eq!(names.iter().filter(own).collect::<Vec<_>>(), ["EXTRA", "Id", "NEW", "fullName"], "{mode}");
+        let found = setup.query(schema, "SELECT \"Id\", \"fullName\", EXTRA FROM \"ROWS\" ORDER BY 1, 2");
+        let expected: &[&str] = if mode == "upsert" { &["1|c|7", "2|b|7"] } else { &["1|a|7", "1|c|7", "2|b|7"] };
+        assert_eq!(found, expected, "{mode}");
+    }
+}
+
+#[test]
+fn query_tags_name_pipeline_sink_and_offsets() {
+    let Some(setup) = Setup::find() else { return };
+    let mut sink = setup.open("TAGS", "append");
+    setup.account.server.take_tags();
+    load(sink.as_mut(), &batch(4, &ROWS, None));
+    let tags = setup.account.server.take_tags();
+    // The first one creates the row of the topic partition.
+    let of_load = ["stages", "loads"].map(|doing| format!("trunkline loads.test {doing} orders-0 before 7"));
+    assert_eq!(tags, [&["trunkline loads.test".to_owned()][..], &of_load].concat());
+}
+
 /// Changes from this offset on.
 fn ordered(first: i64, changes: &[RowChange]) -> Batch {
     ordered_at((first..).zip(changes))

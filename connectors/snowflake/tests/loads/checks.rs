@@ -52,7 +52,7 @@ fn the_preflight_check_reports_what_is_missing() {
     );
     let denied = issues(&options);
     assert_eq!(denied.iter().map(|issue| issue.code).collect::<Vec<_>>(), ["snowflake.access_denied"]);
-    let grant = "GRANT USAGE, CREATE TABLE ON SCHEMA DB.CHECKED TO ROLE ..";
+    let grant = "GRANT USAGE, CREATE TABLE ON SCHEMA DB.CHECKED TO ROLE SYSADMIN";
     assert!(denied[0].fix.as_deref().is_some_and(|fix| fix.contains(grant)), "{denied:?}");
     setup.account.server.control(
         "{\"refuse\":\"select count\",\"code\":\"000606\",\"message\":\"No active warehouse selected in the current session\"}",
