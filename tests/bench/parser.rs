@@ -19,7 +19,7 @@ pub(crate) fn row(sampling: Sampling) -> Row {
     let lines = Lines::generate(1, SAMPLE);
     let lines: Vec<&str> = lines.text().lines().collect();
     let parser = ParserKind::Combined(CombinedVariant::Combined).parser();
-    measure("combined", parser, &lines, sampling, 1.5e6)
+    measure("combined", parser, &lines, sampling, 2.5e6)
 }
 
 /// The other parsers, each with lines of its format.

@@ -1,5 +1,5 @@
-//! The request to stop, shared by the threads of a worker, and the news that they may have
-//! something to do.
+//! The request to stop, shared by the threads of a worker, and announcements of changes that may
+//! give them something to do.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
