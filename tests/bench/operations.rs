@@ -6,7 +6,7 @@
 //! that is the highest share of throughput that they can cost. The cost is measured on the idle
 //! worker, because a percent of throughput is less than the difference of two equal runs.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -58,6 +58,8 @@ pub(crate) fn rows(kafka: &Kafka, sampling: Sampling) -> Vec<Row> {
              url = \"file://$DIR/lake/{number}\"\n"
         );
         case.pipeline(&format!("p{number}"), &text);
+        // An idle source follows a folder without new lines, not one that does not exist.
+        fs::create_dir_all(case.path(&format!("logs/{number}"))).unwrap();
     }
     let worker = case.start("a", &[]);
     let address = address(&worker);
