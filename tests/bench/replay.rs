@@ -22,8 +22,8 @@ const SEEK_VARIABLE: &str = "TRUNKLINE_BENCH_SEEK_RECORDS";
 /// Partitions of the topic whose range is planned.
 const PLAN_PARTITIONS: i32 = 1_000;
 
-/// Time between two records of the topic in which a time is looked up, in milliseconds. All of them are
-/// younger than the retention of a topic.
+/// Time between two records of the topic in which a time is looked up, in milliseconds. All of them
+/// are younger than the retention of a topic.
 const STEP_MS: i64 = 1;
 
 pub(crate) fn add(
