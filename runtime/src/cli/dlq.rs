@@ -37,7 +37,7 @@ enum DlqCommand {
     /// Count the dead letters of each component and error code
     List {
         /// Pipeline files, or folders of them
-        #[arg(required = true, value_name = "PATH")]
+        #[arg(default_value = "pipelines", value_name = "PATH")]
         paths: Vec<PathBuf>,
         /// Only dead letters for which this expression in CEL is true: 'code == "parse.json" &&
         /// time >= "2026-03-01"'
@@ -102,7 +102,7 @@ struct Choice {
     #[arg(value_name = "PIPELINE")]
     pipeline: String,
     /// Pipeline files, or folders of them; one of them defines the pipeline
-    #[arg(required = true, value_name = "PATH")]
+    #[arg(default_value = "pipelines", value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// Only those of this component
     #[arg(long, value_name = "NAME")]

@@ -393,4 +393,14 @@ mod tests {
         let others = "trunkline offsets show offset --from earliest --to offset";
         assert_eq!(joined(others), others.split(' ').collect::<Vec<_>>());
     }
+
+    #[test]
+    fn tap_and_dlq_read_the_folder_pipelines_unless_files_are_named() {
+        for words in ["tap web-logs", "dlq list", "dlq show web-logs --limit 5", "dlq redrive web-logs --dry-run"] {
+            let parsed = Cli::try_parse_from(["trunkline"].into_iter().chain(words.split(' ')));
+            assert!(parsed.is_ok(), "{words}: {}", parsed.err().unwrap());
+        }
+        let shown = Cli::try_parse_from(["trunkline", "dlq", "list", "--help"]).err().unwrap().to_string();
+        assert!(shown.contains("[default: pipelines]"), "{shown}");
+    }
 }

@@ -37,7 +37,7 @@ pub(super) struct TapArgs {
     #[arg(value_name = "PIPELINE[.COMPONENT]")]
     name: String,
     /// Pipeline files, or folders of them; one of them defines the pipeline
-    #[arg(required = true, value_name = "PATH")]
+    #[arg(default_value = "pipelines", value_name = "PATH")]
     paths: Vec<PathBuf>,
     /// Start: `latest`, `earliest`, a time ago (-5m), a time (2026-11-01T00:00Z), or offsets by
     /// partition (0:1200,1:900)
