@@ -28,6 +28,7 @@ mod admin_rights;
 pub mod client;
 mod connection;
 pub mod consumer;
+mod consumer_pauses;
 mod delivery;
 pub mod embedded;
 mod enqueue;

@@ -39,7 +39,7 @@ use super::stop_signal::StopSignal;
 use super::supervise::Stage;
 use super::worker_context::WorkerContext;
 use crate::checkpoint::{CHECKPOINTS, Counters, Positions};
-use crate::kafka::{ProducerRecord, ReopeningProducer};
+use crate::kafka::{ProducerRecord, ReopeningProducer, TransactionalProducer};
 use crate::plan::{Branch, Route, SharedTopics, SourcePlan};
 
 /// A source of a pipeline on this node.
@@ -289,7 +289,7 @@ impl Writer<'_> {
             self.begin_deletes(&table)?;
         }
         let plan = &self.stage.plan;
-        let producer = self.producer.get_with(|| self.positions.check_unchanged(&self.context.cluster))?;
+        let producer = claimed(&mut self.producer, &self.positions, self.context)?;
         let Pending { counters, dead_letters, .. } = &mut self.pending;
         let own = counters.of(&plan.name);
         let emitted = (batch.records.len() + batch.side_outputs.len()) as u64;
@@ -422,7 +422,7 @@ impl Writer<'_> {
     fn send_deletes(&mut self, topic: &str, deletes: &Batch) -> Result<()> {
         self.commit_timer.mark_pending();
         let partitions = self.topics.partitions(topic)?;
-        let producer = self.producer.get_with(|| self.positions.check_unchanged(&self.context.cluster))?;
+        let producer = claimed(&mut self.producer, &self.positions, self.context)?;
         for record in deletes.iter() {
             producer.send(&ProducerRecord {
                 topic,
@@ -441,7 +441,7 @@ impl Writer<'_> {
     }
 
     fn publish_schema(&mut self, schema: &Arc<Schema>) -> Result<()> {
-        let producer = self.producer.get_with(|| self.positions.check_unchanged(&self.context.cluster))?;
+        let producer = claimed(&mut self.producer, &self.positions, self.context)?;
         self.context.schemas.publish(producer, schema)?;
         self.pending.schemas.push(schema.clone());
         Ok(())
@@ -470,7 +470,7 @@ impl Writer<'_> {
         failpoint!("source.checkpoint.before")?;
         let partitions = self.topics.partitions(&self.stage.dead_letters)?;
         let run = RunName { pipeline: &self.stage.pipeline, replay: None };
-        let producer = self.producer.get_with(|| self.positions.check_unchanged(&self.context.cluster))?;
+        let producer = claimed(&mut self.producer, &self.positions, self.context)?;
         pending.dead_letters.write(producer, &run, &self.stage.dead_letters, partitions)?;
         self.positions.counters.add(&pending.counters);
         if !changes.is_empty() || !pending.counters.is_zero() {
@@ -492,6 +492,16 @@ impl Writer<'_> {
         self.status.committed(&pending.counters);
         Ok(())
     }
+}
+
+/// The producer of a task. If it is opened for this call, the position is checked before its first
+/// use (see the head of this file).
+fn claimed<'p>(
+    producer: &'p mut ReopeningProducer,
+    positions: &Positions,
+    context: &WorkerContext,
+) -> Result<&'p mut TransactionalProducer> {
+    producer.get_with(|| positions.check_unchanged(&context.cluster))
 }
 
 /// The transforms in `apply`, one after the other, by their default ports.

@@ -107,8 +107,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Tells the source what was committed. `next_commit` becomes the earliest time of the next
-    /// commit.
+    /// Passes what was committed to the source. `next_commit` becomes the earliest time of the
+    /// next commit.
     fn learn_of_commits(&mut self, next_commit: &mut Option<Instant>) -> Result<()> {
         for Committed { changes, next } in self.committed.try_iter() {
             *next_commit = next;

@@ -1,6 +1,6 @@
 //! The keys that a restore has written to the disk: a Bloom filter that grows.
 //!
-//! Most keys of a changelog come once. The filter tells that a key is new with one or two looks at
+//! Most keys of a changelog occur once. The filter recognises a new key with one or two reads of
 //! memory, where the tree has a filter for each of its tables.
 
 use xxhash_rust::xxh3::xxh3_64;
