@@ -58,6 +58,9 @@ mod timer_slack;
 mod topic_limits;
 pub mod topic_reader;
 mod unassigned;
+// The producer over it follows.
+#[allow(dead_code)]
+mod wire;
 
 pub use admin::{Admin, EnsuredTopics, Permission, TopicIdentity, TopicSpec};
 pub use admin_facts::{BrokerFacts, TopicFacts};

@@ -1,0 +1,361 @@
+//! What one client knows of a cluster: the addresses of its brokers, the leaders of partitions, and
+//! a connection for each broker that it talks to.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
+use kafka_protocol::messages::{
+    FindCoordinatorRequest, FindCoordinatorResponse, MetadataRequest, MetadataResponse, TopicName,
+};
+use kafka_protocol::protocol::{Request, StrBytes};
+use trunkline_connector::{Error, Result};
+
+use super::Lost;
+use super::connection::{ANSWER_LIMIT, Address, Connection};
+use super::errors::{code, is_transient};
+use super::readiness::Readiness;
+use crate::backoff::{Backoff, jitter};
+use crate::kafka::client::{Cluster, classify_code};
+
+/// Pauses between two attempts of a call.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const MAX_PAUSE: Duration = Duration::from_millis(500);
+
+/// A kind of coordinator. The numbers are those of FindCoordinator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in crate::kafka) enum Coordinator {
+    Group = 0,
+    Transaction = 1,
+}
+
+/// The leader of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::kafka) struct Leader {
+    pub(in crate::kafka) node: i32,
+    /// -1 if the broker does not say.
+    pub(in crate::kafka) epoch: i32,
+}
+
+/// The brokers of a cluster, for one client.
+pub(in crate::kafka) struct Brokers {
+    cluster: Cluster,
+    client_id: String,
+    addresses: HashMap<i32, Address>,
+    /// By partition; `None` for a partition without a leader.
+    leaders: HashMap<String, Vec<Option<Leader>>>,
+    coordinators: HashMap<(Coordinator, String), i32>,
+    connections: HashMap<i32, Connection>,
+    /// A connection to a bootstrap server whose number is not known.
+    first: Option<Connection>,
+    /// Where the search for a broker continues.
+    next: usize,
+}
+
+impl Brokers {
+    /// A client without connections. Brokers see the name `client_id`.
+    pub(in crate::kafka) fn new(cluster: &Cluster, client_id: &str) -> Self {
+        Self {
+            cluster: cluster.clone(),
+            client_id: client_id.to_owned(),
+            addresses: HashMap::new(),
+            leaders: HashMap::new(),
+            coordinators: HashMap::new(),
+            connections: HashMap::new(),
+            first: None,
+            next: 0,
+        }
+    }
+
+    pub(in crate::kafka) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The leader of a partition, as far as it is known.
+    pub(in crate::kafka) fn leader(&self, topic: &str, partition: i32) -> Option<Leader> {
+        *self.leaders.get(topic)?.get(usize::try_from(partition).ok()?)?
+    }
+
+    /// The connection to a broker; opened if there is none.
+    pub(super) fn connection(&mut self, node: i32, deadline: Instant) -> Result<&mut Connection, Lost> {
+        if !self.connections.contains_key(&node) {
+            let address =
+                self.addresses.get(&node).ok_or_else(|| Lost(format!("broker {node} is not in the cluster")))?;
+            let is_first = self.first.as_ref().is_some_and(|first| first.address() == address);
+            let connection = match self.first.take_if(|_| is_first) {
+                Some(first) => first,
+                None => Connection::open(&self.cluster, &self.client_id, address, deadline)?,
+            };
+            self.connections.insert(node, connection);
+        }
+        self.connections.get_mut(&node).ok_or_else(|| Lost(format!("broker {node} is not connected")))
+    }
+
+    /// The open connection to a broker.
+    pub(super) fn open_connection(&mut self, node: i32) -> Option<&mut Connection> {
+        self.connections.get_mut(&node)
+    }
+
+    /// Closes the connection to a broker. Its requests are lost.
+    pub(super) fn close(&mut self, node: i32) {
+        self.connections.remove(&node);
+    }
+
+    /// What poll(2) has to wait for.
+    pub(super) fn readiness(&self) -> impl Iterator<Item = Readiness> {
+        self.connections.values().filter(|connection| connection.is_busy()).map(Connection::readiness)
+    }
+
+    /// A connection to any broker: an open one, or a new one to a known broker or a bootstrap
+    /// server.
+    fn any(&mut self, deadline: Instant) -> Result<&mut Connection, Lost> {
+        // Borrowed again below, because a conditional return would keep the borrow.
+        if let Some(node) = self.connections.keys().next().copied() {
+            return self.connection(node, deadline);
+        }
+        if self.first.is_none() {
+            let known = self.addresses.values().cloned();
+            let candidates: Vec<Address> = known.chain(bootstrap(self.cluster.brokers())).collect();
+            let mut lost = Lost("no bootstrap server is named".to_owned());
+            for _ in 0..candidates.len() {
+                let address = &candidates[self.next % candidates.len()];
+                match Connection::open(&self.cluster, &self.client_id, address, deadline) {
+                    Ok(connection) => {
+                        self.first = Some(connection);
+                        break;
+                    }
+                    Err(error) => lost = error,
+                }
+                self.next += 1;
+                if Instant::now() >= deadline {
+                    break;
+                }
+            }
+            if self.first.is_none() {
+                return Err(lost);
+            }
+        }
+        self.first.as_mut().ok_or_else(|| Lost("no broker is connected".to_owned()))
+    }
+
+    /// Closes the connection that [`Brokers::any`] returned last.
+    fn close_any(&mut self) {
+        if let Some(node) = self.connections.keys().next().copied() {
+            self.connections.remove(&node);
+        } else {
+            self.first = None;
+        }
+        self.next += 1;
+    }
+
+    /// Sends a request to any broker. A broker that does not answer is replaced.
+    fn ask_any<R: Request>(
+        &mut self,
+        ours: std::ops::RangeInclusive<i16>,
+        request: &R,
+        deadline: Instant,
+    ) -> Result<R::Response, CallError> {
+        let connection = self.any(deadline)?;
+        let version = connection.version::<R>(ours)?;
+        let answer = connection.call(version, request, deadline.min(Instant::now() + ANSWER_LIMIT));
+        if answer.is_err() {
+            self.close_any();
+        }
+        Ok(answer?)
+    }
+
+    /// Asks for the leaders of topics and the addresses of all brokers. A topic that the cluster
+    /// does not know has no leaders afterwards; its error is returned by [`Brokers::refresh`] only
+    /// if it is permanent.
+    pub(in crate::kafka) fn refresh(&mut self, topics: &[&str], deadline: Instant) -> Result<(), CallError> {
+        let named = |topic: &&str| {
+            MetadataRequestTopic::default().with_name(Some(TopicName(StrBytes::from_string((*topic).to_owned()))))
+        };
+        let request = MetadataRequest::default()
+            .with_topics(Some(topics.iter().map(named).collect()))
+            .with_allow_auto_topic_creation(false);
+        let answer = self.ask_any(5..=9, &request, deadline)?;
+        self.note_metadata(topics, &answer)
+    }
+
+    fn note_metadata(&mut self, topics: &[&str], answer: &MetadataResponse) -> Result<(), CallError> {
+        // A broker that has just started names no broker: those that are known may still be there.
+        if !answer.brokers.is_empty() {
+            self.addresses.clear();
+        }
+        for broker in &answer.brokers {
+            let address = Address { host: broker.host.to_string(), port: broker.port as u16 };
+            let has_moved = |known: &mut Connection| *known.address() != address;
+            let node = broker.node_id.0;
+            if self.connections.get_mut(&node).is_some_and(has_moved) {
+                self.connections.remove(&node);
+            }
+            self.addresses.insert(node, address);
+        }
+        topics.iter().for_each(|topic| drop(self.leaders.remove(*topic)));
+        for topic in &answer.topics {
+            let Some(name) = &topic.name else { continue };
+            if topic.error_code != 0 {
+                if is_transient(topic.error_code) {
+                    continue;
+                }
+                let message = format!("looking up topic `{}`: {}", name.0.as_str(), code(topic.error_code));
+                return Err(classify_code(Some(code(topic.error_code)), message).into());
+            }
+            let mut leaders = Vec::new();
+            for partition in &topic.partitions {
+                let Ok(index) = usize::try_from(partition.partition_index) else { continue };
+                if leaders.len() <= index {
+                    leaders.resize(index + 1, None);
+                }
+                let leader = Leader { node: partition.leader_id.0, epoch: partition.leader_epoch };
+                leaders[index] = (leader.node >= 0).then_some(leader);
+            }
+            self.leaders.insert(name.0.to_string(), leaders);
+        }
+        Ok(())
+    }
+
+    /// Sends a request to a coordinator, and repeats it while the answer's error is one that passes:
+    /// another broker is the coordinator now, or it is loading its state. `error_of` takes the error
+    /// from an answer. Other errors are the caller's. Waits at most until `deadline`.
+    pub(super) fn ask_coordinator<R: Request>(
+        &mut self,
+        (kind, key): (Coordinator, &str),
+        ours: std::ops::RangeInclusive<i16>,
+        request: &R,
+        deadline: Instant,
+        mut error_of: impl FnMut(&R::Response) -> i16,
+    ) -> Result<R::Response, CallError> {
+        let mut backoff = Backoff::new(FIRST_PAUSE, MAX_PAUSE);
+        loop {
+            let lost = match self.ask_coordinator_once((kind, key), ours.clone(), request, deadline) {
+                Ok(answer) => {
+                    let error = error_of(&answer);
+                    if !is_transient(error) {
+                        return Ok(answer);
+                    }
+                    if !super::errors::is_busy(error) {
+                        self.coordinators.remove(&(kind, key.to_owned()));
+                    }
+                    Lost(code(error).to_string())
+                }
+                Err(CallError::Lost(lost)) => {
+                    self.coordinators.remove(&(kind, key.to_owned()));
+                    lost
+                }
+                Err(other) => return Err(other),
+            };
+            let pause = jitter(backoff.advance());
+            if Instant::now() + pause >= deadline || self.cluster.connection().is_hopeless() {
+                return Err(lost.into());
+            }
+            std::thread::park_timeout(pause);
+        }
+    }
+
+    fn ask_coordinator_once<R: Request>(
+        &mut self,
+        (kind, key): (Coordinator, &str),
+        ours: std::ops::RangeInclusive<i16>,
+        request: &R,
+        deadline: Instant,
+    ) -> Result<R::Response, CallError> {
+        let node = match self.coordinators.get(&(kind, key.to_owned())) {
+            Some(node) => *node,
+            None => self.find_coordinator(kind, key, deadline)?,
+        };
+        let connection = self.connection(node, deadline)?;
+        let version = connection.version::<R>(ours)?;
+        let answer = connection.call(version, request, deadline.min(Instant::now() + ANSWER_LIMIT));
+        if answer.is_err() {
+            self.close(node);
+        }
+        Ok(answer?)
+    }
+
+    fn find_coordinator(&mut self, kind: Coordinator, key: &str, deadline: Instant) -> Result<i32, CallError> {
+        let request =
+            FindCoordinatorRequest::default().with_key(StrBytes::from_string(key.to_owned())).with_key_type(kind as i8);
+        let answer: FindCoordinatorResponse = self.ask_any(1..=3, &request, deadline)?;
+        if is_transient(answer.error_code) {
+            return Err(Lost(code(answer.error_code).to_string()).into());
+        }
+        if answer.error_code != 0 {
+            let subject = match kind {
+                Coordinator::Group => "group",
+                Coordinator::Transaction => "transactional id",
+            };
+            let message = format!("finding the coordinator of {subject} `{key}`: {}", code(answer.error_code));
+            return Err(classify_code(Some(code(answer.error_code)), message).into());
+        }
+        let address = Address { host: answer.host.to_string(), port: answer.port as u16 };
+        let node = answer.node_id.0;
+        if self.connections.get(&node).is_some_and(|known| *known.address() != address) {
+            self.connections.remove(&node);
+        }
+        self.addresses.insert(node, address);
+        self.coordinators.insert((kind, key.to_owned()), node);
+        Ok(node)
+    }
+}
+
+/// Why a call failed.
+#[derive(Debug)]
+pub(in crate::kafka) enum CallError {
+    /// No answer: the call may be repeated.
+    Lost(Lost),
+    /// The answer is an error, or the broker cannot answer.
+    Refused(Error),
+}
+
+impl From<Lost> for CallError {
+    fn from(lost: Lost) -> Self {
+        Self::Lost(lost)
+    }
+}
+
+impl From<Error> for CallError {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl CallError {
+    /// The error of the call that did `doing`, with the reason if no broker is connected.
+    pub(in crate::kafka) fn explain(self, doing: &str, cluster: &Cluster) -> Error {
+        match self {
+            Self::Lost(Lost(reason)) => {
+                cluster.connection().explain(Error::external("kafka.unreachable", format!("{doing}: {reason}")))
+            }
+            Self::Refused(error) => error,
+        }
+    }
+}
+
+/// The bootstrap servers: `HOST:PORT`, separated by commas, as librdkafka has them.
+fn bootstrap(servers: &str) -> Vec<Address> {
+    let address = |server: &str| {
+        // librdkafka permits a protocol: `SASL_SSL://broker:9093`.
+        let server = server.trim();
+        let server = server.split_once("://").map_or(server, |(_, rest)| rest);
+        let (host, port) = match server.rsplit_once(':') {
+            Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, port.parse().ok()?),
+            _ => (server, 9092),
+        };
+        Some(Address { host: host.trim_matches(['[', ']']).to_owned(), port })
+    };
+    servers.split(',').filter(|server| !server.trim().is_empty()).filter_map(address).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bootstrap_servers_are_read_as_librdkafka_does() {
+        let found: Vec<String> =
+            bootstrap("a:1, SASL_SSL://b.example:9093,c,[::1]:9094,").iter().map(Address::to_string).collect();
+        assert_eq!(found, ["a:1", "b.example:9093", "c:9092", "::1:9094"]);
+    }
+}

@@ -1,0 +1,310 @@
+//! A connection to one broker: frames, versions of requests, and requests in flight.
+//!
+//! Nothing here blocks, except [`Connection::open`] and [`Connection::call`]. Requests are queued,
+//! and [`Connection::progress`] writes and reads what the socket permits. A broker answers the
+//! requests of a connection in their order.
+//!
+//! Source: <https://kafka.apache.org/protocol>.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, Read as _, Write as _};
+use std::ops::RangeInclusive;
+use std::os::fd::{AsRawFd as _, RawFd};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use kafka_protocol::messages::{ApiVersionsRequest, RequestHeader, ResponseHeader};
+use kafka_protocol::protocol::{Decodable as _, Encodable as _, HeaderVersion as _, Request, StrBytes};
+use trunkline_connector::Error;
+
+use super::Lost;
+use super::readiness::{Readiness, wait};
+use super::stream::Stream;
+use crate::kafka::client::Cluster;
+
+/// A broker that accepts no connection within this time counts as unreachable.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// A request that is not answered within this time is lost, and with it the connection.
+pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+
+/// Bytes that are read at once, at least.
+const READ_BYTES: usize = 16 << 10;
+
+/// Answers are at most this large: a broker limits batches, and a fetch its answer.
+const MAX_ANSWER_BYTES: usize = 1 << 30;
+
+/// The buffer of answers is released if it has grown beyond this.
+const KEPT_BYTES: usize = 64 << 10;
+
+/// A host and a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Address {
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}:{}", self.host, self.port)
+    }
+}
+
+/// An open connection, logged in.
+pub(super) struct Connection {
+    stream: Stream,
+    address: Address,
+    client_id: StrBytes,
+    /// The versions that the broker supports, by API.
+    versions: HashMap<i16, RangeInclusive<i16>>,
+    last_correlation: i32,
+    /// Frames that are not written completely, and the written bytes of the first.
+    unsent: VecDeque<Bytes>,
+    sent_of_first: usize,
+    /// Requests without an answer, in their order.
+    waiting: VecDeque<Waiting>,
+    /// Bytes of answers that are not complete.
+    received: BytesMut,
+    /// Answers that [`Connection::call`] found before its own.
+    early: VecDeque<(i32, Bytes)>,
+}
+
+struct Waiting {
+    correlation: i32,
+    /// Version of the answer's header.
+    header: i16,
+    since: Instant,
+}
+
+impl Connection {
+    /// Connects to a broker, asks for its versions, and logs in. Waits at most until `deadline`.
+    /// The reason of a failure is noted for the errors of the cluster.
+    pub(super) fn open(cluster: &Cluster, client_id: &str, address: &Address, deadline: Instant) -> Result<Self, Lost> {
+        let opened = Self::try_open(client_id, address, deadline.min(Instant::now() + CONNECT_LIMIT));
+        match &opened {
+            Ok(_) => cluster.connection().set_reached(),
+            Err(Lost(reason)) => cluster.connection().note(reason),
+        }
+        opened
+    }
+
+    fn try_open(client_id: &str, address: &Address, deadline: Instant) -> Result<Self, Lost> {
+        let stream = Stream::connect(&address.host, address.port, deadline).map_err(Lost)?;
+        let mut this = Self {
+            stream,
+            address: address.clone(),
+            client_id: StrBytes::from_string(client_id.to_owned()),
+            versions: HashMap::new(),
+            last_correlation: 0,
+            unsent: VecDeque::new(),
+            sent_of_first: 0,
+            waiting: VecDeque::new(),
+            received: BytesMut::new(),
+            early: VecDeque::new(),
+        };
+        this.learn_versions(deadline)?;
+        Ok(this)
+    }
+
+    fn learn_versions(&mut self, deadline: Instant) -> Result<(), Lost> {
+        let mut request = ApiVersionsRequest::default();
+        request.client_software_name = StrBytes::from_static_str("trunkline");
+        request.client_software_version = StrBytes::from_static_str(env!("CARGO_PKG_VERSION"));
+        let answer = self.call(3, &request, deadline)?;
+        if answer.error_code != 0 {
+            return Err(self.lost(format!("ApiVersionsRequest failed with error {}", answer.error_code)));
+        }
+        let range = |api: &kafka_protocol::messages::api_versions_response::ApiVersion| {
+            (api.api_key, api.min_version..=api.max_version)
+        };
+        self.versions = answer.api_keys.iter().map(range).collect();
+        Ok(())
+    }
+
+    /// The newest version of a request that this client (`ours`) and the broker support.
+    pub(super) fn version<R: Request>(&self, ours: RangeInclusive<i16>) -> Result<i16, Error> {
+        let theirs = self.versions.get(&R::KEY);
+        let newest = theirs.map_or(-1, |theirs| *theirs.end()).min(*ours.end());
+        if newest < *ours.start().max(theirs.map_or(&i16::MAX, RangeInclusive::start)) {
+            let message = format!(
+                "broker {} does not support the requests of this client (API {}, versions {} to {}): Kafka 2.5 or later \
+                 is needed",
+                self.address,
+                R::KEY,
+                ours.start(),
+                ours.end()
+            );
+            return Err(Error::config("kafka.version", message));
+        }
+        Ok(newest)
+    }
+
+    /// Queues a request, and returns the number that its answer will have.
+    pub(super) fn send<R: Request>(&mut self, version: i16, request: &R) -> Result<i32, Lost> {
+        self.last_correlation = self.last_correlation.wrapping_add(1) & i32::MAX;
+        let correlation = self.last_correlation;
+        let header = RequestHeader::default()
+            .with_request_api_key(R::KEY)
+            .with_request_api_version(version)
+            .with_correlation_id(correlation)
+            .with_client_id(Some(self.client_id.clone()));
+        let header_version = R::header_version(version);
+        let size = header.compute_size(header_version).and_then(|header| Ok(header + request.compute_size(version)?));
+        let frame = size.and_then(|size| {
+            let mut frame = BytesMut::with_capacity(4 + size);
+            frame.put_u32(size as u32);
+            header.encode(&mut frame, header_version)?;
+            request.encode(&mut frame, version)?;
+            Ok(frame.freeze())
+        });
+        // The codec fails for values that a version cannot express, which the callers do not send.
+        let frame = frame.map_err(|error| self.lost(format!("cannot encode a request: {error}")))?;
+        self.unsent.push_back(frame);
+        self.waiting.push_back(Waiting {
+            correlation,
+            header: R::Response::header_version(version),
+            since: Instant::now(),
+        });
+        Ok(correlation)
+    }
+
+    /// Writes and reads what the socket permits. Returns an answer, if one is complete: its number
+    /// and its body.
+    pub(super) fn progress(&mut self) -> Result<Option<(i32, Bytes)>, Lost> {
+        if let Some(early) = self.early.pop_front() {
+            return Ok(Some(early));
+        }
+        self.write()?;
+        self.read()
+    }
+
+    fn write(&mut self) -> Result<(), Lost> {
+        while let Some(frame) = self.unsent.front() {
+            match self.stream.write(&frame[self.sent_of_first..]) {
+                Ok(0) => return Err(self.lost("Disconnected".to_owned())),
+                Ok(written) => {
+                    self.sent_of_first += written;
+                    if self.sent_of_first == frame.len() {
+                        self.unsent.pop_front();
+                        self.sent_of_first = 0;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.lost(format!("Send failed: {error}"))),
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<Option<(i32, Bytes)>, Lost> {
+        loop {
+            let missing = match self.received.first_chunk::<4>() {
+                Some(size) => {
+                    let size = u32::from_be_bytes(*size) as usize;
+                    if size > MAX_ANSWER_BYTES {
+                        return Err(self.lost(format!("the broker announces an answer of {size} bytes")));
+                    }
+                    if self.received.len() >= 4 + size {
+                        return self.take_answer(size).map(Some);
+                    }
+                    4 + size - self.received.len()
+                }
+                None => 4,
+            };
+            let start = self.received.len();
+            self.received.resize(start + missing.max(READ_BYTES), 0);
+            let read = self.stream.read(&mut self.received[start..]);
+            self.received.truncate(start + *read.as_ref().unwrap_or(&0));
+            match read {
+                Ok(0) => return Err(self.lost("Disconnected".to_owned())),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.lost(format!("Receive failed: {error}"))),
+            }
+        }
+        match self.waiting.front() {
+            Some(first) if first.since.elapsed() > self.answer_limit() => {
+                Err(self.lost(format!("no answer within {} s", self.answer_limit().as_secs())))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn answer_limit(&self) -> Duration {
+        ANSWER_LIMIT
+    }
+
+    fn take_answer(&mut self, size: usize) -> Result<(i32, Bytes), Lost> {
+        self.received.advance(4);
+        let mut answer = self.received.split_to(size).freeze();
+        if self.received.is_empty() && self.received.capacity() > KEPT_BYTES {
+            self.received = BytesMut::new();
+        }
+        let Some(expected) = self.waiting.pop_front() else {
+            return Err(self.lost("an answer without a request".to_owned()));
+        };
+        let header = ResponseHeader::decode(&mut answer, expected.header)
+            .map_err(|error| self.lost(format!("an answer that cannot be read: {error}")))?;
+        if header.correlation_id != expected.correlation {
+            return Err(self.lost("an answer to another request".to_owned()));
+        }
+        Ok((expected.correlation, answer))
+    }
+
+    /// Sends a request, and waits for its answer at most until `deadline`.
+    pub(super) fn call<R: Request>(
+        &mut self,
+        version: i16,
+        request: &R,
+        deadline: Instant,
+    ) -> Result<R::Response, Lost> {
+        let own = self.send(version, request)?;
+        let mut early = std::mem::take(&mut self.early);
+        let answer = loop {
+            match self.progress() {
+                Ok(Some((correlation, body))) if correlation == own => break Ok(body),
+                Ok(Some(other)) => early.push_back(other),
+                Ok(None) if Instant::now() >= deadline => break Err(self.lost("no answer in time".to_owned())),
+                Ok(None) => {
+                    wait(&mut [self.readiness()], deadline);
+                }
+                Err(lost) => break Err(lost),
+            }
+        };
+        early.append(&mut self.early);
+        self.early = early;
+        self.decode::<R>(version, answer?)
+    }
+
+    /// Decodes the body of an answer.
+    pub(super) fn decode<R: Request>(&self, version: i16, mut body: Bytes) -> Result<R::Response, Lost> {
+        R::Response::decode(&mut body, version)
+            .map_err(|error| self.lost(format!("an answer that cannot be read: {error}")))
+    }
+
+    /// What poll(2) has to wait for.
+    pub(super) fn readiness(&self) -> Readiness {
+        let is_ready = !self.early.is_empty() || self.stream.has_buffered();
+        Readiness { fd: self.fd(), for_writing: !self.unsent.is_empty(), is_ready }
+    }
+
+    pub(super) fn fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+
+    /// Whether a request is not answered.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.waiting.is_empty() || !self.early.is_empty()
+    }
+
+    /// Where the connection leads.
+    pub(super) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    fn lost(&self, reason: String) -> Lost {
+        Lost(format!("{}: {reason}", self.address))
+    }
+}

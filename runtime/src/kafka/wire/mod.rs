@@ -1,0 +1,17 @@
+//! Trunkline's own client for the data path. librdkafka handles each record alone, which costs half
+//! of the processor time of a record; this client handles batches. It has no threads: a stage's
+//! thread writes and reads the sockets.
+//!
+//! - [`connection`]: one connection to a broker, over [`stream`]; [`readiness`] waits for several.
+//! - [`brokers`]: the brokers of a cluster, the leaders of partitions, and coordinators.
+//! - [`errors`]: error codes in answers.
+
+pub(super) mod brokers;
+mod connection;
+pub(super) mod errors;
+pub(super) mod readiness;
+mod stream;
+
+/// A broker could not be reached, or an answer did not arrive; the reason.
+#[derive(Debug, Clone)]
+pub(super) struct Lost(pub(super) String);
