@@ -34,7 +34,7 @@ pub enum Retry {
 }
 
 /// An error of a connector or stage.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Error {
     /// The side that has to act.
     pub domain: Domain,

@@ -75,7 +75,7 @@ impl AuditEntry {
     /// Writes the entry, and waits until it is stored. The topic must exist.
     pub fn write(&self, cluster: &Cluster) -> Result<()> {
         let (topic, line) = (cluster.own_topic(AUDIT), self.line()?);
-        let writer = RowWriter::new(cluster, "trunkline-audit")?;
+        let writer = RowWriter::new(cluster, "trunkline-audit");
         writer.write(&topic, 0, self.cluster.as_bytes(), Some(line.as_bytes()), WRITE_LIMIT)
     }
 

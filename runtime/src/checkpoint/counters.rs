@@ -103,15 +103,6 @@ impl Counters {
         self.1.add(component, code, 1);
     }
 
-    /// Whether both have counted the same. A component that has counted nothing may be missing.
-    pub fn is_same_count(&self, other: &Self) -> bool {
-        let counted = |counters: &'_ Self| -> Vec<(String, ComponentCounters)> {
-            let counters = counters.0.iter().filter(|(_, counters)| **counters != ComponentCounters::default());
-            counters.map(|(name, counters)| (name.clone(), *counters)).collect()
-        };
-        counted(self) == counted(other)
-    }
-
     /// Whether nothing was counted.
     pub fn is_zero(&self) -> bool {
         self.0.values().all(|counters| *counters == ComponentCounters::default())

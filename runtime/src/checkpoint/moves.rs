@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use trunkline_connector::{Domain, Error, PositionChange, Result, TopicPartition};
 
-use super::{CHECKPOINTS, IntentRecord, IntentState, Intents, Positions, TaskOwner, or_empty};
+use super::{IntentRecord, IntentState, Intents, Positions, TaskOwner, or_empty};
 use crate::kafka::{Cluster, GroupOffsets, TransactionalProducer};
 
 /// A change of a position is a few records.
@@ -52,9 +52,8 @@ impl Moved<'_> {
         next: &BTreeMap<TopicPartition, i64>,
         change: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
-        let topic = cluster.own_topic(CHECKPOINTS);
         let intents = self.is_sink.then(|| Intents::of(cluster, self.task));
-        offsets.change(next, &topic, |producer| {
+        offsets.change(next, |producer| {
             let Some(intents) = &intents else { return change() };
             let mut moved = Vec::new();
             // The group has no other member, so these rows are the last ones.
@@ -105,8 +104,7 @@ impl MovedSource<'_> {
     /// takes back what the task has committed (I1).
     pub fn to(&self, cluster: &Cluster, before: &[(String, Vec<u8>)], changes: &[PositionChange]) -> Result<()> {
         let write = || {
-            let topic = cluster.own_topic(CHECKPOINTS);
-            let mut producer = TransactionalProducer::new(cluster, self.task, &topic, BUFFER_BYTES)?;
+            let mut producer = TransactionalProducer::new(cluster, self.task, BUFFER_BYTES)?;
             let mut positions = Positions::load(cluster, self.task, self.task)?;
             positions.claim(self.owner.clone())?;
             if positions.parts != before {

@@ -97,21 +97,6 @@ impl Positions {
         }
     }
 
-    /// Checks that the position and the totals in Kafka are those that this task has committed.
-    /// Others are those of a newer task: this one is fenced (I4). Call it after a producer of the
-    /// task was initialised, as for [`Positions::load`].
-    pub fn check_unchanged(&self, cluster: &Cluster) -> Result<()> {
-        let stored = Self::load(cluster, &self.owner, &self.task)?;
-        if stored.parts == self.parts && stored.counters.is_same_count(&self.counters) {
-            return Ok(());
-        }
-        let message = format!(
-            "the position of `{}` was changed while its producer was closed (another task has taken over)",
-            self.task
-        );
-        Err(Error::fenced("kafka.fenced", message))
-    }
-
     /// The positions of the tasks of a source on all nodes, by node. `component` is the source.
     pub fn by_node(cluster: &Cluster, component: &str) -> Result<BTreeMap<String, PositionParts>> {
         let prefix = format!("{component}.");

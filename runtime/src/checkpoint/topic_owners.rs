@@ -86,7 +86,7 @@ impl TopicOwners {
         if missing.is_empty() {
             return Ok(());
         }
-        let writer = RowWriter::new(&self.cluster, &format!("{}.topics", self.prefix))?;
+        let writer = RowWriter::new(&self.cluster, &format!("{}.topics", self.prefix));
         if takes_over {
             self.release(&mut known, &missing, &writer)?;
         }

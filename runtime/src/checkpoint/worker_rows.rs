@@ -29,7 +29,7 @@ impl WorkerRows {
             partition: partition_of(name),
             own_key: format!("{prefix}{worker}").into_bytes(),
             prefix,
-            writer: RowWriter::new(cluster, &format!("{name}.{worker}"))?,
+            writer: RowWriter::new(cluster, &format!("{name}.{worker}")),
             cluster: cluster.clone(),
         })
     }

@@ -14,7 +14,7 @@ use super::dlq::connect;
 use super::output::{Exit, print_data, print_error, report_error, report_problems};
 use super::record::record;
 use super::validate::load_for_reading;
-use crate::checkpoint::{CHECKPOINTS, Positions, or_empty};
+use crate::checkpoint::{Positions, or_empty};
 use crate::config::Settings;
 use crate::kafka::{Cluster, TransactionalProducer};
 use crate::plan::{Pipeline, SourcePlan};
@@ -113,7 +113,7 @@ fn write_request(
     request: &SnapshotRequest<'_>,
     with_deletes: bool,
 ) -> Result<Vec<String>> {
-    let mut producer = TransactionalProducer::new(cluster, task, &cluster.own_topic(CHECKPOINTS), BUFFER_BYTES)?;
+    let mut producer = TransactionalProducer::new(cluster, task, BUFFER_BYTES)?;
     // The producer has ended the last owner's transactions, so this position is the newest one and
     // stays it.
     let positions = Positions::load(cluster, task, task)?;

@@ -165,7 +165,7 @@ impl<'a> Redrive<'a> {
             (None, None, redriven_ranges(cluster, name, plan.pipeline, plan.topic)?)
         } else {
             // First: it ends the transaction of a redrive that was killed.
-            let producer = TransactionalProducer::new(cluster, &owner, &cluster.own_topic(CHECKPOINTS), BUFFER_BYTES)?;
+            let producer = TransactionalProducer::new(cluster, &owner, BUFFER_BYTES)?;
             let positions = Positions::load(cluster, &owner, &owner)?;
             let redriven = parse(&positions, plan.topic)?;
             (Some(producer), Some(positions), redriven)

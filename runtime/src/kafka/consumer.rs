@@ -8,7 +8,7 @@
 //! which it happened and before a record of a new partition can be processed.
 
 use std::cell::RefCell;
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_char};
 use std::mem::ManuallyDrop;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +17,8 @@ use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::bindings;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata};
+use rdkafka::bindings::{self, rd_kafka_t};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::groups::GroupMemberInfo;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
@@ -33,6 +33,7 @@ use super::partition_batches::PartitionBatches;
 use super::queue_notifier::{QueueNotifier, wake};
 use super::rebalance::{EventContext, RebalanceEvent};
 use super::unassigned::UnassignedMonitor;
+use super::wire::GroupMetadata;
 
 /// Time for a client to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
@@ -449,8 +450,8 @@ impl GroupConsumer {
     }
 
     /// Identity and generation of this member, which fence its commits (KIP-447).
-    pub fn metadata(&self) -> Result<ConsumerGroupMetadata> {
-        self.consumer.group_metadata().ok_or_else(|| {
+    pub fn metadata(&self) -> Result<GroupMetadata> {
+        group_metadata(self.consumer.client().native_ptr()).ok_or_else(|| {
             Error::external("kafka.no_group", format!("the consumer has not joined group `{}` yet", self.group))
         })
     }
@@ -538,6 +539,26 @@ impl GroupConsumer {
                 return Ok(has_rebalanced);
             }
         }
+    }
+}
+
+/// What the client knows of its membership; `None` if it has no group.
+fn group_metadata(client: *mut rd_kafka_t) -> Option<GroupMetadata> {
+    // SAFETY: the client is alive. The metadata is a copy, whose texts live until it is destroyed.
+    unsafe {
+        let metadata = bindings::rd_kafka_consumer_group_metadata(client);
+        if metadata.is_null() {
+            return None;
+        }
+        let text = |text: *const c_char| (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned());
+        let found = GroupMetadata {
+            group: text(bindings::rd_kafka_consumer_group_metadata_group_id(metadata)).unwrap_or_default(),
+            generation: bindings::rd_kafka_consumer_group_metadata_generation_id(metadata),
+            member: text(bindings::rd_kafka_consumer_group_metadata_member_id(metadata)).unwrap_or_default(),
+            instance: text(bindings::rd_kafka_consumer_group_metadata_group_instance_id(metadata)),
+        };
+        bindings::rd_kafka_consumer_group_metadata_destroy(metadata);
+        Some(found)
     }
 }
 

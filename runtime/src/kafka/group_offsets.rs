@@ -195,14 +195,13 @@ impl GroupOffsets {
     pub fn change(
         &self,
         offsets: &BTreeMap<TopicPartition, i64>,
-        topic: &str,
         write: impl FnOnce(&mut TransactionalProducer) -> Result<()>,
     ) -> Result<()> {
         if self.members()? > 0 {
             return Err(self.in_use());
         }
         let member = format!("{}.!offsets", self.group);
-        let mut producer = TransactionalProducer::new(&self.cluster, &member, topic, BUFFER_BYTES)?;
+        let mut producer = TransactionalProducer::new(&self.cluster, &member, BUFFER_BYTES)?;
         let mut topics: Vec<String> = offsets.keys().map(|partition| partition.topic.to_string()).collect();
         topics.dedup();
         let consumer = GroupConsumer::join(&self.cluster, &self.group, &member, &topics, PREFETCH_BYTES)?;
@@ -221,7 +220,7 @@ impl GroupOffsets {
         }
         let changed = write(&mut producer)
             .and_then(|()| {
-                producer.send_offsets(offsets.iter().map(|(partition, next)| (partition, *next)), consumer.metadata()?)
+                producer.send_offsets(offsets.iter().map(|(partition, next)| (partition, *next)), &consumer.metadata()?)
             })
             .and_then(|()| producer.commit());
         if changed.is_err() && producer.in_transaction() {

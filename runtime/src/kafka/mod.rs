@@ -29,10 +29,7 @@ pub mod client;
 mod connection;
 pub mod consumer;
 mod consumer_pauses;
-mod delivery;
 pub mod embedded;
-mod enqueue;
-mod flush;
 mod group_offsets;
 mod idle_pause;
 mod idle_watch;
@@ -46,7 +43,6 @@ mod properties;
 mod queue_notifier;
 mod rebalance;
 mod rebootstrap;
-mod reopening_producer;
 mod row_writer;
 mod secrets;
 mod security;
@@ -58,8 +54,6 @@ mod timer_slack;
 mod topic_limits;
 pub mod topic_reader;
 mod unassigned;
-// The producer over it follows.
-#[allow(dead_code)]
 mod wire;
 
 pub use admin::{Admin, EnsuredTopics, Permission, TopicIdentity, TopicSpec};
@@ -71,7 +65,6 @@ pub use membership::OtherMembers;
 pub use partition_batches::PartitionBatches;
 pub use producer::{ProducerRecord, TransactionalProducer};
 pub use rebalance::RebalanceEvent;
-pub use reopening_producer::{PRODUCER_IDLE_TIME, ReopeningProducer};
 pub use row_writer::RowWriter;
 pub use table_follower::TableFollower;
 pub use topic_limits::{MAX_RECORD_BYTES, RecordTooLarge, SendError};

@@ -1,88 +1,107 @@
 //! Writes single rows of a compacted topic, outside of transactions.
 
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
-use trunkline_connector::{Error, Result};
+use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
+use kafka_protocol::messages::{ProduceRequest, TopicName};
+use kafka_protocol::protocol::StrBytes;
+use trunkline_connector::Result;
 
-use super::client::Cluster;
-use super::delivery::{DeliveryContext, check_delivery, poll};
-use super::logins::LoginLease;
+use super::client::{Cluster, classify_code};
+use super::producer::ProducerRecord;
+use super::wire::brokers::{Brokers, Target};
+use super::wire::errors::code;
+use super::wire::{BatchWriter, Codec};
 
-/// A row that was not acknowledged within this time counts as not written.
+/// Rows that were not acknowledged within this time count as not written.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time between two looks at the client's events.
-const SERVE_INTERVAL: Duration = Duration::from_millis(20);
-
-/// A client that got no answer for this time may have lost its brokers.
-const SILENCE: Duration = Duration::from_secs(2);
-
-/// Limit on the rows that wait for an acknowledgement: far fewer than the client's queue holds.
-const MAX_ROWS_IN_FLIGHT: usize = 1000;
+/// Rows of a request, and their bytes: few enough for every topic.
+const MAX_ROWS: usize = 1000;
+const MAX_BYTES: usize = 256 << 10;
 
 /// Writes rows, each of them acknowledged by all replicas in sync. For rows that no transaction has
 /// to cover: state that does not move with records.
 pub struct RowWriter {
-    _login: LoginLease,
-    producer: BaseProducer<DeliveryContext>,
+    brokers: Mutex<Brokers>,
 }
 
 impl RowWriter {
-    /// Creates the client, which connects with the first row.
-    pub fn new(cluster: &Cluster, client_id: &str) -> Result<Self> {
-        let timeout = TIMEOUT.as_millis().to_string();
-        let mut config = cluster.config(&[("client.id", client_id)]);
-        config.set("acks", "all").set("message.timeout.ms", timeout).set("linger.ms", "0");
-        config.set("max.in.flight.requests.per.connection", "1");
-        let context = DeliveryContext::new(cluster, &config, cluster.limits().batch_bytes());
-        let producer: BaseProducer<DeliveryContext> = cluster.create(&config, context)?;
-        // SAFETY: the lease is dropped before the client.
-        let login = unsafe { cluster.attach_login(producer.client().native_ptr()) };
-        Ok(Self { _login: login, producer })
+    /// A writer, which connects with the first row. Brokers see the name `client_id`.
+    pub fn new(cluster: &Cluster, client_id: &str) -> Self {
+        Self { brokers: Mutex::new(Brokers::new(cluster, client_id)) }
     }
 
     /// Writes a row, or removes it (no value). Waits for the acknowledgement, at most for `limit`.
     pub fn write(&self, topic: &str, partition: i32, key: &[u8], value: Option<&[u8]>, limit: Duration) -> Result<()> {
-        self.producer.context().reset();
-        self.send(topic, partition, key, value)?;
-        self.wait_for_delivery(topic, limit)
+        self.write_rows(topic, partition, std::iter::once((key, value)), limit.min(TIMEOUT))
     }
 
     /// Writes rows, or removes those without a value, in this order. Waits for the
     /// acknowledgements.
     pub fn write_all(&self, topic: &str, partition: i32, rows: &[(Vec<u8>, Option<Vec<u8>>)]) -> Result<()> {
-        for rows in rows.chunks(MAX_ROWS_IN_FLIGHT) {
-            self.producer.context().reset();
-            for (key, value) in rows {
-                self.send(topic, partition, key, value.as_deref())?;
-            }
-            self.wait_for_delivery(topic, TIMEOUT + SERVE_INTERVAL)?;
+        let mut rest = rows;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = |(key, value): &&(Vec<u8>, Option<Vec<u8>>)| {
+                bytes += key.len() + value.as_ref().map_or(0, Vec::len);
+                bytes <= MAX_BYTES
+            };
+            let count = rest.iter().take(MAX_ROWS).take_while(fits).count().max(1);
+            let (now, later) = rest.split_at(count);
+            let now = now.iter().map(|(key, value)| (key.as_slice(), value.as_deref()));
+            self.write_rows(topic, partition, now, TIMEOUT)?;
+            rest = later;
         }
         Ok(())
     }
 
-    fn send(&self, topic: &str, partition: i32, key: &[u8], value: Option<&[u8]>) -> Result<()> {
-        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).partition(partition).key(key);
-        record.payload = value;
-        let failed = |error| self.producer.context().cluster().failed(&format!("writing to topic `{topic}`"), &error);
-        self.producer.send(record).map_err(|(error, _)| failed(error))
-    }
-
-    fn wait_for_delivery(&self, topic: &str, limit: Duration) -> Result<()> {
-        let doing = format!("writing to topic `{topic}`");
-        let begun = Instant::now();
-        let limit = limit.min(TIMEOUT + SERVE_INTERVAL);
-        while self.producer.in_flight_count() > 0 {
-            poll(&self.producer, SERVE_INTERVAL);
-            if begun.elapsed() >= SILENCE.min(limit) {
-                self.producer.context().set_lost();
-            }
-            if begun.elapsed() > limit {
-                let error = Error::external("kafka.unreachable", format!("{doing}: no answer from the brokers"));
-                return Err(self.producer.context().cluster().connection().explain(error));
-            }
+    /// A request that is repeated may write the rows twice. The last one of a key counts, and the
+    /// second time has the same.
+    fn write_rows<'r>(
+        &self,
+        topic: &str,
+        partition: i32,
+        rows: impl Iterator<Item = (&'r [u8], Option<&'r [u8]>)>,
+        limit: Duration,
+    ) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut batch = BatchWriter::default();
+        for (key, value) in rows {
+            let record = ProducerRecord {
+                topic,
+                partition,
+                timestamp: None,
+                key: Some(key),
+                value,
+                headers: &[],
+                more_headers: &[],
+            };
+            batch.append(&record, i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
         }
-        check_delivery(&self.producer)
+        let (batch, _) = batch.seal(Codec::None, &mut Vec::new());
+        let data = PartitionProduceData::default()
+            .with_index(partition)
+            .with_records(Some(batch.without_transaction().into()));
+        let name = TopicName(StrBytes::from_string(topic.to_owned()));
+        let topic_data = TopicProduceData::default().with_name(name).with_partition_data(vec![data]);
+        let request = ProduceRequest::default()
+            .with_acks(-1)
+            .with_timeout_ms(limit.as_millis() as i32)
+            .with_topic_data(vec![topic_data]);
+        let doing = format!("writing to topic `{topic}`");
+        let first = |answer: &kafka_protocol::messages::ProduceResponse| {
+            let mut partitions = answer.responses.iter().flat_map(|topic| &topic.partition_responses);
+            partitions.next().map_or(-1, |partition| partition.error_code)
+        };
+        let mut brokers = self.brokers.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = brokers
+            .ask(Target::Leader(topic, partition), 3..=9, &request, Instant::now() + limit, first)
+            .map_err(|error| error.explain(&doing, brokers.cluster()))?;
+        match first(&answer) {
+            0 => Ok(()),
+            error => Err(classify_code(Some(code(error)), format!("{doing}: {}", code(error)))),
+        }
     }
 }

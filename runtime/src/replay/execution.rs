@@ -14,7 +14,7 @@ use crate::checkpoint::{
 };
 use crate::config::Settings;
 use crate::dead_letters::Failed;
-use crate::kafka::{Admin, Cluster, GroupOffsets, PRODUCER_IDLE_TIME, TopicSpec};
+use crate::kafka::{Admin, Cluster, GroupOffsets, TopicSpec};
 use crate::plan::{Pipeline, SinkPlan, TransformPlan};
 use crate::stage::{
     Bounds, Names, SinkStage, Stage, StageKind, StageState, StageStatus, StopSignal, TaskRate, TransformStage,
@@ -150,7 +150,6 @@ impl Job<'_> {
             names: self.names(data),
             topics: settings.topics.clone(),
             commit_interval: settings.commit_interval,
-            producer_idle_time: PRODUCER_IDLE_TIME,
             max_initial_failures: settings.max_initial_failures,
             // It ends, and a destination that does not answer fails it.
             until_idle: true,

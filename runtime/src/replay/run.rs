@@ -392,8 +392,7 @@ impl<'a> Runs<'a> {
         decide: &mut dyn FnMut(&[Run]) -> Result<Run>,
         write: &mut dyn FnMut(&Run, &mut TransactionalProducer) -> Result<()>,
     ) -> Result<Run> {
-        let topic = self.cluster.own_topic(CHECKPOINTS);
-        let mut producer = TransactionalProducer::new(self.cluster, &self.owner, &topic, BUFFER_BYTES)?;
+        let mut producer = TransactionalProducer::new(self.cluster, &self.owner, BUFFER_BYTES)?;
         let positions = Positions::load(self.cluster, &self.owner, &self.owner)?;
         let run = decide(&parse(&positions)?)?;
         let value = serde_json::to_vec(&run).map_err(|error| Error::internal("replay.encode", error.to_string()))?;

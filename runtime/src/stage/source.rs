@@ -5,20 +5,13 @@
 //! of two batches connects them: the next batch is filled while the last one is produced, and
 //! memory stays bounded. Without data both threads sleep: a batch without content is not handed
 //! over, and a request to stop wakes the source.
-//!
-//! The producer of a source without records is closed after a while. Opening it again is a claim,
-//! as the start of a task is: initialising it fences every other task and decides its open
-//! transaction, and then the position is read. If it is not the one that this task has committed,
-//! another task or command has moved it meanwhile, and this task ends as one that was fenced,
-//! before it sends anything (I4). If it is, the task continues as one that starts from that
-//! position would, because the records that it has read since follow it (I1).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, sync_channel};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use trunkline_connector::{
     Batch, Domain, Error, Placement, PositionChange, RecordRef, Result, Schema, SourceBatch, SourceContext, failpoint,
@@ -38,8 +31,8 @@ use super::status::StageStatus;
 use super::stop_signal::StopSignal;
 use super::supervise::Stage;
 use super::worker_context::WorkerContext;
-use crate::checkpoint::{CHECKPOINTS, Counters, Positions};
-use crate::kafka::{ProducerRecord, ReopeningProducer, TransactionalProducer};
+use crate::checkpoint::{Counters, Positions};
+use crate::kafka::{ProducerRecord, TransactionalProducer};
 use crate::plan::{Branch, Route, SharedTopics, SourcePlan};
 
 /// A source of a pipeline on this node.
@@ -73,9 +66,7 @@ impl SourceStage {
             // one (I4).
             Placement::Anywhere => context.names.component(&self.pipeline, &self.plan.name),
         };
-        let (state_topic, bytes) = (context.cluster.own_topic(CHECKPOINTS), context.share.client_buffer_bytes);
-        let idle_time = context.producer_idle_time;
-        let producer = ReopeningProducer::open(&context.cluster, &task, &state_topic, bytes, idle_time)?;
+        let producer = TransactionalProducer::new(&context.cluster, &task, context.share.client_buffer_bytes)?;
         failpoint!("source.assign.after")?;
         let mut positions = Positions::load(&context.cluster, &task, &task)?;
         let on_node = self.plan.spec.placement() == Placement::EveryNode;
@@ -187,7 +178,7 @@ struct Writer<'a> {
     context: &'a WorkerContext,
     topics: Topics,
     chain: Chain,
-    producer: ReopeningProducer,
+    producer: TransactionalProducer,
     positions: Positions,
     pending: Pending,
     commit_timer: CommitTimer,
@@ -214,7 +205,7 @@ impl Writer<'_> {
     ) -> Result<()> {
         loop {
             // The reader ends when the stage is stopped, which ends the wait.
-            match filled.recv_timeout(self.commit_timer.until_due(self.producer.until_idle())) {
+            match filled.recv_timeout(self.commit_timer.until_due(Duration::MAX)) {
                 Ok(Ok(mut filled)) => {
                     if let Err(error) = self.chain.ready() {
                         self.commit()?;
@@ -253,7 +244,6 @@ impl Writer<'_> {
             if self.commit_timer.is_due(self.producer.transaction_bytes()) {
                 self.commit()?;
             }
-            self.producer.close_if_idle();
         }
     }
 
@@ -289,7 +279,7 @@ impl Writer<'_> {
             self.begin_deletes(&table)?;
         }
         let plan = &self.stage.plan;
-        let producer = claimed(&mut self.producer, &self.positions, self.context)?;
+        let producer = &mut self.producer;
         let Pending { counters, dead_letters, .. } = &mut self.pending;
         let own = counters.of(&plan.name);
         let emitted = (batch.records.len() + batch.side_outputs.len()) as u64;
@@ -422,7 +412,7 @@ impl Writer<'_> {
     fn send_deletes(&mut self, topic: &str, deletes: &Batch) -> Result<()> {
         self.commit_timer.mark_pending();
         let partitions = self.topics.partitions(topic)?;
-        let producer = claimed(&mut self.producer, &self.positions, self.context)?;
+        let producer = &mut self.producer;
         for record in deletes.iter() {
             producer.send(&ProducerRecord {
                 topic,
@@ -441,7 +431,7 @@ impl Writer<'_> {
     }
 
     fn publish_schema(&mut self, schema: &Arc<Schema>) -> Result<()> {
-        let producer = claimed(&mut self.producer, &self.positions, self.context)?;
+        let producer = &mut self.producer;
         self.context.schemas.publish(producer, schema)?;
         self.pending.schemas.push(schema.clone());
         Ok(())
@@ -470,7 +460,7 @@ impl Writer<'_> {
         failpoint!("source.checkpoint.before")?;
         let partitions = self.topics.partitions(&self.stage.dead_letters)?;
         let run = RunName { pipeline: &self.stage.pipeline, replay: None };
-        let producer = claimed(&mut self.producer, &self.positions, self.context)?;
+        let producer = &mut self.producer;
         pending.dead_letters.write(producer, &run, &self.stage.dead_letters, partitions)?;
         self.positions.counters.add(&pending.counters);
         if !changes.is_empty() || !pending.counters.is_zero() {
@@ -492,16 +482,6 @@ impl Writer<'_> {
         self.status.committed(&pending.counters);
         Ok(())
     }
-}
-
-/// The producer of a task. If it is opened for this call, the position is checked before its first
-/// use (see the head of this file).
-fn claimed<'p>(
-    producer: &'p mut ReopeningProducer,
-    positions: &Positions,
-    context: &WorkerContext,
-) -> Result<&'p mut TransactionalProducer> {
-    producer.get_with(|| positions.check_unchanged(&context.cluster))
 }
 
 /// The transforms in `apply`, one after the other, by their default ports.

@@ -43,7 +43,7 @@ use super::stop_signal::StopSignal;
 use super::supervise::Stage;
 use super::upstream::{Drain, Upstream};
 use super::worker_context::WorkerContext;
-use crate::checkpoint::{CHECKPOINTS, Counters, Positions, StateChangelog};
+use crate::checkpoint::{Counters, Positions, StateChangelog};
 use crate::kafka::topic_reader::PartitionScanner;
 use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, RebalanceEvent, TransactionalProducer};
 use crate::plan::TransformPlan;
@@ -93,12 +93,7 @@ impl TransformStage {
         context.names.check_group(&self.pipeline, &self.plan.name)?;
         let component = context.names.component(&self.pipeline, &self.plan.name);
         let member = context.names.member(&self.pipeline, &self.plan.name, self.task);
-        let producer = TransactionalProducer::new(
-            &context.cluster,
-            &member,
-            &context.cluster.own_topic(CHECKPOINTS),
-            context.share.client_buffer_bytes,
-        )?;
+        let producer = TransactionalProducer::new(&context.cluster, &member, context.share.client_buffer_bytes)?;
         let routes = Routes::start(&self.plan.inputs, Some(context.schemas.clone()))?;
         let own = RunningTransform::start(&self.plan.step, &Some(context.schemas.clone()))?;
         if !self.wait_for_table(context, stop) {
@@ -558,7 +553,7 @@ impl TransformTask<'_> {
         // A failure ends this run of the stage; the next run reads the committed state.
         failpoint!("transform.checkpoint.after")?;
         let group = self.consumer.metadata()?;
-        self.producer.send_offsets(offsets, group)?;
+        self.producer.send_offsets(offsets, &group)?;
         let bytes = self.producer.transaction_bytes();
         self.producer.commit()?;
         self.status.sent(bytes);

@@ -36,8 +36,6 @@ pub struct WorkerContext {
     pub topics: TopicSettings,
     /// Time between commits of sources and transforms.
     pub commit_interval: Duration,
-    /// The producer of a source or sink without records is closed after this time.
-    pub producer_idle_time: Duration,
     /// A stage stops if its first records, as many as this, all fail; 0 turns the check off.
     pub max_initial_failures: u64,
     /// The run ends when everything that exists has been processed.

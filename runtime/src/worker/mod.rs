@@ -44,7 +44,7 @@ use self::topics::{claims_of, state_topics, topics_of};
 use crate::checkpoint::{RestartRow, RunState, Schemas, TASKS, TaskRef, TopicClaim, TopicOwners, system_topics};
 use crate::config::Settings;
 use crate::kafka::embedded::EMBEDDED;
-use crate::kafka::{Admin, Cluster, DUPLICATE_WORKER, PRODUCER_IDLE_TIME, TopicSpec};
+use crate::kafka::{Admin, Cluster, DUPLICATE_WORKER, TopicSpec};
 use crate::plan::Pipeline;
 use crate::stage::{Names, ResourceShare, StageState, StageStatus, StopSignal, WorkerContext};
 use crate::telemetry::Tracer;
@@ -161,7 +161,6 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         },
         topics: settings.topics.clone(),
         commit_interval: settings.commit_interval,
-        producer_idle_time: PRODUCER_IDLE_TIME,
         max_initial_failures: settings.max_initial_failures,
         until_idle: options.until_idle,
         append: options.append,

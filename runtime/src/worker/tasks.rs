@@ -335,7 +335,6 @@ mod tests {
             names: Names { cluster: "c".to_owned(), node: "n".to_owned(), worker: "w".to_owned() },
             topics: TopicSettings { create: true, partitions: 1, replication: 1, config: BTreeMap::new() },
             commit_interval: std::time::Duration::from_secs(1),
-            producer_idle_time: std::time::Duration::from_secs(30),
             max_initial_failures: 1000,
             until_idle: false,
             append: false,

@@ -65,7 +65,7 @@ fn start(partitions: i32) -> (Fixture, Cluster, TransactionalProducer) {
     let fixture = Fixture::start();
     let cluster = fixture.cluster();
     Admin::new(&cluster).unwrap().ensure(&[spec("a", partitions, &[])]).unwrap();
-    let producer = TransactionalProducer::new(&cluster, "p", "a", 1 << 20).unwrap();
+    let producer = TransactionalProducer::new(&cluster, "p", 1 << 20).unwrap();
     (fixture, cluster, producer)
 }
 

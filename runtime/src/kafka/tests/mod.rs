@@ -107,7 +107,7 @@ fn records_written_after_a_pause_at_the_end_are_returned() {
     let fixture = Fixture::start();
     let cluster = fixture.cluster();
     Admin::new(&cluster).unwrap().ensure(&[spec("a", 1, &[])]).unwrap();
-    let mut producer = TransactionalProducer::new(&cluster, "p", "a", 1 << 20).unwrap();
+    let mut producer = TransactionalProducer::new(&cluster, "p", 1 << 20).unwrap();
     let consumer = GroupConsumer::join(&cluster, "g", "g-1", &["a".to_owned()], 1 << 20).unwrap();
     let mut batches = PartitionBatches::default();
     let mut read = Vec::new();
@@ -174,36 +174,6 @@ fn an_interruption_ends_a_wait_for_records() {
 }
 
 #[test]
-fn a_producer_is_closed_while_it_is_not_used() {
-    let fixture = Fixture::start();
-    let cluster = fixture.cluster();
-    Admin::new(&cluster).unwrap().ensure(&[spec("a", 1, &[])]).unwrap();
-    let open = |idle_time| ReopeningProducer::open(&cluster, "p", "a", 1 << 20, idle_time).unwrap();
-    let mut producer = open(Duration::from_secs(3600));
-    producer.close_if_idle();
-    assert!(producer.is_open(), "it was used just now");
-    let mut producer = open(Duration::ZERO);
-    let rest = |producer: &mut ReopeningProducer| {
-        producer.close_if_idle();
-        producer.is_open()
-    };
-    producer.get().unwrap().send(&record("a", b"first", b"1")).unwrap();
-    assert!(rest(&mut producer), "a transaction is open");
-    producer.get().unwrap().commit().unwrap();
-    assert!(!rest(&mut producer) && !producer.in_transaction());
-    producer.abort().unwrap();
-    producer.get().unwrap().send(&record("a", b"second", b"2")).unwrap();
-    producer.get().unwrap().commit().unwrap();
-    assert_eq!(keys(&cluster, "a"), ["first", "second"]);
-    // The check runs at each opening, and before the first use.
-    assert!(!rest(&mut producer));
-    let refusal = || Err(trunkline_connector::Error::fenced("test.replaced", "replaced"));
-    assert!(producer.get_with(refusal).is_err() && !producer.is_open());
-    assert!(producer.get_with(refusal).is_err());
-    assert!(producer.get_with(|| Ok(())).is_ok() && producer.get_with(refusal).is_ok());
-}
-
-#[test]
 fn a_refused_topic_has_the_brokers_own_explanation() {
     let fixture = Fixture::start();
     let admin = Admin::new(&fixture.cluster()).unwrap();
@@ -221,7 +191,7 @@ fn a_record_that_is_too_large_is_refused_and_the_transaction_continues() {
     let cluster = fixture.cluster();
     let admin = Admin::new(&cluster).unwrap();
     admin.ensure(&[spec("large", 1, &[]), spec("small", 1, &[("max.message.bytes", "1048576")])]).unwrap();
-    let mut producer = TransactionalProducer::new(&cluster, "writer", "large", 4 << 20).unwrap();
+    let mut producer = TransactionalProducer::new(&cluster, "writer", 4 << 20).unwrap();
 
     let two_megabytes = noise(2 << 20);
     producer.send(&record("small", b"first", b"x")).unwrap();
@@ -256,14 +226,14 @@ fn a_refusal_that_was_not_foreseen_is_foreseen_by_the_next_producer() {
     admin.ensure(&[spec("small", 1, &[("max.message.bytes", "1048576")])]).unwrap();
     // As if the right to read the topic's configuration were missing.
     let cluster = fixture.cluster();
-    let mut producer = TransactionalProducer::new(&cluster, "writer", "small", 4 << 20).unwrap();
+    let mut producer = TransactionalProducer::new(&cluster, "writer", 4 << 20).unwrap();
     let large = noise(2 << 20);
     let sent = producer.send(&record("small", b"large", &large)).map_err(Into::into).and_then(|()| producer.commit());
     let error = sent.unwrap_err();
     assert_eq!((error.domain, error.code), (Domain::External, "kafka.record_too_large"));
     producer.abort().unwrap();
     drop(producer);
-    let mut producer = TransactionalProducer::new(&cluster, "writer", "small", 4 << 20).unwrap();
+    let mut producer = TransactionalProducer::new(&cluster, "writer", 4 << 20).unwrap();
     assert!(matches!(producer.send(&record("small", b"large", &large)), Err(SendError::TooLarge(_))));
     producer.send(&record("small", b"fine", b"x")).unwrap();
     producer.commit().unwrap();
@@ -276,7 +246,7 @@ fn batches_of_small_records_fit_a_topic_with_a_small_limit() {
     let cluster = fixture.cluster();
     let admin = Admin::new(&cluster).unwrap();
     admin.ensure(&[spec("small", 1, &[("max.message.bytes", "100000")])]).unwrap();
-    let mut producer = TransactionalProducer::new(&cluster, "writer", "small", 4 << 20).unwrap();
+    let mut producer = TransactionalProducer::new(&cluster, "writer", 4 << 20).unwrap();
     let value = noise(5_000);
     for number in 0..500 {
         producer.send(&record("small", format!("{number:03}").as_bytes(), &value)).unwrap();
@@ -299,7 +269,7 @@ fn looking_up_brokers_ends_soon_after_an_interrupt() {
 
 #[test]
 fn two_tasks_with_the_same_joined_name_do_not_share_a_position() {
-    use crate::checkpoint::{CHECKPOINTS, Counters, Positions, TaskOwner, system_topics};
+    use crate::checkpoint::{Counters, Positions, TaskOwner, system_topics};
     let fixture = Fixture::start();
     let cluster = fixture.cluster();
     Admin::new(&cluster).unwrap().ensure(&system_topics(&cluster, 1)).unwrap();
@@ -314,7 +284,7 @@ fn two_tasks_with_the_same_joined_name_do_not_share_a_position() {
     let first = owner("a", "web", "logs", Some("x.y"));
     let mut positions = load();
     positions.claim(first.clone()).unwrap();
-    let mut producer = TransactionalProducer::new(&cluster, task, CHECKPOINTS, 1 << 20).unwrap();
+    let mut producer = TransactionalProducer::new(&cluster, task, 1 << 20).unwrap();
     positions.write(&mut producer, &[], &Counters::default()).unwrap();
     producer.commit().unwrap();
 

@@ -13,7 +13,7 @@ use trunkline_connector::{Error, Result};
 
 use super::Lost;
 use super::connection::{ANSWER_LIMIT, Address, Connection};
-use super::errors::{code, is_transient};
+use super::errors::{self, code, is_transient};
 use super::readiness::Readiness;
 use crate::backoff::{Backoff, jitter};
 use crate::kafka::client::{Cluster, classify_code};
@@ -22,11 +22,23 @@ use crate::kafka::client::{Cluster, classify_code};
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 
+/// The same, while the broker completes an earlier transaction, for example.
+const MAX_BUSY_PAUSE: Duration = Duration::from_millis(20);
+
 /// A kind of coordinator. The numbers are those of FindCoordinator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::kafka) enum Coordinator {
     Group = 0,
     Transaction = 1,
+}
+
+/// The broker that a request is for.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::kafka) enum Target<'a> {
+    /// The coordinator of a group or transactional id.
+    Coordinator(Coordinator, &'a str),
+    /// The leader of a topic's partition.
+    Leader(&'a str, i32),
 }
 
 /// The leader of a partition.
@@ -74,6 +86,16 @@ impl Brokers {
     /// The leader of a partition, as far as it is known.
     pub(in crate::kafka) fn leader(&self, topic: &str, partition: i32) -> Option<Leader> {
         *self.leaders.get(topic)?.get(usize::try_from(partition).ok()?)?
+    }
+
+    /// The leaders of a topic are looked up before they are used again.
+    pub(super) fn forget_leader(&mut self, topic: &str) {
+        self.leaders.remove(topic);
+    }
+
+    /// Notes why a connection was lost, for the errors of the cluster.
+    pub(super) fn note_lost(&self, Lost(reason): &Lost) {
+        self.cluster.connection().note(reason);
     }
 
     /// The connection to a broker; opened if there is none.
@@ -216,12 +238,12 @@ impl Brokers {
         Ok(())
     }
 
-    /// Sends a request to a coordinator, and repeats it while the answer's error is one that passes:
-    /// another broker is the coordinator now, or it is loading its state. `error_of` takes the error
-    /// from an answer. Other errors are the caller's. Waits at most until `deadline`.
-    pub(super) fn ask_coordinator<R: Request>(
+    /// Sends a request to a broker of a kind, and repeats it while the answer's error is one that
+    /// passes: another broker is the right one now, or it is loading its state. `error_of` takes the
+    /// error from an answer. Other errors are the caller's. Waits at most until `deadline`.
+    pub(in crate::kafka) fn ask<R: Request>(
         &mut self,
-        (kind, key): (Coordinator, &str),
+        target: Target<'_>,
         ours: std::ops::RangeInclusive<i16>,
         request: &R,
         deadline: Instant,
@@ -229,24 +251,24 @@ impl Brokers {
     ) -> Result<R::Response, CallError> {
         let mut backoff = Backoff::new(FIRST_PAUSE, MAX_PAUSE);
         loop {
-            let lost = match self.ask_coordinator_once((kind, key), ours.clone(), request, deadline) {
+            let mut is_busy = false;
+            let lost = match self.ask_once(target, ours.clone(), request, deadline) {
                 Ok(answer) => {
                     let error = error_of(&answer);
                     if !is_transient(error) {
                         return Ok(answer);
                     }
-                    if !super::errors::is_busy(error) {
-                        self.coordinators.remove(&(kind, key.to_owned()));
-                    }
+                    is_busy = errors::is_busy(error);
                     Lost(code(error).to_string())
                 }
-                Err(CallError::Lost(lost)) => {
-                    self.coordinators.remove(&(kind, key.to_owned()));
-                    lost
-                }
+                Err(CallError::Lost(lost)) => lost,
                 Err(other) => return Err(other),
             };
-            let pause = jitter(backoff.advance());
+            if !is_busy {
+                self.forget(target);
+            }
+            let max = if is_busy { MAX_BUSY_PAUSE } else { MAX_PAUSE };
+            let pause = jitter(backoff.advance().min(max));
             if Instant::now() + pause >= deadline || self.cluster.connection().is_hopeless() {
                 return Err(lost.into());
             }
@@ -254,17 +276,14 @@ impl Brokers {
         }
     }
 
-    fn ask_coordinator_once<R: Request>(
+    fn ask_once<R: Request>(
         &mut self,
-        (kind, key): (Coordinator, &str),
+        target: Target<'_>,
         ours: std::ops::RangeInclusive<i16>,
         request: &R,
         deadline: Instant,
     ) -> Result<R::Response, CallError> {
-        let node = match self.coordinators.get(&(kind, key.to_owned())) {
-            Some(node) => *node,
-            None => self.find_coordinator(kind, key, deadline)?,
-        };
+        let node = self.find(target, deadline)?;
         let connection = self.connection(node, deadline)?;
         let version = connection.version::<R>(ours)?;
         let answer = connection.call(version, request, deadline.min(Instant::now() + ANSWER_LIMIT));
@@ -272,6 +291,30 @@ impl Brokers {
             self.close(node);
         }
         Ok(answer?)
+    }
+
+    /// The broker that a request is for.
+    fn find(&mut self, target: Target<'_>, deadline: Instant) -> Result<i32, CallError> {
+        match target {
+            Target::Coordinator(kind, key) => match self.coordinators.get(&(kind, key.to_owned())) {
+                Some(node) => Ok(*node),
+                None => self.find_coordinator(kind, key, deadline),
+            },
+            Target::Leader(topic, partition) => {
+                if self.leader(topic, partition).is_none() {
+                    self.refresh(&[topic], deadline)?;
+                }
+                let leader = self.leader(topic, partition);
+                Ok(leader.ok_or_else(|| Lost(format!("partition {partition} of topic `{topic}` has no leader")))?.node)
+            }
+        }
+    }
+
+    fn forget(&mut self, target: Target<'_>) {
+        match target {
+            Target::Coordinator(kind, key) => drop(self.coordinators.remove(&(kind, key.to_owned()))),
+            Target::Leader(topic, _) => self.forget_leader(topic),
+        }
     }
 
     fn find_coordinator(&mut self, kind: Coordinator, key: &str, deadline: Instant) -> Result<i32, CallError> {

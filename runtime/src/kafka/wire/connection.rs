@@ -10,6 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read as _, Write as _};
 use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd as _, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
@@ -37,6 +38,9 @@ const MAX_ANSWER_BYTES: usize = 1 << 30;
 /// The buffer of answers is released if it has grown beyond this.
 const KEPT_BYTES: usize = 64 << 10;
 
+/// The number of the next connection.
+static SERIAL: AtomicU64 = AtomicU64::new(0);
+
 /// A host and a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Address {
@@ -54,6 +58,8 @@ impl std::fmt::Display for Address {
 pub(super) struct Connection {
     stream: Stream,
     address: Address,
+    /// Differs from every other connection of this process.
+    serial: u64,
     client_id: StrBytes,
     /// The versions that the broker supports, by API.
     versions: HashMap<i16, RangeInclusive<i16>>,
@@ -93,6 +99,7 @@ impl Connection {
         let mut this = Self {
             stream,
             address: address.clone(),
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
             client_id: StrBytes::from_string(client_id.to_owned()),
             versions: HashMap::new(),
             last_correlation: 0,
@@ -268,7 +275,7 @@ impl Connection {
                 Ok(Some(other)) => early.push_back(other),
                 Ok(None) if Instant::now() >= deadline => break Err(self.lost("no answer in time".to_owned())),
                 Ok(None) => {
-                    wait(&mut [self.readiness()], deadline);
+                    wait(&[self.readiness()], deadline);
                 }
                 Err(lost) => break Err(lost),
             }
@@ -297,6 +304,11 @@ impl Connection {
     /// Whether a request is not answered.
     pub(super) fn is_busy(&self) -> bool {
         !self.waiting.is_empty() || !self.early.is_empty()
+    }
+
+    /// The number of this connection. No other one of this process has it.
+    pub(super) fn serial(&self) -> u64 {
+        self.serial
     }
 
     /// Where the connection leads.

@@ -5,12 +5,31 @@
 //! - [`connection`]: one connection to a broker, over [`stream`]; [`readiness`] waits for several.
 //! - [`brokers`]: the brokers of a cluster, the leaders of partitions, and coordinators.
 //! - [`errors`]: error codes in answers.
+//! - [`record_batch`]: batches of records as brokers store them; [`send_buffer`]: those that are not
+//!   acknowledged; [`delivery`]: sends them.
+//! - [`transaction`]: the requests of a transaction; [`transactional_client`]: both together.
 
 pub(super) mod brokers;
 mod connection;
+mod delivery;
 pub(super) mod errors;
 pub(super) mod readiness;
+mod record_batch;
+mod send_buffer;
 mod stream;
+mod transaction;
+mod transactional_client;
+
+use std::time::Duration;
+
+pub(super) use record_batch::{BatchWriter, Codec};
+pub(super) use send_buffer::SendBuffer;
+pub(super) use transaction::GroupMetadata;
+pub(super) use transactional_client::TransactionalClient;
+
+/// Pauses between two attempts to send a batch.
+const FIRST_RETRY: Duration = Duration::from_millis(5);
+const MAX_RETRY: Duration = Duration::from_millis(500);
 
 /// A broker could not be reached, or an answer did not arrive; the reason.
 #[derive(Debug, Clone)]

@@ -43,8 +43,8 @@ use super::stop_signal::StopSignal;
 use super::supervise::Stage;
 use super::upstream::{Drain, Upstream};
 use super::worker_context::WorkerContext;
-use crate::checkpoint::{CHECKPOINTS, Counters};
-use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, RebalanceEvent, ReopeningProducer};
+use crate::checkpoint::Counters;
+use crate::kafka::{FillLimits, GroupConsumer, PartitionBatches, RebalanceEvent, TransactionalProducer};
 use crate::plan::SinkPlan;
 
 /// The longest wait for records while there is something else to do: to keep the byte budget, or to
@@ -123,9 +123,7 @@ impl SinkStage {
         let member = context.names.member(&self.pipeline, &self.plan.name, self.task);
         // The producer comes first: it aborts this worker's open transaction, which delays all
         // readers of offsets and intents.
-        let state_topic = context.cluster.own_topic(CHECKPOINTS);
-        let (bytes, idle_time) = (PRODUCER_BUFFER_BYTES, context.producer_idle_time);
-        let producer = ReopeningProducer::open(&context.cluster, &member, &state_topic, bytes, idle_time)?;
+        let producer = TransactionalProducer::new(&context.cluster, &member, PRODUCER_BUFFER_BYTES)?;
         let sink = self.plan.spec.open(SinkContext {
             name: status.name(),
             replay: self.bounds.as_ref().map(Bounds::sink_replay),
@@ -204,11 +202,6 @@ impl SinkTask<'_> {
             lag.update(status, consumer, partitions);
             let is_full = !self.committer.accepts_more();
             let records = self.poll(&mut batches)?;
-            if records > 0 {
-                // A closed producer is opened now, and not at the commit, which readers wait for.
-                // After a failure, the commit tries again.
-                let _ = self.transactions.producer.get();
-            }
             self.rebalance(&mut batches)?;
             let records = self.drop_out_of_bounds(&mut batches, records)?;
             for (partition, batch) in batches.iter_mut() {
@@ -275,7 +268,6 @@ impl SinkTask<'_> {
     /// Releases what is kept for the next records, while there are none, and stops fetching.
     fn release(&mut self, batches: &mut PartitionBatches) -> Result<()> {
         batches.release();
-        self.transactions.producer.close_if_idle();
         self.committer.spill()?;
         let Transactions { partitions, consumer, .. } = &self.transactions;
         consumer.pause_if_idle(partitions.iter().map(|(partition, state)| (partition, state.committed)))

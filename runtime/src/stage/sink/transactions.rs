@@ -16,7 +16,7 @@ use super::partition_state::PartitionState;
 use super::stop_points::Rejected;
 use super::{POLL, SinkStage};
 use crate::checkpoint::{IntentRecord, Intents, SupersedingRows};
-use crate::kafka::{GroupConsumer, ReopeningProducer};
+use crate::kafka::{GroupConsumer, TransactionalProducer};
 use crate::stage::backoff::Backoff;
 use crate::stage::dead_letters::{DeadLetters, RunName};
 use crate::stage::output::Topics;
@@ -33,7 +33,7 @@ pub(super) struct Transactions<'a> {
     pub(super) status: &'a StageStatus,
     pub(super) consumer: GroupConsumer,
     pub(super) partitions: BTreeMap<TopicPartition, PartitionState>,
-    pub(super) producer: ReopeningProducer,
+    pub(super) producer: TransactionalProducer,
     component: String,
     intents: Intents,
     superseding: SupersedingRows,
@@ -49,7 +49,7 @@ impl<'a> Transactions<'a> {
         context: &'a WorkerContext,
         stop: &'a StopSignal,
         status: &'a StageStatus,
-        producer: ReopeningProducer,
+        producer: TransactionalProducer,
         consumer: GroupConsumer,
     ) -> Self {
         let component = context.names.component(&stage.pipeline, &stage.plan.name);
@@ -87,7 +87,7 @@ impl<'a> Transactions<'a> {
 
     /// Writes prepared output of a superseding replay in the open transaction.
     pub(super) fn write_staged(&mut self, partition: &TopicPartition, first: i64, committable: &Value) -> Result<()> {
-        self.superseding.stage(self.producer.get()?, partition, first, committable)
+        self.superseding.stage(&mut self.producer, partition, first, committable)
     }
 
     /// The column types that tasks of this sink have inferred, with their topics. A replay that
@@ -102,7 +102,7 @@ impl<'a> Transactions<'a> {
 
     /// Writes the types inferred from the topic of a topic partition in the open transaction.
     pub(super) fn write_types(&mut self, partition: &TopicPartition, types: &Schema) -> Result<()> {
-        self.context.schemas.write_inferred(self.producer.get()?, &self.component, partition, types)
+        self.context.schemas.write_inferred(&mut self.producer, &self.component, partition, types)
     }
 
     /// Topic partitions with processed records that wait for a commit.
@@ -121,7 +121,7 @@ impl<'a> Transactions<'a> {
 
     /// Writes a topic partition's row in the open transaction.
     pub(super) fn write_intent(&mut self, partition: &TopicPartition, row: &IntentRecord) -> Result<()> {
-        self.intents.write(self.producer.get()?, partition, row)
+        self.intents.write(&mut self.producer, partition, row)
     }
 
     /// Writes dead letters in the open transaction.
@@ -130,7 +130,7 @@ impl<'a> Transactions<'a> {
         let partitions = self.topics.partitions(topic)?;
         let replay = self.stage.bounds.as_ref().map(|bounds| bounds.run.as_str());
         let run = RunName { pipeline: &self.stage.pipeline, replay };
-        dead_letters.write(self.producer.get()?, &run, topic, partitions)
+        dead_letters.write(&mut self.producer, &run, topic, partitions)
     }
 
     /// Writes the pending dead letters of a topic partition in the open transaction.
@@ -149,11 +149,11 @@ impl<'a> Transactions<'a> {
         self.commit_in_doubt = false;
         let filled = body(self).and_then(|offsets| {
             let group = self.consumer.metadata()?;
-            self.producer.get()?.send_offsets(offsets.iter().map(|(partition, next)| (partition, *next)), group)
+            self.producer.send_offsets(offsets.iter().map(|(partition, next)| (partition, *next)), &group)
         });
         let outcome = filled.and_then(|()| {
             self.commit_in_doubt = true;
-            self.producer.get()?.commit()
+            self.producer.commit()
         });
         let was_open = self.producer.in_transaction();
         match outcome {
