@@ -21,7 +21,7 @@ const MOVE_LIMIT: Duration = Duration::from_secs(30);
 /// Has workers send records at once instead of with the commit: a transaction is then open on the
 /// broker from its first record on.
 fn send_at_once(case: &mut Case) {
-    case.set("TRUNKLINE_KAFKA_LINGER_MS", "5");
+    case.set("TRUNKLINE_KAFKA_BATCH_SIZE", "10000");
 }
 
 /// Suspends the worker that reads the log in the middle of a transaction that it will try to

@@ -163,7 +163,7 @@ pub const SETTINGS: &[OptionSpec] = &[
         "table",
         "none",
         "`security` (`aws_msk_iam`, `scram`, `plain`, `mtls` or `oauth`), `region` (of an MSK cluster), and properties of \
-         librdkafka, such as `security.protocol`, `sasl.*` or `linger.ms`. Properties override Trunkline's defaults, \
+         librdkafka, such as `security.protocol`, `sasl.*` or `compression.type`. Properties override Trunkline's defaults, \
          except those that exactly-once delivery requires.",
         "{ \"security.protocol\" = \"sasl_ssl\" }",
     ),

@@ -1,12 +1,12 @@
-//! The Kafka layer, over `rdkafka`. Its calls block, so only the threads of stages use it, never
-//! async code.
+//! The Kafka layer: producers over a client of our own ([`wire`]), groups and administration over
+//! `rdkafka`. Its calls block, so only the threads of stages use it, never async code.
 //!
 //! - [`client`]: settings that all clients share, and the classification of errors.
 //! - [`admin`]: looks up and creates topics, by the calls in `admin_api`; `admin_rights` asks what
 //!   a client may do; `admin_facts` describes brokers and topics; `topic_limits` knows
 //!   their largest records.
-//! - [`producer`]: the transactional producer, which writes all records and their state; `flush`
-//!   decides when it flushes, `delivery` collects failures. `row_writer` writes single rows.
+//! - [`producer`]: the transactional producer, which writes all records and their state.
+//!   `row_writer` writes single rows.
 //! - [`consumer`]: the group consumer, with its `rebalance` events; `message_queue` takes many
 //!   messages at once, `queue_notifier` waits for them, `partition_batches` collects them.
 //!   `idle_pause` decides when it stops fetching; `idle_watch` then fetches for all idle consumers.

@@ -60,8 +60,8 @@ impl TransactionalProducer {
     /// Connects and fences the earlier producer with this id. `buffer_bytes` limits the bytes that
     /// wait to be sent (I6).
     pub fn new(cluster: &Cluster, transactional_id: &str, buffer_bytes: usize) -> Result<Self> {
-        let batch_bytes = cluster.limits().batch_bytes();
-        let settings = Settings::of(cluster, transactional_id)?;
+        let settings = Settings::of(cluster, transactional_id);
+        let batch_bytes = cluster.limits().batch_bytes().min(settings.batch_bytes);
         let buffer = SendBuffer::new(settings.codec, batch_bytes, settings.batch_records);
         failpoint!("producer.init.before")?;
         let client = TransactionalClient::new(
@@ -231,12 +231,13 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 struct Settings {
     client_id: String,
     codec: Codec,
+    batch_bytes: usize,
     batch_records: i32,
     transaction_timeout_ms: i32,
 }
 
 impl Settings {
-    fn of(cluster: &Cluster, transactional_id: &str) -> Result<Self> {
+    fn of(cluster: &Cluster, transactional_id: &str) -> Self {
         let config = cluster.config(&[
             // Brokers name it in their logs and quotas.
             ("client.id", transactional_id),
@@ -246,11 +247,12 @@ impl Settings {
         // librdkafka has checked each value.
         let number = |name: &str, default: i32| config.get(name).and_then(|text| text.parse().ok()).unwrap_or(default);
         let codec = ["compression.type", "compression.codec"].iter().find_map(|name| config.get(name));
-        Ok(Self {
+        Self {
             client_id: config.get("client.id").unwrap_or(transactional_id).to_owned(),
             codec: Codec::of(codec.unwrap_or("lz4"), number("compression.level", -1)),
+            batch_bytes: usize::try_from(number("batch.size", i32::MAX)).unwrap_or(usize::MAX),
             batch_records: number("batch.num.messages", 10_000),
             transaction_timeout_ms: number("transaction.timeout.ms", 30_000),
-        })
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 mod idle_consumers;
 mod moved_controller;
+mod producer_faults;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};

@@ -380,3 +380,129 @@ fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PRODUCER: Identity = Identity { id: 1, epoch: 0 };
+
+    fn buffer(batch_bytes: usize) -> SendBuffer {
+        SendBuffer::new(Codec::None, batch_bytes, 10_000)
+    }
+
+    fn append(buffer: &mut SendBuffer, topic: &str, partition: i32, value: &[u8]) -> bool {
+        buffer.append(&ProducerRecord {
+            topic,
+            partition,
+            timestamp: Some(1),
+            key: None,
+            value: Some(value),
+            headers: &[],
+            more_headers: &[],
+        })
+    }
+
+    /// Takes all batches that may be sent: their partitions and sequence numbers.
+    fn take_all(buffer: &mut SendBuffer) -> Vec<(usize, i32)> {
+        let mut taken = Vec::new();
+        loop {
+            let sendable = buffer.sendable(Instant::now() + std::time::Duration::from_secs(60));
+            if sendable.is_empty() {
+                return taken;
+            }
+            for at in sendable {
+                taken.push((at, buffer.take(at, PRODUCER).unwrap().sequence));
+            }
+        }
+    }
+
+    #[test]
+    fn batches_are_numbered_in_their_order_and_five_are_in_flight() {
+        let mut buffer = buffer(100);
+        for _ in 0..7 {
+            append(&mut buffer, "a", 0, &[0; 60]);
+        }
+        append(&mut buffer, "a", 1, b"x");
+        assert_eq!(buffer.not_added(), [0, 1]);
+        buffer.set_added(&[0, 1]);
+        assert_eq!(buffer.not_added(), [0; 0]);
+        buffer.seal_all();
+        assert_eq!(take_all(&mut buffer), [(0, 0), (1, 0), (0, 1), (0, 2), (0, 3), (0, 4)]);
+        buffer.acknowledge(0, 0);
+        assert_eq!(take_all(&mut buffer), [(0, 5)]);
+        (1..6).for_each(|sequence| buffer.acknowledge(0, sequence));
+        buffer.acknowledge(1, 0);
+        assert_eq!(take_all(&mut buffer), [(0, 6)]);
+        assert!(!buffer.is_empty());
+        buffer.acknowledge(0, 6);
+        assert!(buffer.is_empty() && buffer.bytes() == 0);
+    }
+
+    #[test]
+    fn batches_behind_a_rejected_one_are_sent_again_in_their_order() {
+        let mut buffer = buffer(100);
+        for _ in 0..4 {
+            append(&mut buffer, "a", 0, &[0; 60]);
+        }
+        buffer.seal_all();
+        assert_eq!(take_all(&mut buffer).len(), 4);
+        buffer.acknowledge(0, 0);
+        buffer.reject(0);
+        assert!(buffer.is_first(0, 1) && !buffer.is_first(0, 2));
+        append(&mut buffer, "a", 0, &[0; 60]);
+        buffer.seal_all();
+        assert_eq!(take_all(&mut buffer), [], "requests with batches of the partition are in flight");
+        // This one was stored: its repetition is dropped by the broker.
+        buffer.acknowledge(0, 2);
+        buffer.reject(0);
+        assert!(buffer.next_attempt(Instant::now()).is_some());
+        assert_eq!(take_all(&mut buffer), [(0, 1), (0, 3), (0, 4)]);
+    }
+
+    #[test]
+    fn discarded_batches_with_a_number_are_reported() {
+        let mut buffer = buffer(100);
+        append(&mut buffer, "a", 0, b"1");
+        buffer.seal_all();
+        assert!(!buffer.discard());
+        append(&mut buffer, "a", 0, b"1");
+        buffer.seal_all();
+        assert_eq!(take_all(&mut buffer), [(0, 0)]);
+        assert!(buffer.discard() && buffer.is_empty() && !buffer.discard());
+        append(&mut buffer, "a", 0, b"1");
+        buffer.seal_all();
+        assert_eq!(take_all(&mut buffer), [(0, 1)]);
+        buffer.acknowledge(0, 1);
+        buffer.restart_sequences();
+        append(&mut buffer, "a", 0, b"1");
+        buffer.seal_all();
+        assert_eq!(take_all(&mut buffer), [(0, 0)]);
+    }
+
+    #[test]
+    fn sequence_numbers_start_again_after_the_largest() {
+        let mut buffer = buffer(1000);
+        append(&mut buffer, "a", 0, b"1");
+        buffer.partition(0).next_sequence = i32::MAX;
+        append(&mut buffer, "a", 0, b"2");
+        buffer.seal_all();
+        assert_eq!(take_all(&mut buffer), [(0, i32::MAX)]);
+        append(&mut buffer, "a", 0, b"3");
+        buffer.seal_all();
+        assert_eq!(take_all(&mut buffer), [(0, 1)]);
+    }
+
+    #[test]
+    fn the_larger_batches_make_room() {
+        let mut buffer = buffer(100_000);
+        for partition in 0..10 {
+            append(&mut buffer, "a", partition, &vec![0; 100 * (partition as usize + 1)]);
+        }
+        buffer.seal_largest(1000);
+        assert!(buffer.open_bytes <= 1000 && !buffer.open.is_empty(), "{}", buffer.open_bytes);
+        assert!(buffer.sealed_bytes > 4000);
+        buffer.seal_largest(0);
+        assert!(buffer.open.is_empty());
+    }
+}

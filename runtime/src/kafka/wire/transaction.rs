@@ -99,6 +99,8 @@ impl Transaction {
             .with_v3_and_below_producer_epoch(self.identity.epoch)
             .with_v3_and_below_topics(topics.collect());
         let doing = "adding partitions to a transaction";
+        // Also if the answer is lost.
+        self.has_begun = true;
         let coordinator = Target::Coordinator(Coordinator::Transaction, &self.id);
         let answer = brokers
             .ask(coordinator, 1..=3, &request, deadline, |answer| first_refusal(answer).map_or(0, |(_, error)| error))
@@ -106,7 +108,6 @@ impl Transaction {
         if let Some((topic, error)) = first_refusal(&answer) {
             return Err(failed(error, format!("sending to topic `{topic}`: {}", code(error))));
         }
-        self.has_begun = true;
         Ok(())
     }
 
@@ -120,6 +121,7 @@ impl Transaction {
         deadline: Instant,
     ) -> Result<()> {
         let doing = format!("committing consumer offsets of group `{}` in a transaction", group.group);
+        self.has_begun = true;
         let group_id = GroupId(StrBytes::from_string(group.group.clone()));
         let request = AddOffsetsToTxnRequest::default()
             .with_transactional_id(self.transactional_id())
@@ -131,7 +133,6 @@ impl Transaction {
             .ask(coordinator, 1..=3, &request, deadline, |answer| answer.error_code)
             .map_err(|error| error.explain(&doing, brokers.cluster()))?;
         check(&doing, answer.error_code)?;
-        self.has_begun = true;
         let mut topics = BTreeMap::<&str, Vec<TxnOffsetCommitRequestPartition>>::new();
         for (partition, next) in next_offsets {
             let position = TxnOffsetCommitRequestPartition::default()
