@@ -238,9 +238,9 @@ impl Brokers {
         Ok(())
     }
 
-    /// Sends a request to a broker of a kind, and repeats it while the answer's error is one that
-    /// passes: another broker is the right one now, or it is loading its state. `error_of` takes the
-    /// error from an answer. Other errors are the caller's. Waits at most until `deadline`.
+    /// Sends a request to a broker, and repeats it while the answer's error is one that passes:
+    /// another broker is the right one now, or it is loading its state. `error_of` takes the error
+    /// from an answer. Other errors are the caller's. Waits at most until `deadline`.
     pub(in crate::kafka) fn ask<R: Request>(
         &mut self,
         target: Target<'_>,

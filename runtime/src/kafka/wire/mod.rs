@@ -5,8 +5,8 @@
 //! - [`connection`]: one connection to a broker, over [`stream`]; [`readiness`] waits for several.
 //! - [`brokers`]: the brokers of a cluster, the leaders of partitions, and coordinators.
 //! - [`errors`]: error codes in answers.
-//! - [`record_batch`]: batches of records as brokers store them; [`send_buffer`]: those that are not
-//!   acknowledged; [`delivery`]: sends them.
+//! - [`record_batch`]: batches of records as brokers store them; [`send_buffer`]: those that are
+//!   not acknowledged; [`delivery`]: sends them.
 //! - [`transaction`]: the requests of a transaction; [`transactional_client`]: both together.
 
 pub(super) mod brokers;

@@ -70,7 +70,8 @@ impl TransactionalClient {
     }
 
     /// Sends closed batches and takes the answers that have arrived. Waits only for the coordinator
-    /// to add partitions to the transaction, at most until `deadline`. Fails if a batch was refused.
+    /// to add partitions to the transaction, at most until `deadline`. Fails if a batch was
+    /// refused.
     pub(in crate::kafka) fn advance(&mut self, deadline: Instant) -> Result<()> {
         let (found, topics) = self.delivery.not_added();
         if !found.is_empty() {
