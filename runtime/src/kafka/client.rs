@@ -17,12 +17,13 @@ use trunkline_connector::{Error, Result, Retry};
 use super::admin_api::Failure;
 use super::connection::{ConnectionMonitor, explain_certificate};
 use super::idle_watch::IdleWatches;
-use super::logins::{LoginLease, Logins};
+use super::logins::{LoginLease, Logins, Token};
 use super::properties;
 use super::secrets::Secrets;
 use super::security::Security;
 use super::timer_slack::with_timer_slack;
 use super::topic_limits::TopicLimits;
+use super::wire::transport::Transport;
 
 /// A Kafka cluster: its bootstrap servers and the properties of its clients. Cheap to clone.
 #[derive(Clone)]
@@ -40,18 +41,21 @@ pub struct Cluster {
     /// When a member of a group was last fenced by another one with its id.
     fenced_members: Arc<Mutex<HashMap<String, Instant>>>,
     idle_watches: IdleWatches,
+    /// How our own clients connect.
+    transport: Arc<Mutex<Option<Arc<Transport>>>>,
 }
 
 impl Cluster {
     /// A cluster by its bootstrap servers and the settings `kafka`: `security`, `region` and
-    /// librdkafka properties. Fails if librdkafka does not accept a property.
+    /// librdkafka properties. Fails if a property is not accepted, or a certificate or key cannot
+    /// be used.
     pub fn new(brokers: &str, settings: &BTreeMap<String, String>) -> Result<Self> {
         let Security { properties, tokens } = Security::of(settings, brokers)?;
         properties::check(&properties)?;
         let secrets = Secrets::of(settings);
         let connection = Arc::<ConnectionMonitor>::default();
         let logins = Arc::new(Logins::new(tokens, connection.clone(), secrets.clone()));
-        Ok(Self {
+        let cluster = Self {
             properties: Arc::new(RwLock::new(Arc::new(properties))),
             brokers: Arc::from(brokers),
             secrets,
@@ -63,7 +67,10 @@ impl Cluster {
             may_create_topics: true,
             fenced_members: Arc::default(),
             idle_watches: IdleWatches::default(),
-        })
+            transport: Arc::default(),
+        };
+        cluster.transport()?;
+        Ok(cluster)
     }
 
     /// Takes over changed user names, passwords and sources of tokens, in all clients. Returns the
@@ -190,6 +197,46 @@ impl Cluster {
         with_timer_slack(|| config.create_native_config().and_then(create)).map_err(|error| self.creation_error(&error))
     }
 
+    /// How our own clients connect. Files of certificates and keys are read again once they have
+    /// changed.
+    pub(super) fn transport(&self) -> Result<Arc<Transport>> {
+        let mut known = self.transport.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(transport) = known.as_ref().filter(|transport| transport.is_current()) {
+            return Ok(transport.clone());
+        }
+        match (Transport::of(self), &*known) {
+            (Ok(transport), _) => Ok(known.insert(Arc::new(transport)).clone()),
+            // A certificate and its key are not replaced at the same moment.
+            (Err(error), Some(transport)) => {
+                tracing::warn!("the old certificates of Kafka remain in use: {error}");
+                Ok(transport.clone())
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// The current user name and password; empty if they are not set.
+    pub(super) fn user_and_password(&self) -> (String, String) {
+        let properties = self.properties();
+        let [user, password] = CREDENTIALS.map(|name| properties.get(name).cloned().unwrap_or_default());
+        (user, password)
+    }
+
+    /// Whether the clients log in with tokens that are fetched.
+    pub(super) fn has_tokens(&self) -> bool {
+        self.logins.has_source()
+    }
+
+    /// The current token. Waits for the first one until the deadline.
+    pub(super) fn wait_for_token(&self, deadline: Instant) -> Result<Token> {
+        self.logins.wait_for_token(deadline)
+    }
+
+    /// Notes why one of our own clients cannot connect, in librdkafka's words.
+    pub(super) fn note_connection(&self, report: &str) {
+        self.connection.note(&self.secrets.hide(report));
+    }
+
     /// Gives a client its tokens and each change of its credentials, until the result is dropped.
     ///
     /// # Safety
@@ -199,14 +246,19 @@ impl Cluster {
         unsafe { self.logins.attach(client) }
     }
 
-    fn creation_error(&self, error: &KafkaError) -> Error {
+    pub(super) fn creation_error(&self, error: &KafkaError) -> Error {
         let reason = match error {
             // The error's own text has the value too.
             KafkaError::ClientConfig(_, _, name, _) => format!("the value of the Kafka property `{name}` is not valid"),
-            KafkaError::ClientCreation(reason) => self.explain_creation(&self.secrets.hide(reason)),
+            KafkaError::ClientCreation(reason) => return self.creation_failure(reason),
             other => self.secrets.hide(&other.to_string()).into_owned(),
         };
-        Error::config("kafka.settings", format!("cannot create a Kafka client from the settings `kafka`: {reason}"))
+        not_created(&reason)
+    }
+
+    /// The error of a client that cannot be created. `reason` names the property.
+    pub(super) fn creation_failure(&self, reason: &str) -> Error {
+        not_created(&self.explain_creation(&self.secrets.hide(reason)))
     }
 
     /// Adds the file's path to a reason that names only its property, and the setting for a wrong
@@ -267,6 +319,10 @@ impl Cluster {
     pub(super) fn failed(&self, doing: &str, error: &KafkaError) -> Error {
         self.connection.explain(classify(doing, error))
     }
+}
+
+fn not_created(reason: &str) -> Error {
+    Error::config("kafka.settings", format!("cannot create a Kafka client from the settings `kafka`: {reason}"))
 }
 
 /// The properties that all clients take over while they run.

@@ -304,7 +304,7 @@ pub(super) unsafe extern "C" fn explain_certificate(
 }
 
 /// OpenSSL's codes (`X509_V_ERR_*`).
-fn certificate_problem(code: c_int) -> String {
+pub(super) fn certificate_problem(code: c_int) -> String {
     match code {
         9 => "the certificate is not yet valid".to_owned(),
         10 => "the certificate has expired".to_owned(),

@@ -13,13 +13,15 @@ const MIN_LENGTH: usize = 4;
 const HIDDEN: &str = "***";
 
 /// Properties with free text that are no secrets and that a message needs.
-const PUBLIC: [&str; 11] = [
+const PUBLIC: [&str; 13] = [
     "bootstrap.servers",
     "metadata.broker.list",
     "client.id",
     "client.rack",
     "group.id",
     "region",
+    "sasl.mechanism",
+    "sasl.mechanisms",
     "sasl.oauthbearer.client.id",
     "sasl.oauthbearer.method",
     "sasl.oauthbearer.scope",

@@ -48,12 +48,14 @@ pub(super) enum TokenSource {
 }
 
 /// A token. It is a secret: never format it.
+#[derive(Clone)]
 pub(super) struct Token {
-    value: String,
+    pub(super) value: String,
     /// The name under which librdkafka logs the client.
-    principal: String,
-    expires: SystemTime,
-    extensions: Vec<(String, String)>,
+    pub(super) principal: String,
+    pub(super) expires: SystemTime,
+    /// Sent to the broker together with the token (RFC 7628).
+    pub(super) extensions: Vec<(String, String)>,
 }
 
 /// The credentials of a cluster's clients. The thread that fetches tokens starts with the first
@@ -81,6 +83,10 @@ struct State {
     /// The source was replaced: fetch a token from the new one.
     is_changed: bool,
     token: Option<Token>,
+    /// How often no token could be fetched.
+    failures: u64,
+    /// The last reason, and whether it lasts until the settings change.
+    last_failure: Option<(String, bool)>,
     /// A user name and password that were changed while clients run.
     credentials: Option<(CString, CString)>,
     clients: Vec<Client>,
@@ -114,11 +120,17 @@ impl Logins {
         Self { shared: Arc::new(shared), start: Mutex::new(start) }
     }
 
+    /// Whether tokens can be fetched.
+    pub(super) fn has_source(&self) -> bool {
+        self.shared.lock().source.is_some()
+    }
+
     /// Replaces the source of tokens.
     pub(super) fn change_source(&self, source: TokenSource) {
         let mut state = self.shared.lock();
         state.source = Some(Arc::new(source));
         state.is_changed = true;
+        state.last_failure = None;
         self.shared.notified.notify_all();
     }
 
@@ -131,19 +143,46 @@ impl Logins {
         state.credentials = Some((user, password));
     }
 
+    fn start_thread(&self) {
+        let start = self.start.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(start) = start else { return };
+        let shared = self.shared.clone();
+        let run = move || run(&shared, &start);
+        if let Err(error) = std::thread::Builder::new().name("kafka-tokens".to_owned()).spawn(run) {
+            tracing::error!(%error, "cannot start the thread that fetches tokens: no client can log in to Kafka");
+        }
+    }
+
+    /// The current token. Without one, waits for the end of the next attempt to fetch one, at most
+    /// until the deadline.
+    pub(super) fn wait_for_token(&self, deadline: Instant) -> Result<Token> {
+        self.start_thread();
+        let mut state = self.shared.lock();
+        let failures = state.failures;
+        loop {
+            if let Some(token) = state.token.as_ref().filter(|token| token.expires > SystemTime::now()) {
+                return Ok(token.clone());
+            }
+            // The reason is in the cluster's monitor, too.
+            if let Some((reason, lasts)) = &state.last_failure
+                && (*lasts || state.failures > failures)
+            {
+                return Err(Error::external("kafka.unreachable", reason.clone()));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::external("kafka.unreachable", "no token was fetched in time"));
+            }
+            state = self.shared.notified.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
     /// Gives the client the current token, and all later credentials.
     ///
     /// # Safety
     /// The client must outlive the lease.
     pub(super) unsafe fn attach(&self, native: *mut rd_kafka_t) -> LoginLease {
-        let start = self.start.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(start) = start {
-            let shared = self.shared.clone();
-            let run = move || run(&shared, &start);
-            if let Err(error) = std::thread::Builder::new().name("kafka-tokens".to_owned()).spawn(run) {
-                tracing::error!(%error, "cannot start the thread that fetches tokens: no client can log in to Kafka");
-            }
-        }
+        self.start_thread();
         let mut state = self.shared.lock();
         let id = state.next_id;
         state.next_id += 1;
@@ -197,6 +236,15 @@ impl Shared {
         let mut state = self.lock();
         state.clients.iter().for_each(|client| client.set_token(&token));
         state.token = Some(token);
+        state.last_failure = None;
+        self.notified.notify_all();
+    }
+
+    fn set_failure(&self, reason: String, lasts: bool) {
+        let mut state = self.lock();
+        state.failures += 1;
+        state.last_failure = Some((reason, lasts));
+        self.notified.notify_all();
     }
 }
 
@@ -273,7 +321,10 @@ fn run(shared: &Shared, Start { connection, secrets }: &Start) {
                 lifetime.mul_f64(REFRESH_AT).max(FIRST_RETRY)
             }
             Err(error) => {
-                connection.note_token_failure(&secrets.hide(error.message()), error.retry == Retry::Never);
+                let reason = secrets.hide(error.message()).into_owned();
+                let lasts = error.retry == Retry::Never;
+                connection.note_token_failure(&reason, lasts);
+                shared.set_failure(reason, lasts);
                 backoff.advance()
             }
         };

@@ -17,6 +17,7 @@ use super::errors::{self, code, is_transient};
 use super::readiness::Readiness;
 use crate::backoff::{Backoff, jitter};
 use crate::kafka::client::{Cluster, classify_code};
+use crate::kafka::connection::without_variable_parts;
 
 /// Pauses between two attempts of a call.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -95,7 +96,7 @@ impl Brokers {
 
     /// Notes why a connection was lost, for the errors of the cluster.
     pub(super) fn note_lost(&self, Lost(reason): &Lost) {
-        self.cluster.connection().note(reason);
+        self.cluster.note_connection(reason);
     }
 
     /// The connection to a broker; opened if there is none.
@@ -109,6 +110,12 @@ impl Brokers {
                 None => Connection::open(&self.cluster, &self.client_id, address, deadline)?,
             };
             self.connections.insert(node, connection);
+        }
+        let connection = self.connections.get_mut(&node);
+        let renewed = connection.map(|connection| connection.renew_login(&self.cluster, deadline));
+        if let Some(Err(lost)) = renewed {
+            self.connections.remove(&node);
+            return Err(lost);
         }
         self.connections.get_mut(&node).ok_or_else(|| Lost(format!("broker {node} is not connected")))
     }
@@ -157,6 +164,11 @@ impl Brokers {
                 return Err(lost);
             }
         }
+        let renewed = self.first.as_mut().map(|first| first.renew_login(&self.cluster, deadline));
+        if let Some(Err(lost)) = renewed {
+            self.first = None;
+            return Err(lost);
+        }
         self.first.as_mut().ok_or_else(|| Lost("no broker is connected".to_owned()))
     }
 
@@ -197,6 +209,8 @@ impl Brokers {
             .with_topics(Some(topics.iter().map(named).collect()))
             .with_allow_auto_topic_creation(false);
         let answer = self.ask_any(5..=9, &request, deadline)?;
+        // Before, a broker may still close the connection because it expects a login.
+        self.cluster.connection().set_reached();
         self.note_metadata(topics, &answer)
     }
 
@@ -369,6 +383,8 @@ impl CallError {
     pub(in crate::kafka) fn explain(self, doing: &str, cluster: &Cluster) -> Error {
         match self {
             Self::Lost(Lost(reason)) => {
+                cluster.note_connection(&reason);
+                let reason = without_variable_parts(&reason);
                 cluster.connection().explain(Error::external("kafka.unreachable", format!("{doing}: {reason}")))
             }
             Self::Refused(error) => error,

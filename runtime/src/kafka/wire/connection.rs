@@ -14,17 +14,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use kafka_protocol::messages::{ApiVersionsRequest, RequestHeader, ResponseHeader};
+use kafka_protocol::messages::{
+    ApiVersionsRequest, RequestHeader, ResponseHeader, SaslAuthenticateRequest, SaslAuthenticateResponse,
+    SaslHandshakeRequest, SaslHandshakeResponse,
+};
 use kafka_protocol::protocol::{Decodable as _, Encodable as _, HeaderVersion as _, Request, StrBytes};
 use trunkline_connector::Error;
 
 use super::Lost;
+use super::login::{Login, LoginExchange};
 use super::readiness::{Readiness, wait};
 use super::stream::Stream;
 use crate::kafka::client::Cluster;
-
-/// A broker that accepts no connection within this time counts as unreachable.
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// A request that is not answered within this time is lost, and with it the connection.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(20);
@@ -60,7 +61,12 @@ pub(super) struct Connection {
     address: Address,
     /// Differs from every other connection of this process.
     serial: u64,
+    /// The broker's name in messages.
+    broker_name: String,
+    phase: Phase,
     client_id: StrBytes,
+    /// When to log in again, before the broker ends the session (KIP-368).
+    login_due: Option<Instant>,
     /// The versions that the broker supports, by API.
     versions: HashMap<i16, RangeInclusive<i16>>,
     last_correlation: i32,
@@ -75,6 +81,13 @@ pub(super) struct Connection {
     early: VecDeque<(i32, Bytes)>,
 }
 
+/// How far the connection has come. A broker that closes it early expects another protocol.
+enum Phase {
+    Versions,
+    Login,
+    Up(Instant),
+}
+
 struct Waiting {
     correlation: i32,
     /// Version of the answer's header.
@@ -86,20 +99,24 @@ impl Connection {
     /// Connects to a broker, asks for its versions, and logs in. Waits at most until `deadline`.
     /// The reason of a failure is noted for the errors of the cluster.
     pub(super) fn open(cluster: &Cluster, client_id: &str, address: &Address, deadline: Instant) -> Result<Self, Lost> {
-        let opened = Self::try_open(client_id, address, deadline.min(Instant::now() + CONNECT_LIMIT));
-        match &opened {
-            Ok(_) => cluster.connection().set_reached(),
-            Err(Lost(reason)) => cluster.connection().note(reason),
+        let opened = Self::try_open(cluster, client_id, address, deadline);
+        if let Err(Lost(reason)) = &opened {
+            cluster.note_connection(reason);
         }
         opened
     }
 
-    fn try_open(client_id: &str, address: &Address, deadline: Instant) -> Result<Self, Lost> {
-        let stream = Stream::connect(&address.host, address.port, deadline).map_err(Lost)?;
+    fn try_open(cluster: &Cluster, client_id: &str, address: &Address, deadline: Instant) -> Result<Self, Lost> {
+        let transport = cluster.transport().map_err(|error| Lost(error.message().to_owned()))?;
+        let deadline = deadline.min(Instant::now() + transport.setup_limit());
+        let stream = transport.connect(&address.host, address.port, deadline).map_err(Lost)?;
         let mut this = Self {
             stream,
             address: address.clone(),
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+            broker_name: transport.broker_name(&address.host, address.port),
+            phase: Phase::Versions,
+            login_due: None,
             client_id: StrBytes::from_string(client_id.to_owned()),
             versions: HashMap::new(),
             last_correlation: 0,
@@ -110,7 +127,32 @@ impl Connection {
             early: VecDeque::new(),
         };
         this.learn_versions(deadline)?;
+        if let Some(login) = transport.login() {
+            this.phase = Phase::Login;
+            this.log_in(cluster, login, deadline)?;
+        }
+        this.phase = Phase::Up(Instant::now());
         Ok(this)
+    }
+
+    /// Logs in again if the broker is about to end the session. Answers that arrive meanwhile are
+    /// kept.
+    pub(super) fn renew_login(&mut self, cluster: &Cluster, deadline: Instant) -> Result<(), Lost> {
+        if self.login_due.is_none_or(|due| Instant::now() < due) {
+            return Ok(());
+        }
+        let transport = cluster.transport().map_err(|error| self.lost(error.message().to_owned()))?;
+        match transport.login() {
+            Some(login) => self.log_in(cluster, login, deadline),
+            None => Ok(()),
+        }
+    }
+
+    fn log_in(&mut self, cluster: &Cluster, login: &Login, deadline: Instant) -> Result<(), Lost> {
+        let mut exchange = Exchange { connection: self, deadline };
+        let due = login.log_in(cluster, &mut exchange, deadline);
+        self.login_due = due.map_err(|reason| self.lost(reason))?;
+        Ok(())
     }
 
     fn learn_versions(&mut self, deadline: Instant) -> Result<(), Lost> {
@@ -188,7 +230,7 @@ impl Connection {
     fn write(&mut self) -> Result<(), Lost> {
         while let Some(frame) = self.unsent.front() {
             match self.stream.write(&frame[self.sent_of_first..]) {
-                Ok(0) => return Err(self.lost("Disconnected".to_owned())),
+                Ok(0) => return Err(self.disconnected("connection closed by peer")),
                 Ok(written) => {
                     self.sent_of_first += written;
                     if self.sent_of_first == frame.len() {
@@ -198,6 +240,7 @@ impl Connection {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_closed(&error) => return Err(self.disconnected(error)),
                 Err(error) => return Err(self.lost(format!("Send failed: {error}"))),
             }
         }
@@ -224,10 +267,11 @@ impl Connection {
             let read = self.stream.read(&mut self.received[start..]);
             self.received.truncate(start + *read.as_ref().unwrap_or(&0));
             match read {
-                Ok(0) => return Err(self.lost("Disconnected".to_owned())),
+                Ok(0) => return Err(self.disconnected("connection closed by peer")),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_closed(&error) => return Err(self.disconnected(error)),
                 Err(error) => return Err(self.lost(format!("Receive failed: {error}"))),
             }
         }
@@ -317,6 +361,44 @@ impl Connection {
     }
 
     fn lost(&self, reason: String) -> Lost {
-        Lost(format!("{}: {reason}", self.address))
+        Lost(format!("{}: {reason}", self.broker_name))
+    }
+
+    /// The broker has closed the connection. librdkafka's form, from which the cluster's monitor
+    /// concludes that the protocol is wrong.
+    fn disconnected(&self, reason: impl std::fmt::Display) -> Lost {
+        let (state, since) = match self.phase {
+            Phase::Versions => ("APIVERSION_QUERY", None),
+            Phase::Login => ("AUTH_REQ", None),
+            Phase::Up(since) => ("UP", Some(since)),
+        };
+        let milliseconds = since.map_or(0, |since| since.elapsed().as_millis());
+        self.lost(format!("Disconnected: {reason} (after {milliseconds}ms in state {state})"))
+    }
+}
+
+/// Whether the other side has closed the connection.
+fn is_closed(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(error.kind(), Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe)
+}
+
+/// The requests of a login.
+struct Exchange<'c> {
+    connection: &'c mut Connection,
+    deadline: Instant,
+}
+
+impl LoginExchange for Exchange<'_> {
+    fn handshake(&mut self, mechanism: &str) -> Result<SaslHandshakeResponse, Lost> {
+        let request = SaslHandshakeRequest::default().with_mechanism(StrBytes::from_string(mechanism.to_owned()));
+        self.connection.call(1, &request, self.deadline)
+    }
+
+    fn authenticate(&mut self, bytes: Vec<u8>) -> Result<SaslAuthenticateResponse, Lost> {
+        let version = self.connection.version::<SaslAuthenticateRequest>(0..=2);
+        let version = version.map_err(|error| self.connection.lost(error.to_string()))?;
+        let request = SaslAuthenticateRequest::default().with_auth_bytes(bytes.into());
+        self.connection.call(version, &request, self.deadline)
     }
 }

@@ -3,6 +3,9 @@
 //! thread writes and reads the sockets.
 //!
 //! - [`connection`]: one connection to a broker, over [`stream`]; [`readiness`] waits for several.
+//! - [`transport`]: opens streams; [`tls`]: certificates and handshakes; [`settings`]: the
+//!   properties as librdkafka understands them.
+//! - [`login`]: logs connections in; [`scram`] and [`unsecured_token`] are two of its mechanisms.
 //! - [`brokers`]: the brokers of a cluster, the leaders of partitions, and coordinators.
 //! - [`errors`]: error codes in answers.
 //! - [`record_batch`]: batches of records as brokers store them; [`send_buffer`]: those that are
@@ -13,12 +16,20 @@ pub(super) mod brokers;
 mod connection;
 mod delivery;
 pub(super) mod errors;
+mod login;
 pub(super) mod readiness;
 mod record_batch;
+mod scram;
 mod send_buffer;
+mod settings;
 mod stream;
+#[cfg(test)]
+mod tests;
+mod tls;
 mod transaction;
 mod transactional_client;
+pub(super) mod transport;
+mod unsecured_token;
 
 use std::time::Duration;
 
