@@ -75,8 +75,9 @@ pub(super) struct Connection {
     sent_of_first: usize,
     /// Requests without an answer, in their order.
     waiting: VecDeque<Waiting>,
-    /// Bytes of answers that are not complete.
+    /// Room for answers. `filled` bytes of it were read.
     received: BytesMut,
+    filled: usize,
     /// Answers that [`Connection::call`] found before its own.
     early: VecDeque<(i32, Bytes)>,
 }
@@ -124,6 +125,7 @@ impl Connection {
             sent_of_first: 0,
             waiting: VecDeque::new(),
             received: BytesMut::new(),
+            filled: 0,
             early: VecDeque::new(),
         };
         this.learn_versions(deadline)?;
@@ -249,26 +251,26 @@ impl Connection {
 
     fn read(&mut self) -> Result<Option<(i32, Bytes)>, Lost> {
         loop {
-            let missing = match self.received.first_chunk::<4>() {
+            let missing = match self.received[..self.filled].first_chunk::<4>() {
                 Some(size) => {
                     let size = u32::from_be_bytes(*size) as usize;
                     if size > MAX_ANSWER_BYTES {
                         return Err(self.lost(format!("the broker announces an answer of {size} bytes")));
                     }
-                    if self.received.len() >= 4 + size {
+                    if self.filled >= 4 + size {
                         return self.take_answer(size).map(Some);
                     }
-                    4 + size - self.received.len()
+                    4 + size - self.filled
                 }
                 None => 4,
             };
-            let start = self.received.len();
-            self.received.resize(start + missing.max(READ_BYTES), 0);
-            let read = self.stream.read(&mut self.received[start..]);
-            self.received.truncate(start + *read.as_ref().unwrap_or(&0));
-            match read {
+            let wanted = self.filled + missing.max(READ_BYTES);
+            if self.received.len() < wanted {
+                self.received.resize(wanted, 0);
+            }
+            match self.stream.read(&mut self.received[self.filled..]) {
                 Ok(0) => return Err(self.disconnected("connection closed by peer")),
-                Ok(_) => {}
+                Ok(read) => self.filled += read,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if is_closed(&error) => return Err(self.disconnected(error)),
@@ -290,7 +292,8 @@ impl Connection {
     fn take_answer(&mut self, size: usize) -> Result<(i32, Bytes), Lost> {
         self.received.advance(4);
         let mut answer = self.received.split_to(size).freeze();
-        if self.received.is_empty() && self.received.capacity() > KEPT_BYTES {
+        self.filled -= 4 + size;
+        if self.filled == 0 && self.received.capacity() > KEPT_BYTES {
             self.received = BytesMut::new();
         }
         let Some(expected) = self.waiting.pop_front() else {
