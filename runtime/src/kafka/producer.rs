@@ -146,25 +146,34 @@ impl TransactionalProducer {
     /// Sends full batches. While the unacknowledged bytes exceed their limit, sends the larger ones
     /// of the other batches, too, and waits for acknowledgements.
     fn make_room(&mut self) -> Result<()> {
-        self.client.advance(Instant::now() + STEP_LIMIT)?;
-        let started = Instant::now();
-        while self.client.buffered_bytes() > self.max_in_flight_bytes {
-            self.client.seal_largest(self.max_in_flight_bytes / 2);
-            self.wait_for_progress(started)?;
-        }
-        Ok(())
+        let limit = self.max_in_flight_bytes;
+        self.advance_until(|client| {
+            let is_full = client.buffered_bytes() > limit;
+            if is_full {
+                client.seal_largest(limit / 2);
+            }
+            !is_full
+        })
     }
 
-    /// Waits for an answer of a broker.
-    fn wait_for_progress(&mut self, started: Instant) -> Result<()> {
-        let deadline = started.max(self.client.last_progress()) + STEP_LIMIT;
-        self.client.advance(deadline)?;
-        if Instant::now() >= deadline || self.client.cluster().connection().is_hopeless() {
-            let message = "the brokers did not acknowledge the records of a transaction within 45 s";
-            return Err(self.client.cluster().connection().explain(Error::external("kafka.unreachable", message)));
+    /// Sends batches and takes answers until `is_done`, at least once. Waits for answers in
+    /// between.
+    fn advance_until(&mut self, mut is_done: impl FnMut(&mut TransactionalClient) -> bool) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let deadline = started.max(self.client.last_progress()) + STEP_LIMIT;
+            self.client.advance(deadline)?;
+            if is_done(&mut self.client) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline || self.client.cluster().connection().is_hopeless() {
+                let message = "the brokers did not acknowledge the records of a transaction within 45 s";
+                return Err(self.client.cluster().connection().explain(Error::external("kafka.unreachable", message)));
+            }
+            if !self.client.has_sendable() {
+                self.client.wait(deadline.min(Instant::now() + LOOK_INTERVAL));
+            }
         }
-        self.client.wait(deadline.min(Instant::now() + LOOK_INTERVAL));
-        Ok(())
     }
 
     /// Adds consumer offsets to the open transaction; begins one if there is none (I2). Each item
@@ -215,12 +224,7 @@ impl TransactionalProducer {
     /// Waits until every record is acknowledged.
     fn wait_for_delivery(&mut self) -> Result<()> {
         self.client.seal_all();
-        self.client.advance(Instant::now() + STEP_LIMIT)?;
-        let started = Instant::now();
-        while !self.client.is_delivered() {
-            self.wait_for_progress(started)?;
-        }
-        Ok(())
+        self.advance_until(|client| client.is_delivered())
     }
 }
 

@@ -98,6 +98,15 @@ impl Delivery {
         self.receive();
     }
 
+    /// Whether a batch can be sent without waiting for an answer.
+    pub(super) fn has_sendable(&self) -> bool {
+        let is_free = |at: &usize| match self.brokers.leader(self.buffer.topic(*at), self.buffer.number(*at)) {
+            Some(leader) => self.requests.get(&leader.node).is_none_or(|requests| requests.len() < MAX_IN_FLIGHT),
+            None => true,
+        };
+        self.buffer.sendable(Instant::now()).iter().any(is_free)
+    }
+
     /// Waits until something has arrived or may be sent, at most until `deadline`.
     pub(super) fn wait(&self, deadline: Instant) {
         let until = self.buffer.next_attempt(Instant::now()).map_or(deadline, |next| next.min(deadline));

@@ -82,6 +82,11 @@ impl TransactionalClient {
         self.delivery.check()
     }
 
+    /// Whether a batch can be sent without waiting for an answer.
+    pub(in crate::kafka) fn has_sendable(&self) -> bool {
+        self.delivery.has_sendable()
+    }
+
     /// Waits until a broker has answered or a batch may be sent again, at most until `deadline`.
     pub(in crate::kafka) fn wait(&self, deadline: Instant) {
         self.delivery.wait(deadline);
