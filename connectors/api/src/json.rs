@@ -4,8 +4,12 @@
 //! The walk checks the structure, but not numbers, UTF-8 or escapes. Parse the document where those
 //! must be valid.
 
+mod scan;
+
 use std::borrow::Cow;
 use std::ops::Range;
+
+pub use self::scan::plain_len;
 
 /// Why bytes are not a JSON object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,13 +236,31 @@ fn unescape(inner: &[u8]) -> Option<Cow<'_, str>> {
 
 /// Appends `text` as a JSON string, with its quotes.
 pub fn write_string(out: &mut Vec<u8>, text: &str) {
-    out.push(b'"');
     let bytes = text.as_bytes();
-    let mut from = 0;
-    while let Some(found) = first_escape(&bytes[from..]) {
-        out.extend_from_slice(&bytes[from..from + found]);
-        let byte = bytes[from + found];
-        match ESCAPE[usize::from(byte)] {
+    let plain = plain_len(bytes);
+    if plain == bytes.len() {
+        return write_plain(out, bytes);
+    }
+    write_escaped(out, bytes, plain);
+}
+
+/// As [`write_string`], if the text needs no escapes. Otherwise writes nothing and returns false.
+pub fn write_unescaped(out: &mut Vec<u8>, text: &str) -> bool {
+    let is_plain = plain_len(text.as_bytes()) == text.len();
+    if is_plain {
+        write_plain(out, text.as_bytes());
+    }
+    is_plain
+}
+
+/// Appends a text whose first `plain` bytes need no escapes.
+fn write_escaped(out: &mut Vec<u8>, bytes: &[u8], plain: usize) {
+    out.reserve(bytes.len() + 8);
+    out.push(b'"');
+    out.extend_from_slice(&bytes[..plain]);
+    let mut rest = &bytes[plain..];
+    while let Some((byte, after)) = rest.split_first() {
+        match ESCAPE[usize::from(*byte)] {
             b'u' => {
                 const HEX: &[u8; 16] = b"0123456789abcdef";
                 out.extend_from_slice(&[
@@ -252,9 +274,28 @@ pub fn write_string(out: &mut Vec<u8>, text: &str) {
             }
             letter => out.extend_from_slice(&[b'\\', letter]),
         }
-        from += found + 1;
+        let plain = plain_len(after);
+        out.extend_from_slice(&after[..plain]);
+        rest = &after[plain..];
     }
-    out.extend_from_slice(&bytes[from..]);
+    out.push(b'"');
+}
+
+/// Appends UTF-8 as a JSON string, as [`write_string`] does. Invalid bytes become U+FFFD. One
+/// search finds out whether a text needs neither an escape nor a check of its UTF-8.
+pub fn write_utf8(out: &mut Vec<u8>, text: &[u8]) {
+    match scan::is_plain_ascii(text) {
+        true => write_plain(out, text),
+        false => write_string(out, &lossy(text)),
+    }
+}
+
+/// Appends a text without bytes that must be escaped.
+#[inline]
+fn write_plain(out: &mut Vec<u8>, text: &[u8]) {
+    out.reserve(text.len() + 2);
+    out.push(b'"');
+    out.extend_from_slice(text);
     out.push(b'"');
 }
 
@@ -262,27 +303,6 @@ pub fn write_string(out: &mut Vec<u8>, text: &str) {
 /// ASCII byte by byte.
 pub fn lossy(text: &[u8]) -> Cow<'_, str> {
     std::str::from_utf8(text).map_or_else(|_| String::from_utf8_lossy(text), Cow::Borrowed)
-}
-
-/// The first byte that a JSON string must escape. Compares eight bytes at a time in one register.
-fn first_escape(bytes: &[u8]) -> Option<usize> {
-    const ONES: u64 = u64::from_ne_bytes([1; 8]);
-    /// Sets the highest bit of the lowest byte below `limit`. Bytes above it may be wrong.
-    fn below(word: u64, limit: u8) -> u64 {
-        word.wrapping_sub(ONES * u64::from(limit)) & !word
-    }
-    let (words, rest) = bytes.as_chunks::<8>();
-    for (index, word) in words.iter().enumerate() {
-        // The first byte of the text is the lowest.
-        let word = u64::from_le_bytes(*word);
-        let equal = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
-        let found = (below(word, 0x20) | equal(b'"') | equal(b'\\')) & (ONES << 7);
-        if found != 0 {
-            return Some(index * 8 + found.trailing_zeros() as usize / 8);
-        }
-    }
-    let found = rest.iter().position(|byte| ESCAPE[usize::from(*byte)] != 0)?;
-    Some(words.len() * 8 + found)
 }
 
 /// The letter after the backslash for bytes that must be escaped; 0 for the others.
@@ -348,7 +368,27 @@ mod tests {
         fn bytes_are_escaped_at_every_place(text in "[a-cé\u{7f}\u{0}-\u{23}\\\\]{0,40}") {
             let mut out = Vec::new();
             write_string(&mut out, &text);
+            prop_assert_eq!(&out, &serde_json::to_vec(&text).unwrap());
+            out.clear();
+            write_utf8(&mut out, text.as_bytes());
             prop_assert_eq!(out, serde_json::to_vec(&text).unwrap());
+        }
+
+        #[test]
+        fn invalid_utf8_is_replaced(bytes in proptest::collection::vec(prop_oneof![Just(b'a'), any::<u8>()], 0..40)) {
+            let mut out = Vec::new();
+            write_utf8(&mut out, &bytes);
+            prop_assert_eq!(out, serde_json::to_vec(&String::from_utf8_lossy(&bytes)).unwrap());
+        }
+
+        #[test]
+        fn the_first_byte_to_escape_is_found(
+            bytes in proptest::collection::vec(prop_oneof![20 => Just(b'a'), 1 => any::<u8>()], 0..70),
+        ) {
+            let is_special = |byte: &u8| *byte < 0x20 || matches!(byte, b'"' | b'\\');
+            prop_assert_eq!(plain_len(&bytes), bytes.iter().position(is_special).unwrap_or(bytes.len()));
+            let is_plain = !bytes.iter().any(|byte| is_special(byte) || !byte.is_ascii());
+            prop_assert_eq!(scan::is_plain_ascii(&bytes), is_plain);
         }
 
         #[test]

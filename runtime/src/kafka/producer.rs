@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use trunkline_connector::{Error, Result, Retry, TopicPartition, failpoint};
 
 use super::client::Cluster;
-use super::packed_headers::pack;
+use super::packed_headers::{LastPacked, pack};
 use super::topic_limits::{Limit, MAX_RECORD_BYTES, SendError, check, is_larger_than};
 use super::wire::{Codec, GroupMetadata, SendBuffer, TransactionalClient};
 
@@ -46,7 +46,7 @@ pub struct TransactionalProducer {
     /// The limits of the topics to which this producer sends large records.
     limits: HashMap<String, Option<Limit>>,
     /// The headers of the record that is being sent.
-    packed: Vec<u8>,
+    packed: LastPacked,
 }
 
 /// Time for a group coordinator to accept offsets. It may be moving to another node.
@@ -80,7 +80,7 @@ impl TransactionalProducer {
             compresses: matches!(settings.codec, Codec::Lz4(_) | Codec::Zstd(_) | Codec::Gzip(_)),
             batch_bytes,
             limits: HashMap::new(),
-            packed: Vec::new(),
+            packed: LastPacked::default(),
         })
     }
 

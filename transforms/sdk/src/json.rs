@@ -97,7 +97,7 @@ impl<'a> Members<'a> {
             cursor.at_end()?;
             return Ok(None);
         }
-        let key = cursor.key()?;
+        let (key, _) = cursor.key()?;
         let value_at = cursor.at;
         cursor.skip_value()?;
         Ok(Some(Member { key, value: &cursor.json[value_at..cursor.at] }))
@@ -281,6 +281,15 @@ struct Node {
     ends: Option<usize>,
 }
 
+impl Node {
+    /// The child with a raw key; `is_plain`: the key has no escapes.
+    #[inline]
+    fn child(&self, key: &[u8], is_plain: bool) -> Option<&Self> {
+        let is_it = |name: &str| if is_plain { key == name.as_bytes() } else { key_is(key, name) };
+        self.children.iter().find(|(name, _)| is_it(name)).map(|(_, child)| child)
+    }
+}
+
 impl Paths {
     /// Creates paths from dotted names such as `customer.email`. If one path is a prefix of
     /// another, the shorter path applies: its whole value is replaced.
@@ -352,9 +361,8 @@ impl<F: FnMut(usize, &[u8], &mut Vec<u8>)> Splice<'_, F> {
     fn object(&mut self, node: &Node, depth: usize) -> Result<(), Malformed> {
         let mut more = self.cursor.open(b'{', b'}', "an object")?;
         while more {
-            let key = self.cursor.key()?;
-            let child = node.children.iter().find(|(name, _)| key_is(key, name)).map(|(_, child)| child);
-            match child {
+            let (key, is_plain) = self.cursor.key()?;
+            match node.child(key, is_plain) {
                 Some(Node { ends: Some(index), .. }) => self.replace(*index)?,
                 Some(child) => self.value(child, depth + 1)?,
                 None => self.cursor.skip_value()?,
@@ -419,7 +427,15 @@ impl<'a> Cursor<'a> {
     }
 
     /// Skips a comma (true) or the closing bracket (false) after a value.
+    #[inline]
     fn separator(&mut self, closing: u8, expected: &'static str) -> Result<bool, Malformed> {
+        // Without white space, as most programs write it.
+        if let Some([b',', next]) = self.json.get(self.at..).and_then(<[u8]>::first_chunk)
+            && *next > b' '
+        {
+            self.at += 1;
+            return Ok(true);
+        }
         self.skip_space();
         if self.peek() == Some(closing) {
             self.at += 1;
@@ -430,15 +446,23 @@ impl<'a> Cursor<'a> {
         Ok(true)
     }
 
-    /// Skips a key and its colon, and returns the raw key.
-    fn key(&mut self) -> Result<&'a [u8], Malformed> {
+    /// Skips a key and its colon, and returns the raw key. True: it has no escapes.
+    #[inline]
+    fn key(&mut self) -> Result<(&'a [u8], bool), Malformed> {
         let start = self.at + 1;
+        if let Some(end) = string_end(self.json, self.at)
+            && self.json.get(end + 1) == Some(&b':')
+        {
+            self.at = end + 2;
+            self.skip_space();
+            return Ok((&self.json[start..end], true));
+        }
         self.skip_string()?;
         let key = &self.json[start..self.at - 1];
         self.skip_space();
         self.expect(b':', "`:`")?;
         self.skip_space();
-        Ok(key)
+        Ok((key, false))
     }
 
     fn at_end(&mut self) -> Result<(), Malformed> {
@@ -450,7 +474,16 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    #[inline]
     fn skip_string(&mut self) -> Result<(), Malformed> {
+        if let Some(end) = string_end(self.json, self.at) {
+            self.at = end + 1;
+            return Ok(());
+        }
+        self.skip_string_in_general()
+    }
+
+    fn skip_string_in_general(&mut self) -> Result<(), Malformed> {
         let start = self.at;
         self.expect(b'"', "a string")?;
         while let Some(found) = scan::quote_or_escape(self.json, self.at) {
@@ -499,7 +532,7 @@ impl<'a> Cursor<'a> {
 /// Whether a raw key, which may contain escapes, equals `name`.
 pub fn key_is(raw: &[u8], name: &str) -> bool {
     match raw.len().cmp(&name.len()) {
-        Ordering::Equal => raw == name.as_bytes(),
+        Ordering::Equal => raw == name.as_bytes() && !raw.contains(&b'\\'),
         Ordering::Less => false,
         // an escape is longer than its character
         Ordering::Greater => raw.contains(&b'\\') && unescape(raw).is_some_and(|key| key == name),

@@ -20,7 +20,7 @@ use jiff::civil::DateTime;
 use jiff::tz::Offset;
 use memchr::{memchr, memchr2};
 use trunkline_connector::Schema;
-use trunkline_connector::json::write_string;
+use trunkline_connector::json::{write_string, write_unescaped};
 
 use super::time::MONTHS;
 use super::{Event, Expected, LineParser};
@@ -314,16 +314,16 @@ fn number<'a>(line: &'a str, at: usize, what: &str, max_digits: usize) -> Result
         return Err(expected(at, what));
     }
     let start = at + 1;
-    let len = bytes[start..].iter().position(|byte| *byte == b' ').unwrap_or(bytes.len() - start);
-    let text = &line[start..start + len];
-    if text == "-" {
-        return Ok(("null", start + 1));
+    let len = bytes[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let end = start + len;
+    match bytes.get(end) {
+        None | Some(b' ') if (1..=max_digits).contains(&len) => {
+            let zeros = bytes[start..end - 1].iter().take_while(|byte| **byte == b'0').count();
+            Ok((&line[start + zeros..end], end))
+        }
+        Some(b'-') if len == 0 && matches!(bytes.get(end + 1), None | Some(b' ')) => Ok(("null", end + 1)),
+        _ => Err(expected(start, what.trim_start_matches("a space and "))),
     }
-    if text.is_empty() || text.len() > max_digits || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(expected(start, what.trim_start_matches("a space and ")));
-    }
-    let leading = text.len() - text.trim_start_matches('0').len();
-    Ok((&text[leading.min(text.len() - 1)..], start + len))
 }
 
 /// Writes `-` as null and any other text as a string.
@@ -334,22 +334,13 @@ fn write_plain(out: &mut Vec<u8>, text: &str) {
 fn write_quoted(out: &mut Vec<u8>, text: &str) {
     if text == "-" {
         out.extend_from_slice(b"null");
-    } else if memchr(b'\\', text.as_bytes()).is_none() {
-        write_string(out, text);
-    } else {
+    } else if !write_unescaped(out, text) {
         write_string(out, &unescape(text));
     }
 }
 
 fn write_request(out: &mut Vec<u8>, request: &str) {
-    let mut words = request.split(' ');
-    let three = match (words.next(), words.next(), words.next(), words.next()) {
-        (Some(method), Some(path), Some(protocol), None) => {
-            Some((method, path, protocol)).filter(|(method, path, _)| !method.is_empty() && !path.is_empty())
-        }
-        _ => None,
-    };
-    match three.filter(|(.., protocol)| !protocol.is_empty()) {
+    match three_words(request) {
         Some((method, path, protocol)) => {
             out.extend_from_slice(b",\"method\":");
             write_quoted(out, method);
@@ -364,6 +355,16 @@ fn write_request(out: &mut Vec<u8>, request: &str) {
             out.extend_from_slice(b",\"protocol\":null");
         }
     }
+}
+
+/// The words of a text that has three of them, with one space between two.
+fn three_words(text: &str) -> Option<(&str, &str, &str)> {
+    let bytes = text.as_bytes();
+    let first = memchr(b' ', bytes)?;
+    let second = first + 1 + memchr(b' ', &bytes[first + 1..])?;
+    let words = (&text[..first], &text[first + 1..second], &text[second + 1..]);
+    let is_empty = words.0.is_empty() || words.1.is_empty() || words.2.is_empty();
+    (!is_empty && memchr(b' ', words.2.as_bytes()).is_none()).then_some(words)
 }
 
 /// Decodes `\"`, `\\` and runs of `\xHH` that make valid UTF-8.

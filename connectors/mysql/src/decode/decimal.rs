@@ -37,23 +37,26 @@ pub(crate) fn write_decimal(out: &mut Vec<u8>, packed: &[u8], precision: u8, sca
         rest = later;
         big(now)
     };
-    let start = out.len();
     let put = |out: &mut Vec<u8>, number: u64, digits: usize| {
         let mut buffer = itoa::Buffer::new();
         let text = buffer.format(number);
         // A group exceeds its number of digits only in malformed bytes.
-        out.extend(std::iter::repeat_n(b'0', digits.saturating_sub(text.len())));
+        out.extend_from_slice(&b"000000000"[..digits.saturating_sub(text.len())]);
         out.extend_from_slice(text.as_bytes());
     };
-    if whole % DIGITS_OF_GROUP > 0 {
-        put(out, group(whole % DIGITS_OF_GROUP), 0);
+    let first = (whole % DIGITS_OF_GROUP > 0).then_some(whole % DIGITS_OF_GROUP);
+    let groups = first.into_iter().chain(std::iter::repeat_n(DIGITS_OF_GROUP, whole / DIGITS_OF_GROUP));
+    let mut is_leading = true;
+    for digits in groups {
+        let number = group(digits);
+        if !is_leading {
+            put(out, number, DIGITS_OF_GROUP);
+        } else if number > 0 {
+            put(out, number, 0);
+            is_leading = false;
+        }
     }
-    for _ in 0..whole / DIGITS_OF_GROUP {
-        put(out, group(DIGITS_OF_GROUP), DIGITS_OF_GROUP);
-    }
-    let zeros = out[start..].iter().take_while(|digit| **digit == b'0').count();
-    out.drain(start..start + zeros);
-    if out.len() == start {
+    if is_leading {
         out.push(b'0');
     }
     if fraction > 0 {

@@ -103,7 +103,7 @@ fn container(out: &mut Vec<u8>, kind: u8, body: &[u8], depth: usize, left: &mut 
         }
         let (key, kind, body) = container.entry(index)?;
         if let Some(key) = key {
-            json::write_string(out, &json::lossy(key));
+            json::write_utf8(out, key);
             out.extend_from_slice(b": ");
         }
         value(out, kind, body, depth + 1, left)?;

@@ -94,7 +94,7 @@ impl<'a> Bytes<'a> {
                 self.rest = rest;
                 Ok(taken)
             }
-            None => Err(Malformed(format!("{count} bytes expected, {} left", self.rest.len()))),
+            None => Err(too_short(count, self.rest.len())),
         }
     }
 
@@ -127,16 +127,37 @@ impl<'a> Bytes<'a> {
     }
 }
 
+/// The error of a cursor, apart from the code that runs for each value.
+#[cold]
+fn too_short(expected: usize, left: usize) -> Malformed {
+    Malformed(format!("{expected} bytes expected, {left} left"))
+}
+
 /// A little-endian number of up to 8 bytes.
 #[inline]
 pub(crate) fn little(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
+    // The lengths of integers; a loop over the bytes takes several times as long.
+    match *bytes {
+        [a] => u64::from(a),
+        [a, b] => u64::from(u16::from_le_bytes([a, b])),
+        [a, b, c, d] => u64::from(u32::from_le_bytes([a, b, c, d])),
+        [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+        _ => bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)),
+    }
 }
 
 /// A big-endian number of up to 8 bytes.
 #[inline]
 pub(crate) fn big(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+    match *bytes {
+        [] => 0,
+        [a] => u64::from(a),
+        [a, b] => u64::from(u16::from_be_bytes([a, b])),
+        [a, b, c] => u64::from(u32::from_be_bytes([0, a, b, c])),
+        [a, b, c, d] => u64::from(u32::from_be_bytes([a, b, c, d])),
+        [a, b, c, d, e] => u64::from_be_bytes([0, 0, 0, a, b, c, d, e]),
+        _ => bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)),
+    }
 }
 
 /// Extends the sign of a number of `bytes` bytes to 64 bits.

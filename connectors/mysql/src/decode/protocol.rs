@@ -1,7 +1,7 @@
 //! Decodes rows of a prepared statement (the binary protocol). The statement selects ENUM, SET and
 //! BIT as numbers and VECTOR as bytes; see `snapshot::select`.
 
-use super::{Bytes, Date, DateTime, Malformed, Time, Value, little, sign_extend};
+use super::{Bytes, Date, DateTime, Malformed, Time, Value, little, sign_extend, too_short};
 use crate::schema::types::ColumnType;
 
 /// How a query selects TIMESTAMP columns.
@@ -54,19 +54,26 @@ fn number(bytes: &[u8], most: usize) -> Result<&[u8], Malformed> {
 
 /// A length, then date, time and microseconds without trailing zero parts.
 fn datetime(bytes: &[u8]) -> Result<DateTime, Malformed> {
-    let mut bytes = Bytes::new(bytes);
     let mut time = DateTime::ZERO;
-    let length = bytes.u8()?;
+    let [length] = array(bytes, 0)?;
     if length >= 4 {
-        time.date = Date { year: bytes.little(2)? as u16, month: bytes.u8()?, day: bytes.u8()? };
+        let [y1, y2, month, day] = array(bytes, 1)?;
+        time.date = Date { year: u16::from_le_bytes([y1, y2]), month, day };
     }
     if length >= 7 {
-        (time.hour, time.minute, time.second) = (bytes.u8()?, bytes.u8()?, bytes.u8()?);
+        [time.hour, time.minute, time.second] = array(bytes, 5)?;
     }
     if length >= 11 {
-        time.micros = bytes.little(4)? as u32;
+        time.micros = u32::from_le_bytes(array(bytes, 8)?);
     }
     Ok(time)
+}
+
+/// The bytes at this position.
+#[inline]
+fn array<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], Malformed> {
+    let found = bytes.get(at..).and_then(<[u8]>::first_chunk);
+    found.copied().ok_or_else(|| too_short(at + N, bytes.len()))
 }
 
 /// `1764300000.25`

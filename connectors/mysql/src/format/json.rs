@@ -12,7 +12,7 @@ use crate::decode::{
     Date, DateTime, Malformed, Time, Value, inet4, inet6, little, uuid, write_changed, write_decimal, write_json,
 };
 use crate::schema::column_mode::{ColumnMode, Mask, hex_digits};
-use crate::schema::types::ColumnType;
+use crate::schema::types::{Column, ColumnType};
 
 /// Writes values. Reuses its buffers.
 #[derive(Default)]
@@ -41,30 +41,32 @@ impl Encoder {
         row: &[Value<'_>],
         columns: impl Iterator<Item = usize>,
     ) -> Result<(), Malformed> {
-        let mut separator = b'{';
+        let start = out.len();
         for index in columns {
             let (Some(value), Some(column)) = (row.get(index), table.columns.get(index)) else {
-                return Err(Malformed(format!("a row of {} columns, {} expected", row.len(), table.columns.len())));
+                return Err(wrong_columns(row, table));
             };
             if column.mode == ColumnMode::Exclude {
                 continue;
             }
-            out.push(separator);
-            separator = b',';
             out.extend_from_slice(&table.names_json[index]);
             let written = match &column.mode {
                 ColumnMode::Masked(mask) => self.masked(out, mask, &column.column_type, value, table.format),
                 _ => self.value(out, &column.column_type, value, table.format),
             };
-            written.map_err(|error| Malformed(format!("column `{}`: {error}", column.name)))?;
+            if let Err(error) = written {
+                return Err(in_column(column, &error));
+            }
             if let Some(refused) = &mut self.refused
                 && refused.is_empty()
             {
                 *refused = column.name.clone();
             }
         }
-        if separator == b'{' {
-            out.push(b'{');
+        // The comma before the first name.
+        match out.get_mut(start) {
+            Some(first) => *first = b'{',
+            None => out.push(b'{'),
         }
         out.push(b'}');
         Ok(())
@@ -148,15 +150,15 @@ impl Encoder {
             (Value::BinaryJson(document), _) => {
                 self.scratch.clear();
                 write_json(&mut self.scratch, document)?;
-                json::write_string(out, &json::lossy(&self.scratch));
+                json::write_utf8(out, &self.scratch);
             }
             (Value::ChangedJson { before, diffs }, _) => {
                 self.scratch.clear();
                 write_changed(&mut self.scratch, before, diffs)?;
-                json::write_string(out, &json::lossy(&self.scratch));
+                json::write_utf8(out, &self.scratch);
             }
-            (Value::JsonText(text) | Value::Printed(text), _) => json::write_string(out, &json::lossy(text)),
-            (value, column_type) => return Err(Malformed(format!("{value:?} in a column of {column_type:?}"))),
+            (Value::JsonText(text) | Value::Printed(text), _) => json::write_utf8(out, text),
+            (value, column_type) => return Err(wrong_type(value, column_type)),
         }
         Ok(())
     }
@@ -204,7 +206,7 @@ impl Encoder {
         format: FormatOptions,
     ) -> Result<(), Malformed> {
         match column_type {
-            ColumnType::Text { charset } => json::write_string(out, &charset.decode(bytes)),
+            ColumnType::Text { charset } => charset.write_json(out, bytes),
             ColumnType::Binary if zeros == 0 => write_binary(out, bytes, format),
             ColumnType::Binary => {
                 self.scratch.clear();
@@ -252,6 +254,23 @@ impl Encoder {
         }
         Ok(())
     }
+}
+
+// Errors, apart from the code that runs for each value.
+
+#[cold]
+fn wrong_columns(row: &[Value<'_>], table: &Table) -> Malformed {
+    Malformed(format!("a row of {} columns, {} expected", row.len(), table.columns.len()))
+}
+
+#[cold]
+fn in_column(column: &Column, error: &Malformed) -> Malformed {
+    Malformed(format!("column `{}`: {error}", column.name))
+}
+
+#[cold]
+fn wrong_type(value: &Value<'_>, column_type: &ColumnType) -> Malformed {
+    Malformed(format!("{value:?} in a column of {column_type:?}"))
 }
 
 fn write_number(out: &mut Vec<u8>, number: i64) {

@@ -32,7 +32,7 @@ pub(crate) struct Table {
     pub(crate) order: Vec<usize>,
     pub(crate) format: FormatOptions,
     pub(crate) schema: Arc<Schema>,
-    /// `"name":` of each column in JSON.
+    /// `,"name":` of each column in JSON.
     pub(crate) names_json: Vec<Vec<u8>>,
     /// `"db":"..","table":".."`
     pub(crate) source_json: Vec<u8>,
@@ -48,7 +48,7 @@ impl Table {
     pub(crate) fn new(name: TableName, columns: Vec<Column>, key: Vec<usize>, format: FormatOptions) -> Result<Self> {
         let schema = row_schema(&columns, &key, format).map_err(|error| error.context(&name))?;
         let member = |name: &str| {
-            let mut json = Vec::new();
+            let mut json = vec![b','];
             json::write_string(&mut json, name);
             json.push(b':');
             json

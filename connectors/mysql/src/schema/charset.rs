@@ -155,6 +155,14 @@ impl Charset {
         }
     }
 
+    /// Appends text as a JSON string. Invalid bytes become U+FFFD.
+    pub(crate) fn write_json(&self, out: &mut Vec<u8>, bytes: &[u8]) {
+        match &self.decoder {
+            Decoder::Utf8 => json::write_utf8(out, bytes),
+            _ => json::write_string(out, &self.decode(bytes)),
+        }
+    }
+
     /// Decodes text. Invalid bytes become U+FFFD.
     pub(crate) fn decode<'a>(&self, bytes: &'a [u8]) -> Cow<'a, str> {
         match &self.decoder {

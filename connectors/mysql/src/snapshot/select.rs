@@ -130,9 +130,13 @@ pub(crate) fn write_literal(out: &mut String, column_type: &ColumnType, value: &
     let mut text = Vec::new();
     // Writing to a string cannot fail.
     let _ = match value {
-        Value::Int(number) => write!(out, "{number}"),
+        Value::Int(number) => {
+            out.push_str(itoa::Buffer::new().format(*number));
+            Ok(())
+        }
         Value::UInt(number) | Value::Bits(number) | Value::EnumIndex(number) | Value::SetBits(number) => {
-            write!(out, "{number}")
+            out.push_str(itoa::Buffer::new().format(*number));
+            Ok(())
         }
         // A number with an exponent is a double. Every float has an exact double.
         Value::Float(number) => write!(out, "{:e}", f64::from(*number)),

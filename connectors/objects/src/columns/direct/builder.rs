@@ -31,9 +31,9 @@ macro_rules! define {
             Float64(PrimitiveBuilder<types::Float64Type>),
             Boolean(BooleanBuilder),
             /// Text of a declared schema.
-            Text(StringBuilder),
+            Text(Texts),
             /// Text of an inferred column, which also holds numbers and booleans.
-            AnyText(StringBuilder),
+            AnyText(Texts),
             /// Bytes, as base64 text.
             Binary(BinaryBuilder),
             Date(PrimitiveBuilder<types::Date32Type>),
@@ -49,8 +49,8 @@ macro_rules! define {
                     DataType::Float32 => Self::Float32(PrimitiveBuilder::with_capacity(0)),
                     DataType::Float64 => Self::Float64(PrimitiveBuilder::with_capacity(0)),
                     DataType::Boolean => Self::Boolean(BooleanBuilder::with_capacity(0)),
-                    DataType::Utf8 if is_inferred(field) => Self::AnyText(StringBuilder::with_capacity(0, 0)),
-                    DataType::Utf8 => Self::Text(StringBuilder::with_capacity(0, 0)),
+                    DataType::Utf8 if is_inferred(field) => Self::AnyText(Texts::new()),
+                    DataType::Utf8 => Self::Text(Texts::new()),
                     DataType::Binary => Self::Binary(BinaryBuilder::with_capacity(0, 0)),
                     DataType::Date32 => Self::Date(PrimitiveBuilder::with_capacity(0)),
                     DataType::Timestamp(unit, zone) => Self::Timestamp(Timestamps::new(*unit, zone.clone())?),
@@ -62,6 +62,25 @@ macro_rules! define {
                     DataType::Struct(members) => Self::Object(Box::new(Object::new(members)?)),
                     _ => return None,
                 })
+            }
+
+            /// Makes room in an empty column for the rows of a chunk with this number of bytes.
+            pub(super) fn reserve(&mut self, rows: usize, chunk_bytes: usize) {
+                match self {
+                    $(Self::$integer(builder) => *builder = PrimitiveBuilder::with_capacity(rows),)+
+                    Self::Float32(builder) => *builder = PrimitiveBuilder::with_capacity(rows),
+                    Self::Float64(builder) => *builder = PrimitiveBuilder::with_capacity(rows),
+                    Self::Boolean(builder) => *builder = BooleanBuilder::with_capacity(rows),
+                    Self::Text(texts) | Self::AnyText(texts) => texts.reserve(rows, chunk_bytes),
+                    Self::Date(builder) => *builder = PrimitiveBuilder::with_capacity(rows),
+                    Self::Timestamp(timestamps) => timestamps.values = PrimitiveBuilder::with_capacity(rows),
+                    Self::Object(object) => object.reserve(rows, chunk_bytes),
+                    Self::Decimal { builder, precision, scale } => {
+                        let data_type = DataType::Decimal128(*precision, *scale);
+                        *builder = PrimitiveBuilder::with_capacity(rows).with_data_type(data_type);
+                    }
+                    Self::Binary(builder) => *builder = BinaryBuilder::with_capacity(rows, 0),
+                }
             }
 
             /// Reads a value that is not null, and appends it.
@@ -81,11 +100,11 @@ macro_rules! define {
                         builder.append_value(finite(scanner.number()?.text.parse::<f64>(), |value| value.is_finite())?);
                     }
                     Self::Boolean(builder) => builder.append_value(boolean(scanner)?),
-                    Self::Text(builder) => builder.append_value(scanner.string(scratch)?),
-                    Self::AnyText(builder) if scanner.is_string() => builder.append_value(scanner.string(scratch)?),
-                    Self::AnyText(builder) => match boolean(scanner) {
-                        Ok(value) => builder.append_value(if value { "true" } else { "false" }),
-                        Err(_) => builder.append_value(scanner.number()?.text),
+                    Self::Text(texts) => texts.builder.append_value(scanner.string(scratch)?),
+                    Self::AnyText(texts) if scanner.is_string() => texts.builder.append_value(scanner.string(scratch)?),
+                    Self::AnyText(texts) => match boolean(scanner) {
+                        Ok(value) => texts.builder.append_value(if value { "true" } else { "false" }),
+                        Err(_) => texts.builder.append_value(scanner.number()?.text),
                     },
                     Self::Binary(builder) => {
                         let text = scanner.string(scratch)?;
@@ -109,7 +128,7 @@ macro_rules! define {
                     Self::Float32(builder) => builder.append_null(),
                     Self::Float64(builder) => builder.append_null(),
                     Self::Boolean(builder) => builder.append_null(),
-                    Self::Text(builder) | Self::AnyText(builder) => builder.append_null(),
+                    Self::Text(texts) | Self::AnyText(texts) => texts.builder.append_null(),
                     Self::Binary(builder) => builder.append_null(),
                     Self::Date(builder) => builder.append_null(),
                     Self::Timestamp(timestamps) => timestamps.values.append_null(),
@@ -125,7 +144,7 @@ macro_rules! define {
                     Self::Float32(builder) => Arc::new(builder.finish()),
                     Self::Float64(builder) => Arc::new(builder.finish()),
                     Self::Boolean(builder) => Arc::new(builder.finish()),
-                    Self::Text(builder) | Self::AnyText(builder) => Arc::new(builder.finish()),
+                    Self::Text(texts) | Self::AnyText(texts) => texts.finish(),
                     Self::Binary(builder) => Arc::new(builder.finish()),
                     Self::Date(builder) => Arc::new(builder.finish()),
                     Self::Timestamp(timestamps) => timestamps.finish(),
@@ -150,6 +169,32 @@ fn boolean(scanner: &mut Scanner<'_>) -> Result<bool, Refused> {
         Ok(false)
     } else {
         Err(Refused)
+    }
+}
+
+/// Texts, and which part of the last chunk they were.
+pub(super) struct Texts {
+    builder: StringBuilder,
+    last_bytes: usize,
+    last_chunk_bytes: usize,
+}
+
+impl Texts {
+    fn new() -> Self {
+        Self { builder: StringBuilder::with_capacity(0, 0), last_bytes: 0, last_chunk_bytes: 0 }
+    }
+
+    /// Makes room for the same part of this chunk, and an eighth more: for all columns together, not
+    /// much more than the bytes of the chunk (I6).
+    fn reserve(&mut self, rows: usize, chunk_bytes: usize) {
+        let bytes = self.last_bytes.saturating_mul(chunk_bytes) / self.last_chunk_bytes.max(1);
+        self.builder = StringBuilder::with_capacity(rows, bytes + bytes / 8);
+        self.last_chunk_bytes = chunk_bytes;
+    }
+
+    fn finish(&mut self) -> ArrayRef {
+        self.last_bytes = self.builder.values_slice().len();
+        Arc::new(self.builder.finish())
     }
 }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch, StructArray};
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{Fields, SchemaRef};
+use trunkline_connector::json::plain_len;
 
 use self::builder::Column;
 use self::scan::{Refused, Scanner};
@@ -36,6 +37,7 @@ impl DirectDecoder {
 
     /// The rows of a chunk; `None` if a value has an unusual form.
     pub(super) fn decode(&mut self, records: &[&[u8]]) -> Option<RecordBatch> {
+        self.root.reserve(records.len(), records.iter().map(|record| record.len()).sum());
         let rows = records.iter().try_for_each(|record| self.row(record));
         // Also after a refusal: the next chunk starts with empty columns.
         let (columns, _) = self.root.finish();
@@ -54,6 +56,8 @@ impl DirectDecoder {
 pub(super) struct Object {
     fields: Fields,
     columns: Vec<Column>,
+    /// `,"name":` of each column; `None` if JSON escapes the name.
+    names: Vec<Option<Box<[u8]>>>,
     /// By name, if there are many.
     by_name: Option<std::collections::HashMap<Box<str>, usize>>,
     /// The number of the last object that had the member.
@@ -69,7 +73,16 @@ impl Object {
         let by_name = (fields.len() > SEARCHED_NAMES)
             .then(|| fields.iter().enumerate().map(|(index, field)| (field.name().as_str().into(), index)).collect());
         let seen = vec![0; columns.len()];
-        Some(Self { fields: fields.clone(), columns, by_name, seen, objects: 0, validity: Vec::new(), nulls: 0 })
+        let names = fields.iter().map(|field| member_start(field.name())).collect();
+        let fields = fields.clone();
+        Some(Self { fields, columns, names, by_name, seen, objects: 0, validity: Vec::new(), nulls: 0 })
+    }
+
+    /// Makes room for the objects of a chunk with this number of bytes, so that the columns do not
+    /// grow step by step.
+    fn reserve(&mut self, objects: usize, chunk_bytes: usize) {
+        self.validity.reserve(objects);
+        self.columns.iter_mut().for_each(|column| column.reserve(objects, chunk_bytes));
     }
 
     /// Reads an object and appends it.
@@ -79,11 +92,14 @@ impl Object {
         let mut expected = 0;
         let mut members = 0;
         scanner.open_object()?;
-        while let Some(name) = scanner.member()? {
+        loop {
             // Sources write members in the order of their columns.
-            let index = match self.fields.get(expected) {
-                Some(field) if field.name() == name => expected,
-                _ => self.index_of(name).ok_or(Refused)?,
+            let index = match self.names.get(expected) {
+                Some(Some(name)) if scanner.known_member(name) => expected,
+                _ => match scanner.member()? {
+                    Some(name) => self.index_of(name).ok_or(Refused)?,
+                    None => break,
+                },
             };
             expected = index + 1;
             members += 1;
@@ -150,6 +166,11 @@ impl Object {
             Err(_) => Arc::new(StructArray::new_null(self.fields.clone(), 0)),
         }
     }
+}
+
+/// `,"name":`, unless JSON escapes the name.
+fn member_start(name: &str) -> Option<Box<[u8]>> {
+    (plain_len(name.as_bytes()) == name.len()).then(|| format!(",\"{name}\":").into_bytes().into())
 }
 
 #[cfg(test)]

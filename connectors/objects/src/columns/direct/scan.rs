@@ -1,5 +1,7 @@
 //! Reads JSON tokens from a record.
 
+use trunkline_connector::json::plain_len;
+
 /// The chunk has a value that Arrow's decoder has to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Refused;
@@ -76,6 +78,19 @@ impl<'a> Scanner<'a> {
         self.expect(b':')?;
         self.peek();
         Ok(Some(&self.text[start..start + len]))
+    }
+
+    /// Reads the name of the next member if it is this one: `known` is `,"name":`, without white
+    /// space. The first member has no comma.
+    pub(super) fn known_member(&mut self, known: &[u8]) -> bool {
+        let known = if self.is_first { &known[1..] } else { known };
+        let is_next = self.bytes()[self.at..].starts_with(known);
+        if is_next {
+            self.at += known.len();
+            self.is_first = false;
+            self.peek();
+        }
+        is_next
     }
 
     /// The end of the record.
@@ -197,27 +212,4 @@ impl<'a> Scanner<'a> {
         self.at = at;
         Ok(Number { text: &self.text[start..at], is_integer })
     }
-}
-
-const LOW_BITS: u64 = u64::from_ne_bytes([1; 8]);
-const HIGH_BITS: u64 = LOW_BITS << 7;
-
-/// Number of bytes before the first quote, backslash or control character.
-fn plain_len(bytes: &[u8]) -> usize {
-    let mut len = 0;
-    // Eight bytes at a time. A borrow may mark bytes above the first match, never below it.
-    for chunk in bytes.as_chunks::<8>().0 {
-        let word = u64::from_le_bytes(*chunk);
-        let zero_at = |word: u64| word.wrapping_sub(LOW_BITS) & !word;
-        let quote = zero_at(word ^ (LOW_BITS * u64::from(b'"')));
-        let backslash = zero_at(word ^ (LOW_BITS * u64::from(b'\\')));
-        let control = word.wrapping_sub(LOW_BITS * 0x20) & !word;
-        let found = (quote | backslash | control) & HIGH_BITS;
-        if found != 0 {
-            return len + found.trailing_zeros() as usize / 8;
-        }
-        len += 8;
-    }
-    let rest = &bytes[len..];
-    len + rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20)).unwrap_or(rest.len())
 }

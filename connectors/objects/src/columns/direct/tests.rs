@@ -131,6 +131,19 @@ fn many_columns_are_found_in_any_order() {
     assert!(direct(&layout, &records).is_some());
 }
 
+#[test]
+fn names_with_escapes_are_left_to_arrows_decoder() {
+    let columns = ["a\\", "b\"c", "d"].map(|name| Field::new(name, DataType::Int64, true));
+    let layout = ColumnLayout::new(columns.to_vec().into());
+    // The first one begins as the name `a\` would without its escape.
+    for record in [r#"{"a\":x":1}"#, r#"{"a\\":1}"#, r#"{"b\"c":1}"#, r#"{"b"c":1}"#, r#"{"d":1,"a\\":1}"#] {
+        assert_eq!(direct(&layout, &[record.as_bytes()]), None, "{record}");
+    }
+    let records: [&[u8]; 2] = [br#"{"d":1}"#, br#"{ "d" : 2 }"#];
+    assert_eq!(direct(&layout, &records), arrow(&layout, &records));
+    assert!(direct(&layout, &records).is_some());
+}
+
 /// Values of the right and of the wrong type, and of forms near the usual ones.
 fn value() -> impl Strategy<Value = String> {
     prop_oneof![
