@@ -184,8 +184,8 @@ impl Texts {
         Self { builder: StringBuilder::with_capacity(0, 0), last_bytes: 0, last_chunk_bytes: 0 }
     }
 
-    /// Makes room for the same part of this chunk, and an eighth more: for all columns together, not
-    /// much more than the bytes of the chunk (I6).
+    /// Makes room for the same part of this chunk, and an eighth more: for all columns together,
+    /// little more than the bytes of the chunk (I6).
     fn reserve(&mut self, rows: usize, chunk_bytes: usize) {
         let bytes = self.last_bytes.saturating_mul(chunk_bytes) / self.last_chunk_bytes.max(1);
         self.builder = StringBuilder::with_capacity(rows, bytes + bytes / 8);
