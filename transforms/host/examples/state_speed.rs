@@ -6,8 +6,8 @@
 //! The difference of two runs with other numbers of batches has no costs of the start. ROW is
 //! `get-put` or `get-put-disk` (these need the plugin that `transforms/plugins/build counting`
 //! builds), `count` (windows of one second), `aggregate` (windows with a sum), `sessions` or
-//! `dedupe`. The environment variable `STATE_SPEED_CACHE` names a folder for compiled plugins, so that a
-//! profile of a second run has no compilation.
+//! `dedupe`. The environment variable `STATE_SPEED_CACHE` names a folder for compiled plugins, so
+//! that a profile of a second run has no compilation.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
