@@ -1,7 +1,7 @@
 //! Runs transforms with state on a number of batches of 1000 records, for profilers and for counts
 //! of instructions, and prints the time of a record.
 //!
-//! `cargo run --release -p trunkline-transform-host --example state_speed ROW BATCHES [COUNTING.wasm]`
+//! `cargo run --release -p trunkline-transform-host --example state_speed ROW BATCHES [PLUGIN]`
 //!
 //! The difference of two runs with other numbers of batches has no costs of the start. ROW is
 //! `get-put` or `get-put-disk` (these need the plugin that `transforms/plugins/build counting`
