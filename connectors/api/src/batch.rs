@@ -16,6 +16,7 @@
 //! u32 | name | value length i32 | value`; a value length of -1 is a null value. `content` is 0 for
 //! records, and 1 for the timers of a plugin.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 /// First four bytes of a sealed batch, `TLB1`.
@@ -230,6 +231,39 @@ impl Batch {
         }
         copy.header_block(record.header_block());
         copy.finish();
+    }
+
+    /// The part of the arena from the first to the last byte of some records.
+    pub fn extent(&self, records: Range<usize>) -> Range<usize> {
+        let (mut start, mut end) = (usize::MAX, 0);
+        for entry in &self.entries[records] {
+            for (at, len) in [
+                (entry.key_at, entry.key_len),
+                (entry.value_at, entry.value_len),
+                (entry.headers_at, entry.headers_len),
+            ] {
+                if len > 0 {
+                    (start, end) = (start.min(at as usize), end.max(at as usize + len as usize));
+                }
+            }
+        }
+        start.min(end)..end
+    }
+
+    /// Replaces the content by some records of another batch, and whatever is between their bytes.
+    /// One copy for all of them takes less time than a copy of each.
+    pub fn copy_range(&mut self, other: &Self, records: Range<usize>) {
+        self.reset();
+        let extent = other.extent(records.clone());
+        let rebased = |at: u32, len: i32| if len > 0 { at - extent.start as u32 + HEADER_BYTES as u32 } else { 0 };
+        self.entries.extend(other.entries[records].iter().map(|entry| Entry {
+            key_at: rebased(entry.key_at, entry.key_len),
+            value_at: rebased(entry.value_at, entry.value_len),
+            headers_at: rebased(entry.headers_at, entry.headers_len),
+            ..*entry
+        }));
+        self.topics.extend_from_slice(&other.topics);
+        self.arena.extend_from_slice(&other.arena[extent]);
     }
 
     /// The sealed form, which a plugin receives. The next change of the batch removes the trailer.
@@ -538,6 +572,26 @@ mod tests {
         assert_eq!(batch.arena_bytes(), before);
         batch.append(b"more");
         assert_eq!(batch.arena_bytes(), before + 4);
+    }
+
+    #[test]
+    fn a_copied_range_is_equal() {
+        let batch = sample();
+        for records in [0..0, 0..1, 1..batch.len(), 0..batch.len()] {
+            let mut copy = Batch::default();
+            copy.topic_index("other");
+            copy.copy_range(&batch, records.clone());
+            assert_eq!(copy.len(), records.len());
+            for (index, right) in records.zip(copy.iter()) {
+                let left = batch.get(index);
+                assert_eq!(
+                    (left.key(), left.value(), left.header_block()),
+                    (right.key(), right.value(), right.header_block())
+                );
+                assert_eq!((left.topic(), left.entry().offset), (right.topic(), right.entry().offset));
+            }
+            assert!(copy.arena_bytes() <= batch.arena_bytes());
+        }
     }
 
     #[test]

@@ -113,6 +113,19 @@ pub(crate) struct GuestState {
     stderr: OutputCapture,
 }
 
+impl GuestState {
+    /// Greatest size of the plugin's memory.
+    pub(crate) fn memory_limit(&self) -> usize {
+        self.memory.limit
+    }
+
+    /// The reason of a trap of a call whose result does not fit into the plugin's memory.
+    pub(crate) fn refuse_memory(&mut self) -> wasmtime::Error {
+        self.memory.refused = true;
+        wasmtime::format_err!("the result of a call exceeds the plugin's memory")
+    }
+}
+
 impl WasiView for GuestState {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }

@@ -9,17 +9,17 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use wasmtime::StoreContextMut;
-use wasmtime::component::{ComponentType, Lift, Linker, Lower, WasmList};
+use wasmtime::component::{ComponentType, Lift, Linker, WasmList};
 
 use crate::crash_reason;
 use crate::guest::{GuestState, Inputs};
 use crate::state::StateStore;
-use crate::timers;
+use crate::{state_functions, timers};
 
 /// Names of the interfaces. Plugins of earlier and later minor versions find them, too.
 const HOST_INTERFACE: &str = "trunkline:transform/host@1.1.0";
 const INPUTS_INTERFACE: &str = "trunkline:transform/inputs@1.1.0";
-const STATE_INTERFACE: &str = "trunkline:transform/state@1.1.0";
+pub(crate) const STATE_INTERFACE: &str = "trunkline:transform/state@1.1.0";
 const TIMERS_INTERFACE: &str = "trunkline:transform/timers@1.1.0";
 /// The names of interfaces in any version.
 pub(crate) const ANY_STATE_INTERFACE: &str = "trunkline:transform/state@";
@@ -212,72 +212,11 @@ pub(crate) fn add_to_linker(linker: &mut Linker<GuestState>) -> wasmtime::Result
         state.inputs = Inputs { key, value, headers };
         Ok(())
     })?;
-    add_state(linker)?;
+    state_functions::add_to_linker(linker)?;
     add_timers(linker)
 }
 
-/// An entry as `put` receives it. Keys and values stay in the plugin's memory until they are
-/// stored.
-#[derive(ComponentType, Lift)]
-#[component(record)]
-struct NewEntry {
-    key: WasmList<u8>,
-    value: WasmList<u8>,
-    #[component(name = "ttl-ms")]
-    ttl_ms: Option<u64>,
-}
-
-/// An entry as `range` returns it.
-#[derive(ComponentType, Lower)]
-#[component(record)]
-struct Entry {
-    key: Arc<[u8]>,
-    value: Arc<[u8]>,
-}
-
 type Keys = (Vec<WasmList<u8>>,);
-type Range = (Vec<u8>, Option<Vec<u8>>, u32);
-
-fn add_state(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
-    let mut functions = linker.instance(STATE_INTERFACE)?;
-    functions.func_wrap("get", |mut store, (keys,): Keys| {
-        let values = with_state(&mut store, |state, memory| {
-            let keys = keys.iter().map(|key| key.as_le_slice(memory));
-            keys.map(|key| {
-                timers::check_key(key)?;
-                Ok(state.get(key)?)
-            })
-            .collect::<wasmtime::Result<Vec<_>>>()
-        })?;
-        Ok((values,))
-    })?;
-    functions.func_wrap("put", |mut store, (entries,): (Vec<NewEntry>,)| {
-        with_state(&mut store, |state, memory| {
-            for entry in &entries {
-                let key = entry.key.as_le_slice(memory);
-                timers::check_key(key)?;
-                state.put(key, entry.value.as_le_slice(memory), entry.ttl_ms)?;
-            }
-            Ok(())
-        })
-    })?;
-    functions.func_wrap("delete", |mut store, (keys,): Keys| {
-        with_state(&mut store, |state, memory| {
-            for key in keys.iter().map(|key| key.as_le_slice(memory)) {
-                timers::check_key(key)?;
-                state.delete(key)?;
-            }
-            Ok(())
-        })
-    })?;
-    functions.func_wrap("range", |mut store, (start, end, limit): Range| {
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let end = timers::end_of_range(end.as_deref());
-        let found = with_state(&mut store, |state, _| Ok(state.range(&start, Some(end), limit)?))?;
-        Ok((found.into_iter().map(|(key, value)| Entry { key, value }).collect::<Vec<_>>(),))
-    })?;
-    Ok(())
-}
 
 /// A timer as `set` receives it.
 #[derive(ComponentType, Lift)]
@@ -321,7 +260,7 @@ fn add_timers(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
 
 /// Calls a function with the state of the current batch and the plugin's memory. Traps outside of
 /// `process`.
-fn with_state<R>(
+pub(crate) fn with_state<R>(
     store: &mut StoreContextMut<'_, GuestState>,
     call: impl FnOnce(&mut StateStore, &StoreContextMut<'_, GuestState>) -> wasmtime::Result<R>,
 ) -> wasmtime::Result<R> {

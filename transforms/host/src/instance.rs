@@ -165,11 +165,13 @@ impl Instance {
         }
         self.begin();
         let all = 0..batch.len();
-        let inputs = self.guest()?.inputs();
         if self.state.is_some() && self.plugin.uses_timers() {
             self.run_timed(batch)?;
-        } else if self.call_len(batch, &all, Inputs::ALL) == batch.len() && !is_sparse(batch, inputs) {
-            self.run_in_place(batch)?;
+        } else if self.fits_in_place(batch, &all)? {
+            let timeout = self.limits.timeout;
+            if let Called::Crashed(crash) = self.call_in_place(batch, timeout)? {
+                self.isolate(batch, all, crash, timeout)?;
+            }
         } else {
             self.run_packed(batch, all)?;
         }
@@ -261,19 +263,20 @@ impl Instance {
         Ok(Counts { out: emitted, extra: emitted, ..Counts::default() })
     }
 
-    /// Runs the batch in one call. The only copy is the one into the plugin's memory.
-    fn run_in_place(&mut self, batch: &mut Batch) -> Result<(), Error> {
-        let timeout = self.limits.timeout;
+    /// Whether the records of a call are the whole batch, and need no packed copy.
+    fn fits_in_place(&mut self, batch: &Batch, records: &Range<usize>) -> Result<bool, Error> {
+        let inputs = self.guest()?.inputs();
+        let is_whole = records.len() == batch.len() && self.call_len(batch, records, Inputs::ALL) == batch.len();
+        Ok(is_whole && !is_sparse(batch, inputs))
+    }
+
+    /// Passes the batch in one call. The only copy is the one into the plugin's memory.
+    fn call_in_place(&mut self, batch: &mut Batch, timeout: Duration) -> Result<Called, Error> {
         self.guest()?;
         let savepoint = begin_state(&mut self.state, batch);
         let Some(guest) = &mut self.guest else { return Err(no_instance()) };
         let called = guest.process(batch.seal(), timeout, &mut self.state);
-        let crash = self.apply_verdicts(called, batch, 0..batch.len(), &self.rules())?;
-        self.end_state(savepoint, crash.is_some())?;
-        match crash {
-            None => Ok(()),
-            Some(crash) => self.isolate(batch, 0..batch.len(), crash, timeout),
-        }
+        self.end_call(called, batch, 0..batch.len(), savepoint)
     }
 
     /// Runs the records in several calls, each with a packed batch.
@@ -297,6 +300,17 @@ impl Instance {
         let savepoint = begin_state(&mut self.state, &self.packed);
         let Some(guest) = &mut self.guest else { return Err(no_instance()) };
         let called = guest.process(self.packed.seal(), timeout, &mut self.state);
+        self.end_call(called, batch, records, savepoint)
+    }
+
+    /// Applies the result of a call, or takes back its changes.
+    fn end_call(
+        &mut self,
+        called: Result<Vec<u8>, CallError>,
+        batch: &Batch,
+        records: Range<usize>,
+        savepoint: Option<usize>,
+    ) -> Result<Called, Error> {
         if called.is_ok()
             && let Some(due) = self.timer_due_within(batch, &records)
         {

@@ -34,6 +34,7 @@ mod limits;
 mod plugin;
 mod schema_fits;
 mod state;
+mod state_functions;
 mod ticker;
 mod timers;
 mod verdict;

@@ -19,13 +19,14 @@ mod cache;
 mod disk;
 #[cfg(test)]
 mod disk_tests;
+mod index;
 mod key_filter;
 mod slots;
 #[cfg(test)]
 mod tests;
 
 use std::collections::hash_map::RandomState;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -35,7 +36,8 @@ use trunkline_connector::{Batch, Error};
 use self::cache::DiskCache;
 use self::disk::MAX_KEY_BYTES;
 pub use self::disk::{StateDisk, StateIdentity};
-use self::slots::{KeyHash, Slot, SlotId};
+use self::index::SlotIndex;
+use self::slots::{KeyHash, Slot, SlotId, TOUCHED_AT_ONCE};
 
 /// Greatest size of key and value together. A record of this size fits into every topic with
 /// Kafka's default limit of 1 MiB.
@@ -94,7 +96,8 @@ struct Change {
 pub struct StateStore {
     slots: Vec<Slot>,
     free: Vec<SlotId>,
-    index: HashMap<Arc<[u8]>, SlotId, KeyHash>,
+    index: SlotIndex,
+    key_hash: KeyHash,
     /// The keys with an entry in their order, once `range` was called.
     order: Option<BTreeMap<Arc<[u8]>, SlotId>>,
     /// The entries with a TTL, by the time at which they expire.
@@ -136,7 +139,8 @@ impl StateStore {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
-            index: HashMap::with_hasher(KeyHash { seed: RandomState::new().hash_one(0) }),
+            index: SlotIndex::default(),
+            key_hash: KeyHash { seed: RandomState::new().hash_one(0) },
             order: None,
             expiries: BTreeSet::new(),
             len: 0,
@@ -155,13 +159,14 @@ impl StateStore {
     /// Takes over an entry from the changelog; `None` removes the key. An error of the disk is
     /// reported by [`StateStore::check_restored`].
     pub fn restore(&mut self, key: &[u8], entry: Option<StateEntry>) {
-        let mut slot = self.index.get(key).copied();
+        let hash = self.key_hash.of(key);
+        let mut slot = self.slot_in_memory(key, hash);
         if slot.is_none() && self.disk.is_some() {
             // `check_restored` reports the error.
-            slot = self.load(key).unwrap_or_default();
+            slot = self.load(key, hash).unwrap_or_default();
         }
         if slot.is_none() && entry.is_some() {
-            slot = Some(self.create(key));
+            slot = Some(self.create(key, hash));
         }
         if let Some(slot) = slot {
             let previous = self.replace(slot, entry);
@@ -351,12 +356,58 @@ impl StateStore {
         let _ = self.expire_on_disk(time);
     }
 
-    pub(crate) fn get(&mut self, key: &[u8]) -> Result<Option<Arc<[u8]>>, StateError> {
-        let Some(slot) = self.find(key)? else { return Ok(None) };
-        Ok(self.slots[slot as usize].entry.as_ref().map(|entry| entry.value.clone()))
+    /// The value of a key.
+    pub(crate) fn get(&mut self, key: &[u8]) -> Result<Option<&Arc<[u8]>>, StateError> {
+        self.get_hashed(key, self.key_hash.of(key))
+    }
+
+    /// Passes each of the keys with its value to a function.
+    pub(crate) fn get_all<E: From<StateError>>(
+        &mut self,
+        keys: &[&[u8]],
+        mut each: impl FnMut(Option<&Arc<[u8]>>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for keys in keys.chunks(TOUCHED_AT_ONCE) {
+            let hashes = self.touched_hashes(keys.iter().copied());
+            for (key, hash) in keys.iter().zip(hashes) {
+                each(self.get_hashed(key, hash)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn get_hashed(&mut self, key: &[u8], hash: u32) -> Result<Option<&Arc<[u8]>>, StateError> {
+        let Some(slot) = self.find(key, hash)? else { return Ok(None) };
+        Ok(self.slots[slot as usize].entry.as_ref().map(|entry| &entry.value))
+    }
+
+    /// The hashes of at most [`TOUCHED_AT_ONCE`] keys, whose entries it has [touched].
+    ///
+    /// [touched]: StateStore::touch
+    fn touched_hashes<'k>(&self, keys: impl ExactSizeIterator<Item = &'k [u8]>) -> [u32; TOUCHED_AT_ONCE] {
+        let mut hashes = [0; TOUCHED_AT_ONCE];
+        let count = keys.len().min(TOUCHED_AT_ONCE);
+        hashes.iter_mut().zip(keys).for_each(|(hash, key)| *hash = self.key_hash.of(key));
+        self.touch(&hashes[..count]);
+        hashes
     }
 
     pub(crate) fn put(&mut self, key: &[u8], value: &[u8], ttl_ms: Option<u64>) -> Result<(), StateError> {
+        self.put_hashed(key, self.key_hash.of(key), value, ttl_ms)
+    }
+
+    /// Stores entries: keys and values, each with its TTL.
+    pub(crate) fn put_all(&mut self, entries: &[(&[u8], &[u8], Option<u64>)]) -> Result<(), StateError> {
+        for entries in entries.chunks(TOUCHED_AT_ONCE) {
+            let hashes = self.touched_hashes(entries.iter().map(|(key, ..)| *key));
+            for ((key, value, ttl_ms), hash) in entries.iter().zip(hashes) {
+                self.put_hashed(key, hash, value, *ttl_ms)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn put_hashed(&mut self, key: &[u8], hash: u32, value: &[u8], ttl_ms: Option<u64>) -> Result<(), StateError> {
         let bytes = key.len() + value.len();
         if bytes > MAX_ENTRY_BYTES {
             return Err(StateError::LargeEntry(bytes));
@@ -367,13 +418,13 @@ impl StateStore {
         // Without any timestamp, time does not advance and the entry stays.
         let now = self.batch_time.unwrap_or(0);
         let expires_at = ttl_ms.map(|ttl| now.saturating_add(i64::try_from(ttl).unwrap_or(i64::MAX)));
-        let slot = self.find_or_create(key)?;
+        let slot = self.find_or_create(key, hash)?;
         self.change(slot, Some(StateEntry { value: Arc::from(value), expires_at }));
         self.check_limit()
     }
 
     pub(crate) fn delete(&mut self, key: &[u8]) -> Result<(), StateError> {
-        if let Some(slot) = self.find(key)?
+        if let Some(slot) = self.find(key, self.key_hash.of(key))?
             && self.slots[slot as usize].entry.is_some()
         {
             self.change(slot, None);
@@ -391,8 +442,8 @@ impl StateStore {
     ) -> Result<Vec<KeyAndValue>, StateError> {
         let slots = &self.slots;
         let order = self.order.get_or_insert_with(|| {
-            let with_entry = self.index.iter().filter(|(_, slot)| slots[**slot as usize].entry.is_some());
-            with_entry.map(|(key, slot)| (key.clone(), *slot)).collect()
+            let with_entry = self.index.slots().filter(|slot| slots[*slot as usize].entry.is_some());
+            with_entry.map(|slot| (slots[slot as usize].key.clone(), slot)).collect()
         });
         if end.is_some_and(|end| end <= start) {
             return Ok(Vec::new());
@@ -403,8 +454,10 @@ impl StateStore {
             .peekable();
         let rows = self.disk.as_deref().and_then(|disk| disk.rows_from(start, end, self.time));
         // What is in memory is newer.
-        let rows =
-            rows.into_iter().flatten().filter(|row| !matches!(row, Ok((key, _)) if self.index.contains_key(key)));
+        let (index, key_hash) = (&self.index, &self.key_hash);
+        let is_key = |key: &[u8], slot: SlotId| *slots[slot as usize].key == *key;
+        let is_in_memory = |key: &[u8]| index.find(key_hash.of(key), |slot| is_key(key, slot)).is_some();
+        let rows = rows.into_iter().flatten().filter(|row| !matches!(row, Ok((key, _)) if is_in_memory(key)));
         let mut on_disk = rows.peekable();
         let mut found = Vec::new();
         let mut bytes = 0;

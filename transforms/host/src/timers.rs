@@ -54,7 +54,7 @@ pub(crate) fn delete(state: &mut StateStore, key: &[u8]) -> Result<(), StateErro
 /// The time of a timer.
 pub(crate) fn get(state: &mut StateStore, key: &[u8]) -> Result<Option<i64>, StateError> {
     let stored = state.get(&by_key(key))?;
-    Ok(stored.and_then(|time| Some(i64::from_be_bytes(time.as_ref().try_into().ok()?))))
+    Ok(stored.and_then(|time| Some(i64::from_be_bytes(time[..].try_into().ok()?))))
 }
 
 /// The time of the first timer.

@@ -13,7 +13,7 @@ const TIMERS: usize = 1;
 #[derive(Clone, Copy)]
 pub struct Batch<'a> {
     bytes: &'a [u8],
-    table: &'a [u8],
+    table: &'a [[u8; ENTRY_BYTES]],
     topics: &'a [u8],
     has_timers: bool,
 }
@@ -43,6 +43,7 @@ impl<'a> Batch<'a> {
         };
         let table =
             bytes.get(table_at..).and_then(|rest| rest.get(..count.checked_mul(ENTRY_BYTES)?)).ok_or(InvalidBatch)?;
+        let (table, _) = table.as_chunks();
         let topics = bytes.get(topics_at..).ok_or(InvalidBatch)?;
         if table_at < HEADER_BYTES {
             return Err(InvalidBatch);
@@ -57,7 +58,7 @@ impl<'a> Batch<'a> {
 
     /// Number of records.
     pub fn len(&self) -> usize {
-        self.table.len() / ENTRY_BYTES
+        self.table.len()
     }
 
     /// Whether the batch has no records. The host passes no empty batch.
@@ -68,9 +69,10 @@ impl<'a> Batch<'a> {
     /// The records, in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Record<'a>> + use<'a> {
         let batch = *self;
-        self.table.chunks_exact(ENTRY_BYTES).map(move |entry| Record { batch, entry })
+        self.table.iter().map(move |entry| Record { batch, entry })
     }
 
+    #[inline]
     fn slice(&self, at: u32, len: i32) -> Option<&'a [u8]> {
         let len = usize::try_from(len).ok()?;
         self.bytes.get(at as usize..)?.get(..len)
@@ -93,11 +95,12 @@ impl<'a> Batch<'a> {
 #[derive(Clone, Copy)]
 pub struct Record<'a> {
     batch: Batch<'a>,
-    entry: &'a [u8],
+    entry: &'a [u8; ENTRY_BYTES],
 }
 
 impl<'a> Record<'a> {
     /// Milliseconds since 1970.
+    #[inline]
     pub fn timestamp(&self) -> Option<i64> {
         Some(self.i64_at(0)).filter(|timestamp| *timestamp >= 0)
     }
@@ -123,11 +126,13 @@ impl<'a> Record<'a> {
     }
 
     /// The key; `None` = null.
+    #[inline]
     pub fn key(&self) -> Option<&'a [u8]> {
         self.part(24)
     }
 
     /// The value; `None` = null (a tombstone).
+    #[inline]
     pub fn value(&self) -> Option<&'a [u8]> {
         self.part(32)
     }
@@ -147,16 +152,19 @@ impl<'a> Record<'a> {
         self.headers().filter(|(known, _)| *known == name).last().and_then(|(_, value)| value)
     }
 
+    #[inline]
     fn part(&self, at: usize) -> Option<&'a [u8]> {
         self.batch.slice(self.i32_at(at).cast_unsigned(), self.i32_at(at + 4))
     }
 
+    #[inline]
     fn i64_at(&self, at: usize) -> i64 {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&self.entry[at..at + 8]);
         i64::from_le_bytes(bytes)
     }
 
+    #[inline]
     fn i32_at(&self, at: usize) -> i32 {
         let mut bytes = [0; 4];
         bytes.copy_from_slice(&self.entry[at..at + 4]);

@@ -269,6 +269,18 @@ pub mod trunkline {
           f.debug_struct("NewEntry").field("key", &self.key).field("value", &self.value).field("ttl-ms", &self.ttl_ms).finish()
         }
       }
+/// The values that `get-packed` returns: one after the other, and the length of each, in the
+/// order of the keys. A length of -1 means that the key has no entry.
+      #[derive(Clone)]
+      pub struct PackedValues {
+        pub bytes: _rt::Vec::<u8>,
+        pub lengths: _rt::Vec::<i32>,
+      }
+      impl ::core::fmt::Debug for PackedValues {
+        fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+          f.debug_struct("PackedValues").field("bytes", &self.bytes).field("lengths", &self.lengths).finish()
+        }
+      }
       #[allow(unused_unsafe, clippy::all)]
 /// The values of these keys, in order.
       #[allow(async_fn_in_trait)]
@@ -475,6 +487,78 @@ pub mod trunkline {
             _rt::cabi_dealloc(base13, len13 * (4*::core::mem::size_of::<*const u8>()), ::core::mem::size_of::<*const u8>());
             let result14 = result13;
             result14
+          }
+        }
+        #[allow(unused_unsafe, clippy::all)]
+/// `get` for many keys: `keys` has one after the other, and `lengths` the length of each. The
+/// host allocates the values in one block, and not each by itself. A call may have 1,048,576
+/// lengths; a call with more, or whose values exceed the plugin's memory, traps.
+        #[allow(async_fn_in_trait)]
+        pub fn get_packed(keys: &[u8],lengths: &[u32],) -> PackedValues{
+          unsafe {
+
+            #[cfg_attr(target_pointer_width="64", repr(align(8)))]
+            #[cfg_attr(target_pointer_width="32", repr(align(4)))]
+            struct RetArea([::core::mem::MaybeUninit::<u8>; 4*::core::mem::size_of::<*const u8>()]);
+            let mut ret_area = RetArea([::core::mem::MaybeUninit::uninit(); 4*::core::mem::size_of::<*const u8>()]);
+            let vec0 = keys;
+            let ptr0 = vec0.as_ptr().cast::<u8>();
+            let len0 = vec0.len();
+            let vec1 = lengths;
+            let ptr1 = vec1.as_ptr().cast::<u8>();
+            let len1 = vec1.len();
+            let ptr2 = ret_area.0.as_mut_ptr().cast::<u8>();
+            #[cfg(target_arch = "wasm32")]
+            #[link(wasm_import_module = "trunkline:transform/state@1.1.0")]
+            unsafe extern "C" {
+              #[link_name = "get-packed"]
+              fn wit_import3(_: *mut u8, _: usize, _: *mut u8, _: usize, _: *mut u8, );
+            }
+
+            #[cfg(not(target_arch = "wasm32"))]
+            unsafe extern "C" fn wit_import3(_: *mut u8, _: usize, _: *mut u8, _: usize, _: *mut u8, ) { unreachable!() }
+            wit_import3(ptr0.cast_mut(), len0, ptr1.cast_mut(), len1, ptr2);
+            let l4 = *ptr2.add(0).cast::<*mut u8>();
+            let l5 = *ptr2.add(::core::mem::size_of::<*const u8>()).cast::<usize>();
+            let len6 = l5;
+            let l7 = *ptr2.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+            let l8 = *ptr2.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+            let len9 = l8;
+            let result10 = PackedValues{
+              bytes: <_ as From<_rt::Vec<_>>>::from(_rt::Vec::from_raw_parts(l4.cast(), len6, len6)),
+              lengths: <_ as From<_rt::Vec<_>>>::from(_rt::Vec::from_raw_parts(l7.cast(), len9, len9)),
+            };
+            result10
+          }
+        }
+        #[allow(unused_unsafe, clippy::all)]
+/// `put` for many entries with the same TTL: `entries` has keys and values in turn, and
+/// `lengths` the length of each of them; at most 1,048,576 lengths.
+        #[allow(async_fn_in_trait)]
+        pub fn put_packed(entries: &[u8],lengths: &[u32],ttl_ms: ::core::option::Option<u64>,) -> (){
+          unsafe {
+            let vec0 = entries;
+            let ptr0 = vec0.as_ptr().cast::<u8>();
+            let len0 = vec0.len();
+            let vec1 = lengths;
+            let ptr1 = vec1.as_ptr().cast::<u8>();
+            let len1 = vec1.len();
+            let (result2_0,result2_1,) = match ttl_ms {
+              Some(e) => (1i32, _rt::as_i64(e)),
+              None => {
+                (0i32, 0i64)
+              },
+            };
+            #[cfg(target_arch = "wasm32")]
+            #[link(wasm_import_module = "trunkline:transform/state@1.1.0")]
+            unsafe extern "C" {
+              #[link_name = "put-packed"]
+              fn wit_import3(_: *mut u8, _: usize, _: *mut u8, _: usize, _: i32, _: i64, );
+            }
+
+            #[cfg(not(target_arch = "wasm32"))]
+            unsafe extern "C" fn wit_import3(_: *mut u8, _: usize, _: *mut u8, _: usize, _: i32, _: i64, ) { unreachable!() }
+            wit_import3(ptr0.cast_mut(), len0, ptr1.cast_mut(), len1, result2_0, result2_1);
           }
         }
 
@@ -1172,33 +1256,35 @@ macro_rules! __export_timed_impl {
     #[unsafe(link_section = "component-type:wit-bindgen:0.63.0:trunkline:transform@1.1.0:timed:imports and exports")]
     #[doc(hidden)]
     #[allow(clippy::octal_escapes)]
-    pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1075] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xb7\x07\x01A\x02\x01\
+    pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1200] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xb4\x08\x01A\x02\x01\
 A\x0a\x01B\x0f\x01p}\x01r\x02\x03key\0\x04timex\x04\0\x09new-timer\x03\0\x01\x01\
 p\x02\x01@\x01\x06timers\x03\x01\0\x04\0\x03set\x01\x04\x01p\0\x01@\x01\x04keys\x05\
 \x01\0\x04\0\x06delete\x01\x06\x01kx\x01p\x07\x01@\x01\x04keys\x05\0\x08\x04\0\x03\
 get\x01\x09\x01@\0\0\x07\x04\0\x0aevent-time\x01\x0a\x03\0\x20trunkline:transfor\
-m/timers@1.1.0\x05\0\x01B\x13\x01p}\x01r\x02\x03key\0\x05value\0\x04\0\x05entry\x03\
+m/timers@1.1.0\x05\0\x01B\x1b\x01p}\x01r\x02\x03key\0\x05value\0\x04\0\x05entry\x03\
 \0\x01\x01kw\x01r\x03\x03key\0\x05value\0\x06ttl-ms\x03\x04\0\x09new-entry\x03\0\
-\x04\x01p\0\x01k\0\x01p\x07\x01@\x01\x04keys\x06\0\x08\x04\0\x03get\x01\x09\x01p\
-\x05\x01@\x01\x07entries\x0a\x01\0\x04\0\x03put\x01\x0b\x01@\x01\x04keys\x06\x01\
-\0\x04\0\x06delete\x01\x0c\x01p\x02\x01@\x03\x05start\0\x03end\x07\x05limity\0\x0d\
-\x04\0\x05range\x01\x0e\x03\0\x1ftrunkline:transform/state@1.1.0\x05\x01\x01B\x0a\
-\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01@\
-\x02\x05level\x01\x07messages\x01\0\x04\0\x03log\x01\x02\x01@\x02\x04names\x02by\
-w\x01\0\x04\0\x0bcounter-add\x01\x03\x01@\x02\x04names\x05valueu\x01\0\x04\0\x10\
-histogram-record\x01\x04\x01@\0\0w\x04\0\x06now-ms\x01\x05\x03\0\x1etrunkline:tr\
-ansform/host@1.1.0\x05\x02\x01B\x02\x01@\x03\x03key\x7f\x05value\x7f\x07headers\x7f\
-\x01\0\x04\0\x07declare\x01\0\x03\0\x20trunkline:transform/inputs@1.1.0\x05\x03\x01\
-B\x12\x01py\x01r\x02\x07formats\0\x0chost-versions\x04\0\x05offer\x03\0\x01\x01p\
-s\x01r\x03\x06formaty\x05ports\x03\x0ckeeps-schema\x7f\x04\0\x0ainit-reply\x03\0\
-\x04\x01ks\x01r\x02\x07messages\x03key\x06\x04\0\x0ainit-error\x03\0\x07\x01j\x01\
-\x05\x01\x08\x01@\x02\x06configs\x04host\x02\0\x09\x04\0\x04init\x01\x0a\x01p}\x01\
-j\x01\x0b\x01s\x01@\x01\x05batch\x0b\0\x0c\x04\0\x07process\x01\x0d\x01@\0\0\x0c\
-\x04\0\x05flush\x01\x0e\x04\0\x20trunkline:transform/plugin@1.1.0\x05\x04\x04\0\x1f\
-trunkline:transform/timed@1.1.0\x04\0\x0b\x0b\x01\0\x05timed\x03\0\0\0G\x09produ\
-cers\x01\x0cprocessed-by\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rust\x06\
-0.63.0";
+\x04\x01pz\x01r\x02\x05bytes\0\x07lengths\x06\x04\0\x0dpacked-values\x03\0\x07\x01\
+p\0\x01k\0\x01p\x0a\x01@\x01\x04keys\x09\0\x0b\x04\0\x03get\x01\x0c\x01p\x05\x01\
+@\x01\x07entries\x0d\x01\0\x04\0\x03put\x01\x0e\x01@\x01\x04keys\x09\x01\0\x04\0\
+\x06delete\x01\x0f\x01p\x02\x01@\x03\x05start\0\x03end\x0a\x05limity\0\x10\x04\0\
+\x05range\x01\x11\x01py\x01@\x02\x04keys\0\x07lengths\x12\0\x08\x04\0\x0aget-pac\
+ked\x01\x13\x01@\x03\x07entries\0\x07lengths\x12\x06ttl-ms\x03\x01\0\x04\0\x0apu\
+t-packed\x01\x14\x03\0\x1ftrunkline:transform/state@1.1.0\x05\x01\x01B\x0a\x01m\x05\
+\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01@\x02\x05l\
+evel\x01\x07messages\x01\0\x04\0\x03log\x01\x02\x01@\x02\x04names\x02byw\x01\0\x04\
+\0\x0bcounter-add\x01\x03\x01@\x02\x04names\x05valueu\x01\0\x04\0\x10histogram-r\
+ecord\x01\x04\x01@\0\0w\x04\0\x06now-ms\x01\x05\x03\0\x1etrunkline:transform/hos\
+t@1.1.0\x05\x02\x01B\x02\x01@\x03\x03key\x7f\x05value\x7f\x07headers\x7f\x01\0\x04\
+\0\x07declare\x01\0\x03\0\x20trunkline:transform/inputs@1.1.0\x05\x03\x01B\x12\x01\
+py\x01r\x02\x07formats\0\x0chost-versions\x04\0\x05offer\x03\0\x01\x01ps\x01r\x03\
+\x06formaty\x05ports\x03\x0ckeeps-schema\x7f\x04\0\x0ainit-reply\x03\0\x04\x01ks\
+\x01r\x02\x07messages\x03key\x06\x04\0\x0ainit-error\x03\0\x07\x01j\x01\x05\x01\x08\
+\x01@\x02\x06configs\x04host\x02\0\x09\x04\0\x04init\x01\x0a\x01p}\x01j\x01\x0b\x01\
+s\x01@\x01\x05batch\x0b\0\x0c\x04\0\x07process\x01\x0d\x01@\0\0\x0c\x04\0\x05flu\
+sh\x01\x0e\x04\0\x20trunkline:transform/plugin@1.1.0\x05\x04\x04\0\x1ftrunkline:\
+transform/timed@1.1.0\x04\0\x0b\x0b\x01\0\x05timed\x03\0\0\0G\x09producers\x01\x0c\
+processed-by\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
   };
   )
 }
@@ -1209,27 +1295,30 @@ pub use __export_timed_impl as __export_guest_types;
 #[unsafe(link_section = "component-type:wit-bindgen:0.63.0:trunkline:transform@1.1.0:timed-with-all-of-its-exports-removed:encoded world")]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 890] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xde\x05\x01A\x02\x01\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1015] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xdb\x06\x01A\x02\x01\
 A\x08\x01B\x0f\x01p}\x01r\x02\x03key\0\x04timex\x04\0\x09new-timer\x03\0\x01\x01\
 p\x02\x01@\x01\x06timers\x03\x01\0\x04\0\x03set\x01\x04\x01p\0\x01@\x01\x04keys\x05\
 \x01\0\x04\0\x06delete\x01\x06\x01kx\x01p\x07\x01@\x01\x04keys\x05\0\x08\x04\0\x03\
 get\x01\x09\x01@\0\0\x07\x04\0\x0aevent-time\x01\x0a\x03\0\x20trunkline:transfor\
-m/timers@1.1.0\x05\0\x01B\x13\x01p}\x01r\x02\x03key\0\x05value\0\x04\0\x05entry\x03\
+m/timers@1.1.0\x05\0\x01B\x1b\x01p}\x01r\x02\x03key\0\x05value\0\x04\0\x05entry\x03\
 \0\x01\x01kw\x01r\x03\x03key\0\x05value\0\x06ttl-ms\x03\x04\0\x09new-entry\x03\0\
-\x04\x01p\0\x01k\0\x01p\x07\x01@\x01\x04keys\x06\0\x08\x04\0\x03get\x01\x09\x01p\
-\x05\x01@\x01\x07entries\x0a\x01\0\x04\0\x03put\x01\x0b\x01@\x01\x04keys\x06\x01\
-\0\x04\0\x06delete\x01\x0c\x01p\x02\x01@\x03\x05start\0\x03end\x07\x05limity\0\x0d\
-\x04\0\x05range\x01\x0e\x03\0\x1ftrunkline:transform/state@1.1.0\x05\x01\x01B\x0a\
-\x01m\x05\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01@\
-\x02\x05level\x01\x07messages\x01\0\x04\0\x03log\x01\x02\x01@\x02\x04names\x02by\
-w\x01\0\x04\0\x0bcounter-add\x01\x03\x01@\x02\x04names\x05valueu\x01\0\x04\0\x10\
-histogram-record\x01\x04\x01@\0\0w\x04\0\x06now-ms\x01\x05\x03\0\x1etrunkline:tr\
-ansform/host@1.1.0\x05\x02\x01B\x02\x01@\x03\x03key\x7f\x05value\x7f\x07headers\x7f\
-\x01\0\x04\0\x07declare\x01\0\x03\0\x20trunkline:transform/inputs@1.1.0\x05\x03\x04\
-\0?trunkline:transform/timed-with-all-of-its-exports-removed@1.1.0\x04\0\x0b+\x01\
-\0%timed-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocesse\
-d-by\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
+\x04\x01pz\x01r\x02\x05bytes\0\x07lengths\x06\x04\0\x0dpacked-values\x03\0\x07\x01\
+p\0\x01k\0\x01p\x0a\x01@\x01\x04keys\x09\0\x0b\x04\0\x03get\x01\x0c\x01p\x05\x01\
+@\x01\x07entries\x0d\x01\0\x04\0\x03put\x01\x0e\x01@\x01\x04keys\x09\x01\0\x04\0\
+\x06delete\x01\x0f\x01p\x02\x01@\x03\x05start\0\x03end\x0a\x05limity\0\x10\x04\0\
+\x05range\x01\x11\x01py\x01@\x02\x04keys\0\x07lengths\x12\0\x08\x04\0\x0aget-pac\
+ked\x01\x13\x01@\x03\x07entries\0\x07lengths\x12\x06ttl-ms\x03\x01\0\x04\0\x0apu\
+t-packed\x01\x14\x03\0\x1ftrunkline:transform/state@1.1.0\x05\x01\x01B\x0a\x01m\x05\
+\x05trace\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01@\x02\x05l\
+evel\x01\x07messages\x01\0\x04\0\x03log\x01\x02\x01@\x02\x04names\x02byw\x01\0\x04\
+\0\x0bcounter-add\x01\x03\x01@\x02\x04names\x05valueu\x01\0\x04\0\x10histogram-r\
+ecord\x01\x04\x01@\0\0w\x04\0\x06now-ms\x01\x05\x03\0\x1etrunkline:transform/hos\
+t@1.1.0\x05\x02\x01B\x02\x01@\x03\x03key\x7f\x05value\x7f\x07headers\x7f\x01\0\x04\
+\0\x07declare\x01\0\x03\0\x20trunkline:transform/inputs@1.1.0\x05\x03\x04\0?trun\
+kline:transform/timed-with-all-of-its-exports-removed@1.1.0\x04\0\x0b+\x01\0%tim\
+ed-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\
+\x0dwit-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
 
 #[inline(never)]
 #[doc(hidden)]

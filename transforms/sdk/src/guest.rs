@@ -17,7 +17,7 @@ use crate::bindings::exports::trunkline::transform::plugin::{InitError, InitRepl
 use crate::bindings::trunkline::transform::{host, inputs, state, timers};
 use crate::config::ConfigError;
 use crate::host::Level;
-use crate::state::Packed;
+use crate::state::{Packed, PackedValues};
 use crate::{Inputs, Transform, runner};
 
 /// The format of `batch.rs` and `verdict.rs`.
@@ -137,36 +137,14 @@ pub(crate) fn now_ms() -> u64 {
     host::now_ms()
 }
 
-pub(crate) fn state_get(keys: &Packed) -> Vec<Option<Vec<u8>>> {
-    let keys: Vec<Bytes> = keys.iter().map(Bytes::of).collect();
-    let mut values = Values { first: std::ptr::null_mut(), count: 0 };
-    // SAFETY: the arguments have the layout of `list<list<u8>>`. The host writes the address and
-    // length of a list of its type, whose blocks it allocated with `realloc` for this call.
-    unsafe {
-        imports::get(keys.as_ptr(), keys.len(), &mut values);
-        if values.count == 0 {
-            return Vec::new();
-        }
-        let taken = (0..values.count).map(|index| {
-            let value = &*values.first.add(index);
-            (value.is_some == 1).then(|| Vec::from_raw_parts(value.bytes, value.len, value.len))
-        });
-        let taken = taken.collect();
-        drop(Vec::from_raw_parts(values.first, 0, values.count));
-        taken
-    }
+pub(crate) fn state_get(keys: &Packed) -> PackedValues {
+    let state::PackedValues { bytes, lengths } = state::get_packed(&keys.bytes, &keys.lengths);
+    PackedValues { bytes, lengths }
 }
 
 /// `entries`: keys and values in turn.
 pub(crate) fn state_put(entries: &Packed, ttl_ms: Option<u64>) {
-    let mut stored = Vec::with_capacity(entries.iter().len() / 2);
-    let mut items = entries.iter();
-    while let (Some(key), Some(value)) = (items.next(), items.next()) {
-        let (has_ttl, ttl_ms) = (ttl_ms.is_some().into(), ttl_ms.unwrap_or_default());
-        stored.push(NewEntry { key: Bytes::of(key), value: Bytes::of(value), has_ttl, ttl_ms });
-    }
-    // SAFETY: the arguments have the layout of `list<new-entry>`.
-    unsafe { imports::put(stored.as_ptr(), stored.len()) }
+    state::put_packed(&entries.bytes, &entries.lengths, ttl_ms);
 }
 
 pub(crate) fn state_delete(keys: &Packed) {
@@ -196,15 +174,13 @@ pub(crate) fn event_time() -> Option<i64> {
     timers::event_time()
 }
 
-/// The interface `state` as the host sees it. `bindings.rs` has these functions too, but there each
-/// key and value is a separate vector.
+/// The interface `state` as the host sees it. `bindings.rs` has this function too, but there each
+/// key is a separate vector.
 mod imports {
-    use super::{Bytes, NewEntry, Values};
+    use super::Bytes;
 
     #[link(wasm_import_module = "trunkline:transform/state@1.1.0")]
     unsafe extern "C" {
-        pub(super) fn get(keys: *const Bytes, count: usize, values: *mut Values);
-        pub(super) fn put(entries: *const NewEntry, count: usize);
         pub(super) fn delete(keys: *const Bytes, count: usize);
     }
 }
@@ -221,31 +197,6 @@ impl Bytes {
     fn of(bytes: &[u8]) -> Self {
         Self { first: bytes.as_ptr(), len: bytes.len() }
     }
-}
-
-/// A `new-entry`.
-#[repr(C)]
-#[allow(dead_code, reason = "the host reads it")]
-struct NewEntry {
-    key: Bytes,
-    value: Bytes,
-    has_ttl: u8,
-    ttl_ms: u64,
-}
-
-/// A `list<option<list<u8>>>`.
-#[repr(C)]
-struct Values {
-    first: *mut Value,
-    count: usize,
-}
-
-/// An `option<list<u8>>`.
-#[repr(C)]
-struct Value {
-    is_some: u8,
-    bytes: *mut u8,
-    len: usize,
 }
 
 /// The allocator of the canonical ABI.

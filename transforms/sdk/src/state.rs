@@ -93,17 +93,14 @@ impl<V: Serialize + DeserializeOwned> State<V> {
 
     /// The values of several keys, in order.
     pub fn get_all(&self, keys: &[impl AsRef<[u8]>]) -> Result<Vec<Option<V>>, String> {
-        let values = implementation::state_get(&self.stored_keys(keys)).into_iter();
-        values.map(|value| value.map(|value| decode(&value)).transpose()).collect()
+        let values = self.stored_values(keys);
+        values.iter().map(|value| value.map(decode).transpose()).collect()
     }
 
     /// The stored bytes of several keys, in order. For values that are not of type `V`, such as the
     /// rows of a table.
     pub fn get_all_bytes(&self, keys: &[impl AsRef<[u8]>]) -> Vec<Option<Vec<u8>>> {
-        if keys.is_empty() {
-            return Vec::new();
-        }
-        implementation::state_get(&self.stored_keys(keys))
+        self.stored_values(keys).iter().map(|value| value.map(<[u8]>::to_vec)).collect()
     }
 
     /// Stores a value.
@@ -116,7 +113,8 @@ impl<V: Serialize + DeserializeOwned> State<V> {
     where
         V: 'v,
     {
-        let mut stored = Packed::default();
+        let entries = entries.into_iter();
+        let mut stored = Packed::with_capacity(2 * entries.size_hint().0, 0);
         for (key, value) in entries {
             self.add_key(&mut stored, key.as_ref());
             serde_json::to_writer(&mut stored.bytes, value)
@@ -162,8 +160,13 @@ impl<V: Serialize + DeserializeOwned> State<V> {
         [&self.prefix, key].concat()
     }
 
+    fn stored_values(&self, keys: &[impl AsRef<[u8]>]) -> PackedValues {
+        if keys.is_empty() { PackedValues::default() } else { implementation::state_get(&self.stored_keys(keys)) }
+    }
+
     fn stored_keys(&self, keys: &[impl AsRef<[u8]>]) -> Packed {
-        let mut stored = Packed::default();
+        let bytes = keys.iter().map(|key| self.prefix.len() + key.as_ref().len()).sum();
+        let mut stored = Packed::with_capacity(keys.len(), bytes);
         keys.iter().for_each(|key| self.add_key(&mut stored, key.as_ref()));
         stored
     }
@@ -177,28 +180,58 @@ impl<V: Serialize + DeserializeOwned> State<V> {
 
 /// Keys, or keys and values in turn, in one block of memory: an allocation for each of them would
 /// cost more than the call of the host.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Packed {
-    bytes: Vec<u8>,
-    /// Where each item ends.
-    ends: Vec<usize>,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) lengths: Vec<u32>,
+    /// The bytes of all items that have ended.
+    ended: usize,
 }
 
 impl Packed {
+    fn with_capacity(items: usize, bytes: usize) -> Self {
+        Self { bytes: Vec::with_capacity(bytes), lengths: Vec::with_capacity(items), ended: 0 }
+    }
+
     /// Ends the item whose bytes were appended.
     fn end(&mut self) {
-        self.ends.push(self.bytes.len());
+        // A plugin has less than 4 GiB of memory.
+        self.lengths.push((self.bytes.len() - self.ended) as u32);
+        self.ended = self.bytes.len();
     }
 
     fn is_empty(&self) -> bool {
-        self.ends.is_empty()
+        self.lengths.is_empty()
     }
 
     /// The items, in order.
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
-        let mut start = 0;
-        self.ends.iter().map(move |end| &self.bytes[std::mem::replace(&mut start, *end)..*end])
+        let mut rest = self.bytes.as_slice();
+        self.lengths.iter().map(move |length| take(&mut rest, *length as usize))
     }
+}
+
+/// Values in one block of memory.
+#[derive(Debug, Default)]
+pub(crate) struct PackedValues {
+    pub(crate) bytes: Vec<u8>,
+    /// -1: the key has no entry.
+    pub(crate) lengths: Vec<i32>,
+}
+
+impl PackedValues {
+    /// The values of the keys, in their order.
+    fn iter(&self) -> impl ExactSizeIterator<Item = Option<&[u8]>> {
+        let mut rest = self.bytes.as_slice();
+        self.lengths.iter().map(move |length| usize::try_from(*length).ok().map(|length| take(&mut rest, length)))
+    }
+}
+
+/// The first bytes, which are removed from the slice.
+fn take<'b>(bytes: &mut &'b [u8], length: usize) -> &'b [u8] {
+    let (taken, rest) = bytes.split_at(length);
+    *bytes = rest;
+    taken
 }
 
 fn decode<V: DeserializeOwned>(value: &[u8]) -> Result<V, String> {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use crate::batch::Headers;
 use crate::config::ConfigError;
 use crate::host::Level;
-use crate::state::Packed;
+use crate::state::{Packed, PackedValues};
 use crate::verdict::write_header;
 use crate::{Inputs, Transform, runner};
 
@@ -47,8 +47,15 @@ fn with_state<R>(call: impl FnOnce(&mut MockState) -> R) -> R {
     })
 }
 
-pub(crate) fn state_get(keys: &Packed) -> Vec<Option<Vec<u8>>> {
-    with_state(|state| keys.iter().map(|key| state.entries.get(key).map(|(value, _)| value.clone())).collect())
+pub(crate) fn state_get(keys: &Packed) -> PackedValues {
+    with_state(|state| {
+        let mut values = PackedValues::default();
+        for value in keys.iter().map(|key| state.entries.get(key).map(|(value, _)| value)) {
+            values.bytes.extend_from_slice(value.map_or(&[], |value| value));
+            values.lengths.push(value.map_or(-1, |value| value.len() as i32));
+        }
+        values
+    })
 }
 
 /// `entries`: keys and values in turn.

@@ -40,13 +40,21 @@ fn record_bytes(entry: &Entry, inputs: Inputs) -> usize {
 /// that are not passed.
 pub(super) fn is_sparse(batch: &Batch, inputs: Inputs) -> bool {
     let used: usize = batch.entries().iter().map(|entry| record_bytes(entry, inputs)).sum();
-    let all = batch.bytes();
+    has_many_unused(batch.bytes(), used)
+}
+
+fn has_many_unused(all: usize, used: usize) -> bool {
     all.saturating_sub(used) > MAX_UNUSED_BYTES.max(all / 2)
 }
 
 /// Replaces the content of `packed` by copies of these records, with the parts that the plugin
-/// reads.
+/// reads, and other parts if that costs less.
 pub(super) fn copy_records(packed: &mut Batch, batch: &Batch, records: Range<usize>, inputs: Inputs) {
+    let used: usize = batch.entries()[records.clone()].iter().map(|entry| record_bytes(entry, inputs)).sum();
+    if !has_many_unused(batch.extent(records.clone()).len() + records.len() * ENTRY_BYTES, used) {
+        packed.copy_range(batch, records);
+        return;
+    }
     packed.clear();
     if packed.topics().len() > MAX_CACHED_TOPICS {
         *packed = Batch::default();

@@ -99,7 +99,7 @@ impl Instance {
     }
 
     /// Runs the records of a batch, and the timers that they make due.
-    pub(super) fn run_timed(&mut self, batch: &Batch) -> Result<(), Error> {
+    pub(super) fn run_timed(&mut self, batch: &mut Batch) -> Result<(), Error> {
         let mut pending = vec![(0..batch.len(), self.limits.timeout)];
         while let Some((records, timeout)) = pending.pop() {
             let Some(first) = batch.entries().get(records.start).filter(|_| !records.is_empty()) else { continue };
@@ -109,7 +109,11 @@ impl Instance {
             let (call, is_cut) = self.records_before_timers(batch, &records)?;
             pending.push((call.end..records.end, timeout));
             let timeout = if call.len() == 1 { self.limits.timeout } else { timeout };
-            match self.call_packed(batch, call.clone(), timeout)? {
+            let called = match self.fits_in_place(batch, &call)? {
+                true => self.call_in_place(batch, timeout)?,
+                false => self.call_packed(batch, call.clone(), timeout)?,
+            };
+            match called {
                 Called::Done => self.timing.widen_span(is_cut),
                 Called::Crashed(crash) => self.bisect(batch, call, crash, timeout, &mut pending),
                 Called::TimerDue(due) => {

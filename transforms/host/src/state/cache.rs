@@ -193,7 +193,7 @@ impl StateStore {
         let rows: Vec<_> = disk.store.range(&[], None).collect();
         for row in rows {
             let (key, entry) = row?;
-            let slot = self.create(&key);
+            let slot = self.create(&key, self.key_hash.of(&key));
             self.replace(slot, Some(entry));
         }
         Ok(())
@@ -327,8 +327,9 @@ impl StateStore {
         disk.dirty.push((id, previous.and_then(|entry| entry.expires_at)));
     }
 
-    /// Reads a key that is not in memory. `None`: the key has no entry, and no slot either.
-    pub(super) fn load(&mut self, key: &[u8]) -> Result<Option<SlotId>, StateError> {
+    /// Reads a key with this hash that is not in memory. `None`: the key has no entry, and no slot
+    /// either.
+    pub(super) fn load(&mut self, key: &[u8], hash: u32) -> Result<Option<SlotId>, StateError> {
         let Some(disk) = &self.disk else { return Ok(None) };
         let is_new = || disk.restored.as_ref().is_some_and(|restored| !restored.may_contain(key));
         let entry = match disk.is_whole {
@@ -338,7 +339,7 @@ impl StateStore {
         };
         self.evict(MAX_STEPS);
         let Some(entry) = entry else { return Ok(None) };
-        let id = self.create(key);
+        let id = self.create(key, hash);
         if let Some(entry) = entry {
             self.copy_from_disk(id, entry);
         }
@@ -420,7 +421,8 @@ impl StateStore {
         }
         for (row, at) in &due {
             // A dirty entry may have another time by now.
-            if let Some(slot) = self.find(key_of_expiry(row))?
+            let key = key_of_expiry(row);
+            if let Some(slot) = self.find(key, self.key_hash.of(key))?
                 && self.slots[slot as usize].entry.as_ref().is_some_and(|entry| entry.expires_at == Some(*at))
             {
                 self.change(slot, None);

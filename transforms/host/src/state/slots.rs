@@ -4,15 +4,19 @@
 //! undo logs name its number. A key that was removed keeps its slot while a log names it. The order
 //! of the keys is kept from the first call of `range` on, because most transforms never call it.
 
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{Change, ENTRY_OVERHEAD_BYTES, StateEntry, StateError, StateStore};
 
-/// A key with its entry.
+/// Keys whose memory is read at once: with them, their entries fit into the first cache of a
+/// processor.
+pub(super) const TOUCHED_AT_ONCE: usize = 64;
+
+/// A key with its entry. It fills one line of the processor's cache.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub(super) struct Slot {
     pub(super) key: Arc<[u8]>,
     /// `None`: the key has no entry, but an undo log names the slot.
@@ -29,6 +33,8 @@ pub(super) struct Slot {
     pub(super) savepoint: u64,
 }
 
+const _: () = assert!(size_of::<Slot>() == 64, "a slot has more than one line of the cache");
+
 /// The number of a slot.
 pub(super) type SlotId = u32;
 
@@ -38,40 +44,28 @@ pub(super) struct KeyHash {
     pub(super) seed: u64,
 }
 
-pub(super) struct KeyHasher(u64);
-
-impl BuildHasher for KeyHash {
-    type Hasher = KeyHasher;
-
-    fn build_hasher(&self) -> KeyHasher {
-        KeyHasher(self.seed)
-    }
-}
-
-impl Hasher for KeyHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = xxh3_64_with_seed(bytes, self.0);
-    }
-
-    /// The length of the key, which its hash depends on anyway.
-    fn write_usize(&mut self, _: usize) {}
-
-    fn finish(&self) -> u64 {
-        self.0
+impl KeyHash {
+    pub(super) fn of(&self, key: &[u8]) -> u32 {
+        xxh3_64_with_seed(key, self.seed) as u32
     }
 }
 
 impl StateStore {
-    /// The slot of a key. `None`: the key has no entry, and no slot either.
-    pub(super) fn find(&mut self, key: &[u8]) -> Result<Option<SlotId>, StateError> {
-        if let Some(slot) = self.index.get(key).copied() {
+    /// The slot of a key in memory.
+    pub(super) fn slot_in_memory(&self, key: &[u8], hash: u32) -> Option<SlotId> {
+        self.index.find(hash, |slot| *self.slots[slot as usize].key == *key)
+    }
+
+    /// The slot of a key with this hash. `None`: the key has no entry, and no slot either.
+    pub(super) fn find(&mut self, key: &[u8], hash: u32) -> Result<Option<SlotId>, StateError> {
+        if let Some(slot) = self.slot_in_memory(key, hash) {
             self.slots[slot as usize].is_recent = true;
             return Ok(Some(slot));
         }
         if self.disk.is_none() {
             return Ok(None);
         }
-        let slot = self.load(key)?;
+        let slot = self.load(key, hash)?;
         if let Some(slot) = slot
             && self.is_expired(slot)
         {
@@ -80,21 +74,50 @@ impl StateStore {
         Ok(slot)
     }
 
-    /// The slot of a key. Creates it without an entry if the key has none: the caller gives it one.
-    pub(super) fn find_or_create(&mut self, key: &[u8]) -> Result<SlotId, StateError> {
-        Ok(match self.find(key)? {
+    /// The slot of a key with this hash. Creates it without an entry if the key has none: the
+    /// caller gives it one.
+    pub(super) fn find_or_create(&mut self, key: &[u8], hash: u32) -> Result<SlotId, StateError> {
+        Ok(match self.find(key, hash)? {
             Some(slot) => slot,
-            None => self.create(key),
+            None => self.create(key, hash),
         })
     }
 
+    /// Reads the memory of the entries of keys with these hashes, level by level. The reads of a
+    /// level do not depend on each other, so that the processor waits for many of them at once;
+    /// one lookup after the other waits for each read.
+    pub(super) fn touch(&self, hashes: &[u32]) {
+        let mut read = 0;
+        for hash in hashes {
+            read ^= self.index.touch(*hash);
+        }
+        let mut found = [0; TOUCHED_AT_ONCE];
+        let mut count = 0;
+        for hash in hashes {
+            // Another key may have the hash. Then this reads in vain.
+            if let Some(slot) = self.index.find(*hash, |_| true)
+                && let Some(place) = found.get_mut(count)
+            {
+                (*place, count) = (slot, count + 1);
+                read ^= self.slots[slot as usize].logs;
+            }
+        }
+        for slot in &found[..count] {
+            let Slot { key, entry, .. } = &self.slots[*slot as usize];
+            let value = entry.as_ref().and_then(|entry| entry.value.first());
+            read ^= u32::from(key.first().copied().unwrap_or(0) ^ value.copied().unwrap_or(0));
+        }
+        // Otherwise the compiler would leave the reads out.
+        std::hint::black_box(read);
+    }
+
     /// Creates the slot of a key that has none.
-    pub(super) fn create(&mut self, key: &[u8]) -> SlotId {
+    pub(super) fn create(&mut self, key: &[u8], hash: u32) -> SlotId {
         let key: Arc<[u8]> = Arc::from(key);
         if let Some(disk) = &mut self.disk {
             disk.memory += key.len() + ENTRY_OVERHEAD_BYTES;
         }
-        let slot = Slot { key: key.clone(), is_used: true, ..Slot::default() };
+        let slot = Slot { key, is_used: true, ..Slot::default() };
         let id = match self.free.pop() {
             Some(id) => {
                 self.slots[id as usize] = slot;
@@ -105,7 +128,7 @@ impl StateStore {
                 (self.slots.len() - 1) as SlotId
             }
         };
-        self.index.insert(key, id);
+        self.index.insert(hash, id);
         id
     }
 
@@ -124,7 +147,7 @@ impl StateStore {
         if let Some(disk) = &mut self.disk {
             disk.memory -= slot.key.len() + ENTRY_OVERHEAD_BYTES;
         }
-        self.index.remove(&slot.key);
+        self.index.remove(self.key_hash.of(&slot.key), id);
         self.free.push(id);
     }
 

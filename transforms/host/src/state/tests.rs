@@ -194,7 +194,7 @@ proptest! {
                 Call::Delete(key) => drop(store.delete(&key)),
                 Call::Get(key) => {
                     let known = store.entries().find(|(known, _)| *known == key).map(|(_, entry)| entry.value.clone());
-                    prop_assert_eq!(store.get(&key).unwrap(), known);
+                    prop_assert_eq!(store.get(&key).unwrap().cloned(), known);
                 }
                 Call::Range(start, end, limit) => {
                     let found = store.range(&start, end.as_deref(), limit).unwrap();

@@ -103,6 +103,16 @@ fn full_state_stops_the_stage_and_large_entries_reject_the_record() {
 }
 
 #[test]
+fn values_of_a_call_are_limited_by_the_memory_of_the_plugin() {
+    let mut store = StateStore::new(MAX_BYTES);
+    // They have 4 GB, and the entry 400 KB.
+    let (out, rejected) = count(&json!({ "repeat_on": "repeat" }), &mut store, &["a", "repeat", "b"]);
+    assert_eq!(out, ["a=1", "b=1"]);
+    assert_eq!(rejected, [("repeat".to_owned(), "plugin.memory".to_owned())]);
+    assert_eq!(entries(&store), ["counts/a=1", "counts/b=1"]);
+}
+
+#[test]
 fn state_is_available_in_process_only() {
     // Without a store, as in a place that has no state.
     let mut instance = counting_plugin().start(&json!({ "in_flush": true }), &Limits::default()).unwrap();

@@ -19,6 +19,8 @@ pub struct Config {
     pub flood_on: Option<String>,
     /// Stores an entry that is too large.
     pub large_on: Option<String>,
+    /// Reads one large entry many times in one call.
+    pub repeat_on: Option<String>,
     /// Outputs all counts: `a=1,b=2`.
     pub list_on: Option<String>,
     /// Counts expire after this time.
@@ -82,6 +84,10 @@ impl Transform for Counting {
         }
         if matches(&self.config.large_on) {
             self.counts.put(vec![b'x'; 1 << 20], &0)?;
+        }
+        if matches(&self.config.repeat_on) {
+            self.values.put("large", &"x".repeat(400_000))?;
+            host::counter_add("read", self.values.get_all_bytes(&vec!["large"; 10_000]).len() as u64);
         }
         Ok(verdict.value(format!("{text}={count}").as_bytes()))
     }

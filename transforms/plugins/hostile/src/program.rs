@@ -15,6 +15,10 @@ mod raw {
         pub(super) fn state_get(keys: u32, count: u32, values: u32);
         #[link_name = "put"]
         pub(super) fn state_put(entries: u32, count: u32);
+        #[link_name = "get-packed"]
+        pub(super) fn state_get_packed(keys: u32, len: u32, lengths: u32, count: u32, values: u32);
+        #[link_name = "put-packed"]
+        pub(super) fn state_put_packed(entries: u32, len: u32, lengths: u32, count: u32, has_ttl: u32, ttl_ms: u64);
         #[link_name = "range"]
         pub(super) fn state_range(start: u32, len: u32, has_end: u32, end: u32, end_len: u32, limit: u32, found: u32);
     }
@@ -59,6 +63,11 @@ impl Program<'_> {
         }
     }
 
+    /// The lengths of packed items, which may exceed their bytes.
+    fn lengths(&mut self) -> Vec<u32> {
+        (0..self.byte() % 4).map(|_| u32::from(self.byte() % 9)).collect()
+    }
+
     fn time(&mut self) -> i64 {
         match self.byte() {
             255 => i64::MAX,
@@ -90,7 +99,7 @@ struct Changes {
 fn run(program: &[u8], changes: &mut Changes) {
     let mut program = Program(program.iter());
     loop {
-        match program.byte() % 20 {
+        match program.byte() % 22 {
             0 => return,
             1 | 2 => state::put(&[NewEntry {
                 key: program.key(),
@@ -115,6 +124,8 @@ fn run(program: &[u8], changes: &mut Changes) {
             17 => host::counter_add(&String::from_utf8_lossy(&program.value()), u64::MAX),
             18 if program.byte() % 8 == 0 => inputs::declare(true, true, true),
             19 if program.byte() % 8 == 0 => panic!("requested"),
+            20 => drop(state::get_packed(&program.key(), &program.lengths())),
+            21 => state::put_packed(&program.value(), &program.lengths(), None),
             _ => {}
         }
     }
@@ -125,11 +136,13 @@ fn raw_call(program: &mut Program<'_>) {
     // SAFETY: none; the host must survive every argument, and what it writes into this memory may
     // crash the plugin.
     unsafe {
-        match program.byte() % 5 {
+        match program.byte() % 7 {
             0 => raw::state_get(a, b, c),
             1 => raw::state_put(a, b),
             2 => raw::state_range(a, b, program.byte().into(), c, a, b, c),
             3 => raw::timers_set(a, b),
+            4 => raw::state_get_packed(a, b, b, a, c),
+            5 => raw::state_put_packed(a, b, b, a, 0, 0),
             _ => raw::timers_get(a, b, c),
         }
     }

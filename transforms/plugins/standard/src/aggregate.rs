@@ -16,6 +16,7 @@ mod sketch;
 mod windows;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -23,7 +24,7 @@ use trunkline_plugin::state::State;
 use trunkline_plugin::timers::{self, Timer, Timers};
 use trunkline_plugin::{Batch, ConfigError, Done, Inputs, Port, Record, Verdict, Verdicts, json};
 
-use self::accumulator::{Accumulator, Function};
+use self::accumulator::{Accumulator, Change, Function};
 use crate::expression::Scope;
 use crate::key::field;
 use crate::rows::{self, ObjectWriter};
@@ -34,6 +35,8 @@ use crate::{Everyday, duration};
 const LATE: Port = 1;
 /// Entries that one call of the host returns.
 const PAGE: u32 = 1000;
+/// Usual bytes of a group.
+const GROUP_BYTES: usize = 16;
 /// Most windows that a record can belong to.
 const MAX_OVERLAP: i64 = 100;
 
@@ -119,26 +122,31 @@ struct Window {
     accumulators: Vec<Accumulator>,
 }
 
+/// The records of a batch.
+struct Arrivals<'a> {
+    records: Vec<Arrival<'a>>,
+    /// The groups of the records, one after the other.
+    groups: Vec<u8>,
+}
+
 /// A record of a batch.
 struct Arrival<'a> {
     /// The event time of the topic partition before the record; `None` if no earlier record had a
     /// timestamp.
     event_time: Option<i64>,
-    group: Group<'a>,
+    /// `None` for a tombstone.
+    grouped: Result<Option<Grouped<'a>>, String>,
 }
 
-/// The group of a record.
+/// A record with a group.
 struct Grouped<'a> {
     record: Record<'a>,
     /// The row of its value.
     row: &'a [u8],
     time: i64,
-    /// The values of the fields as a JSON array.
-    group: Vec<u8>,
+    /// The values of the fields as a JSON array: a part of `groups`.
+    group: Range<usize>,
 }
-
-/// `None` for a tombstone.
-type Group<'a> = Result<Option<Grouped<'a>>, String>;
 
 /// A result.
 struct Output {
@@ -193,14 +201,15 @@ impl Aggregate {
     }
 
     /// The records of a batch.
-    fn arrivals<'a>(&self, batch: Batch<'a>) -> Vec<Arrival<'a>> {
+    fn arrivals<'a>(&self, batch: Batch<'a>) -> Arrivals<'a> {
         let mut event_time = timers::event_time();
-        let arrivals = batch.iter().map(|record| {
+        let mut groups = Vec::with_capacity(batch.len() * GROUP_BYTES);
+        let records = batch.iter().map(|record| {
             let before = event_time;
             event_time = event_time.max(record.timestamp());
-            Arrival { event_time: before, group: self.group(record) }
+            Arrival { event_time: before, grouped: self.grouped(record, &mut groups) }
         });
-        arrivals.collect()
+        Arrivals { records: records.collect(), groups }
     }
 
     /// The event time at which a window is closed that ends at `end`.
@@ -208,34 +217,35 @@ impl Aggregate {
         end.saturating_add(self.lateness)
     }
 
-    fn group<'a>(&self, record: Record<'a>) -> Group<'a> {
+    fn grouped<'a>(&self, record: Record<'a>, groups: &mut Vec<u8>) -> Result<Option<Grouped<'a>>, String> {
         let Some(value) = record.value() else { return Ok(None) };
         let Some(time) = record.timestamp() else { return Err("the record has no timestamp".to_owned()) };
         let row = rows::row_of(value);
-        let mut group = b"[".to_vec();
+        let start = groups.len();
+        groups.push(b'[');
         for (index, (_, path)) in self.group_by.iter().enumerate() {
             if index > 0 {
-                group.push(b',');
+                groups.push(b',');
             }
-            group.extend_from_slice(field(row, path)?);
+            groups.extend_from_slice(field(row, path)?);
         }
-        group.push(b']');
-        Ok(Some(Grouped { record, row, time, group }))
+        groups.push(b']');
+        Ok(Some(Grouped { record, row, time, group: start..groups.len() }))
     }
 
-    /// The accumulators of a window after a record.
-    fn add(&self, window: Option<&Window>, record: &Grouped<'_>) -> Result<Window, String> {
+    /// A window without records.
+    fn empty_window(&self) -> Window {
+        Window { time: i64::MIN, accumulators: self.functions.iter().map(|(_, function)| function.start()).collect() }
+    }
+
+    /// Appends what a record changes in the accumulators of a window.
+    fn change(&self, window: &Window, record: &Grouped<'_>, changes: &mut Vec<Change>) -> Result<(), String> {
         let scope = Scope { record: record.record, row: Some(record.row) };
-        let mut accumulators = match window {
-            Some(window) => window.accumulators.clone(),
-            None => self.functions.iter().map(|(_, function)| function.start()).collect(),
-        };
-        for ((name, function), accumulator) in self.functions.iter().zip(&mut accumulators) {
-            let added = function.add(accumulator, scope, record.time);
-            added.map_err(|problem| format!("`aggregates.{name}`: {problem}"))?;
+        for ((name, function), accumulator) in self.functions.iter().zip(&window.accumulators) {
+            let change = function.change(accumulator, scope, record.time);
+            changes.push(change.map_err(|problem| format!("`aggregates.{name}`: {problem}"))?);
         }
-        let time = window.map_or(record.time, |window| window.time.max(record.time));
-        Ok(Window { time, accumulators })
+        Ok(())
     }
 
     /// The window of two sessions. `later` has the later records.
@@ -282,6 +292,22 @@ impl Aggregate {
         for ((name, _), group) in self.group_by.iter().zip(groups) {
             object.key(name).extend_from_slice(group);
         }
+    }
+}
+
+impl Window {
+    /// Applies the changes of a record, one for each accumulator.
+    fn apply(&mut self, time: i64, changes: &mut impl Iterator<Item = Change>) {
+        self.time = self.time.max(time);
+        for (accumulator, change) in self.accumulators.iter_mut().zip(changes) {
+            accumulator.apply(change);
+        }
+    }
+}
+
+impl Arrivals<'_> {
+    fn group(&self, record: &Grouped<'_>) -> &[u8] {
+        &self.groups[record.group.clone()]
     }
 }
 

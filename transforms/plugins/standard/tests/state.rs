@@ -123,6 +123,24 @@ fn aggregate_counts_distinct_values_and_estimates_percentiles() {
     }
 }
 
+#[test]
+fn a_record_that_one_aggregate_rejects_changes_no_window() {
+    // The sum is the last aggregate, and each record is in two windows.
+    let mut host = start(json!({ "aggregate": { "window": "20s", "advance": "10s",
+        "aggregates": { "a": "count()", "b": "max(row.v)", "c": "sum(row.v)" } } }));
+    let record = |v: &str, seconds: i64| Input::value(format!("{{\"v\":{v}}}")).at(seconds * 1000);
+    let verdicts = batch(&mut host, &[record("\"x\"", 100), record("1", 101), record("\"y\"", 102), record("2", 103)]);
+    assert_eq!(verdicts, ["aggregate.failed", "drop", "aggregate.failed", "drop"]);
+    // No record of these windows is counted, so none of them is output.
+    assert_eq!(batch(&mut host, &[record("\"z\"", 140)]), ["aggregate.failed"]);
+    host.advance_time(900_000).unwrap();
+    let window = |start: i64| {
+        let (start, end) = (start * 1000, (start + 20) * 1000);
+        format!("{{\"window_start\":{start},\"window_end\":{end},\"a\":2,\"b\":2,\"c\":3}}")
+    };
+    assert_eq!(closed(&mut host), [window(90), window(100)]);
+}
+
 const SESSIONS: &str = r#"{ "aggregate": { "group_by": ["user"], "session": "10s", "lateness": "5s", "late": "port",
     "aggregates": { "n": "count()", "sum": "sum(row.v)", "first": "first(row.v)", "last": "last(row.v)",
                     "min": "min(row.v)", "avg": "avg(row.v)", "values": "distinct(row.v)", "top": "percentile(row.v, 100)" } } }"#;

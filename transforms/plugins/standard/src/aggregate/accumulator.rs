@@ -50,6 +50,39 @@ pub(super) enum Accumulator {
     Percentile(Quantiles),
 }
 
+/// What a record changes in an accumulator. All changes of a record are made before the first of
+/// them is applied: a record changes all aggregates of its windows, or none. So no accumulator is
+/// copied for a record that fails.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// The value is null, or does not replace the known one.
+    Nothing,
+    Count,
+    /// The new sum.
+    Sum(Decimal),
+    Average(Decimal),
+    Extreme(String),
+    At(i64, String),
+    Distinct(String),
+    Percentile(Decimal),
+}
+
+impl Accumulator {
+    /// Applies a change that [`Function::change`] has made for this accumulator.
+    pub(super) fn apply(&mut self, change: Change) {
+        match (self, change) {
+            (Accumulator::Count(count), Change::Count) => *count += 1,
+            (Accumulator::Sum(sum), Change::Sum(changed)) => *sum = Some(changed),
+            (Accumulator::Average(sum, count), Change::Average(changed)) => (*sum, *count) = (changed, *count + 1),
+            (Accumulator::Extreme(extreme), Change::Extreme(value)) => *extreme = Some(value),
+            (Accumulator::At(at), Change::At(time, value)) => *at = Some((time, value)),
+            (Accumulator::Distinct(distinct), Change::Distinct(value)) => distinct.add(value.as_bytes()),
+            (Accumulator::Percentile(quantiles), Change::Percentile(number)) => quantiles.add(number),
+            _ => {}
+        }
+    }
+}
+
 impl Function {
     /// Parses an aggregate such as `avg(row.celsius)`.
     pub(super) fn parse(key: &str, text: &str) -> Result<Self, ConfigError> {
@@ -113,42 +146,32 @@ impl Function {
         }
     }
 
-    /// Adds a record.
-    pub(super) fn add(&self, accumulator: &mut Accumulator, scope: Scope<'_>, time: i64) -> Result<(), String> {
+    /// What a record changes in an accumulator.
+    pub(super) fn change(&self, accumulator: &Accumulator, scope: Scope<'_>, time: i64) -> Result<Change, String> {
         let value = match &self.argument {
             Some(argument) => Some(argument.evaluate(scope)?),
             None => None,
         };
         if matches!(value, Some(Value::Null)) {
-            return Ok(());
+            return Ok(Change::Nothing);
         }
-        match (accumulator, value) {
-            (Accumulator::Count(count), _) => *count += 1,
-            (Accumulator::Sum(sum), Some(value)) => {
-                let number = number(&value)?;
-                *sum = Some(sum.unwrap_or(Decimal::from(0)).add(number).map_err(|error| error.to_string())?);
-            }
-            (Accumulator::Average(sum, count), Some(value)) => {
-                *sum = sum.add(number(&value)?).map_err(|error| error.to_string())?;
-                *count += 1;
-            }
-            (Accumulator::Extreme(extreme), Some(value)) => {
-                let replaces = self.is_more_extreme(extreme.as_deref(), &value)?;
-                if replaces {
-                    *extreme = Some(json(&value));
-                }
-            }
-            (Accumulator::At(at), Some(value)) => {
-                let replaces = self.is_nearer(at.as_ref().map(|(known, _)| *known), time);
-                if replaces {
-                    *at = Some((time, json(&value)));
-                }
-            }
-            (Accumulator::Distinct(distinct), Some(value)) => distinct.add(canonical(&value)?.as_bytes()),
-            (Accumulator::Percentile(quantiles), Some(value)) => quantiles.add(number(&value)?),
+        let add = |sum: Decimal, value: &Value<'_>| sum.add(number(value)?).map_err(|error| error.to_string());
+        Ok(match (accumulator, value) {
+            (Accumulator::Count(_), _) => Change::Count,
+            (Accumulator::Sum(sum), Some(value)) => Change::Sum(add(sum.unwrap_or(Decimal::from(0)), &value)?),
+            (Accumulator::Average(sum, _), Some(value)) => Change::Average(add(*sum, &value)?),
+            (Accumulator::Extreme(extreme), Some(value)) => match self.is_more_extreme(extreme.as_deref(), &value)? {
+                true => Change::Extreme(json(&value)),
+                false => Change::Nothing,
+            },
+            (Accumulator::At(at), Some(value)) => match self.is_nearer(at.as_ref().map(|(known, _)| *known), time) {
+                true => Change::At(time, json(&value)),
+                false => Change::Nothing,
+            },
+            (Accumulator::Distinct(_), Some(value)) => Change::Distinct(canonical(&value)?),
+            (Accumulator::Percentile(_), Some(value)) => Change::Percentile(number(&value)?),
             (_, None) => return Err("the aggregate has no argument".to_owned()),
-        }
-        Ok(())
+        })
     }
 
     /// Adds the records of another window, which has the later records.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use trunkline_plugin::timers::Timer;
 use trunkline_plugin::{Done, Verdict, Verdicts};
 
-use super::{Aggregate, Arrival, Emit, Grouped, PAGE, Window, emit, late, reject};
+use super::{Aggregate, Arrivals, Emit, Grouped, PAGE, Window, emit, late, reject};
 
 /// A stored session.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -25,20 +25,20 @@ pub(super) struct Session {
 pub(super) fn process(
     aggregate: &Aggregate,
     gap: i64,
-    arrivals: &[Arrival<'_>],
+    arrivals: &Arrivals<'_>,
     verdicts: &mut Verdicts,
 ) -> Result<(), String> {
-    let groups = || arrivals.iter().filter_map(|arrival| arrival.group.as_ref().ok()?.as_ref());
-    let last = arrivals.last().and_then(|arrival| arrival.event_time);
+    let groups = || arrivals.records.iter().filter_map(|arrival| arrival.grouped.as_ref().ok()?.as_ref());
+    let last = arrivals.records.last().and_then(|arrival| arrival.event_time);
     let end = last.into_iter().chain(groups().map(|grouped| grouped.time)).max().unwrap_or(i64::MIN);
     let mut open = Open { aggregate, gap, end, groups: HashMap::new(), first: None };
     for grouped in groups() {
-        open.load(&grouped.group)?;
+        open.load(arrivals.group(grouped))?;
     }
-    for arrival in arrivals {
+    for arrival in &arrivals.records {
         let verdict = verdicts.next_verdict();
-        match &arrival.group {
-            Ok(Some(grouped)) => _ = open.record(grouped, arrival.event_time, verdict)?,
+        match &arrival.grouped {
+            Ok(Some(grouped)) => _ = open.record(grouped, arrivals.group(grouped), arrival.event_time, verdict)?,
             Ok(None) => _ = verdict.drop(),
             Err(problem) => _ = reject(verdict, problem),
         }
@@ -127,8 +127,14 @@ impl<'a> Open<'a> {
         self.aggregate.sessions.put_all(changed)
     }
 
-    fn record(&mut self, record: &Grouped<'_>, event_time: Option<i64>, verdict: Verdict<'_>) -> Result<Done, String> {
-        let (aggregate, time, group) = (self.aggregate, record.time, record.group.as_slice());
+    fn record(
+        &mut self,
+        record: &Grouped<'_>,
+        group: &[u8],
+        event_time: Option<i64>,
+        verdict: Verdict<'_>,
+    ) -> Result<Done, String> {
+        let (aggregate, time) = (self.aggregate, record.time);
         let Some(sessions) = self.groups.get(group).map(|group| &group.sessions) else {
             return Err("a group of the batch was not loaded".to_owned());
         };
@@ -148,7 +154,14 @@ impl<'a> Open<'a> {
             Some(earliest) => windows.try_fold(earliest, |window, later| aggregate.merge(window, later)).map(Some),
             None => Ok(None),
         };
-        let window = match merged.and_then(|merged| aggregate.add(merged.as_ref(), record)) {
+        let mut changes = Vec::new();
+        let changed = merged.and_then(|merged| {
+            let mut window = merged.unwrap_or_else(|| aggregate.empty_window());
+            aggregate.change(&window, record, &mut changes)?;
+            window.apply(time, &mut changes.drain(..));
+            Ok(window)
+        });
+        let window = match changed {
             Ok(window) => window,
             Err(problem) => {
                 return Ok(reject(verdict, &problem));

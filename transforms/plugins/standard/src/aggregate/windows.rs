@@ -9,7 +9,7 @@ use std::ops::Range;
 use trunkline_plugin::timers::Timer;
 use trunkline_plugin::{Done, Verdict, Verdicts};
 
-use super::{Aggregate, Arrival, Emit, Fixed, Group, Grouped, Output, PAGE, Window, emit, late, reject};
+use super::{Aggregate, Arrivals, Change, Emit, Fixed, Grouped, Output, PAGE, Window, emit, late, reject};
 use crate::distinct::DistinctKeys;
 
 /// Pages of windows that one timer closes. It is set again if there are more, so that the output
@@ -20,17 +20,21 @@ const PAGES: u32 = 8;
 pub(super) fn process(
     aggregate: &Aggregate,
     fixed: Fixed,
-    arrivals: &[Arrival<'_>],
+    arrivals: &Arrivals<'_>,
     verdicts: &mut Verdicts,
 ) -> Result<(), String> {
     let mut keys = WindowKeys::default();
-    let ranges: Vec<Range<usize>> = arrivals.iter().map(|arrival| keys.add(fixed, &arrival.group)).collect();
+    let ranges = arrivals.records.iter().map(|arrival| match &arrival.grouped {
+        Ok(Some(grouped)) => keys.add(fixed, grouped.time, arrivals.group(grouped)),
+        _ => 0..0,
+    });
+    let ranges: Vec<Range<usize>> = ranges.collect();
     let mut distinct = DistinctKeys::default();
     let positions: Vec<usize> = keys.iter().map(|key| distinct.add(key)).collect();
     let mut open = Open::load(aggregate, fixed, &distinct)?;
-    for (arrival, range) in arrivals.iter().zip(ranges) {
+    for (arrival, range) in arrivals.records.iter().zip(ranges) {
         let verdict = verdicts.next_verdict();
-        match (&arrival.group, positions.get(range)) {
+        match (&arrival.grouped, positions.get(range)) {
             (Ok(Some(grouped)), Some(positions @ [_, ..])) => {
                 _ = open.record(grouped, arrival.event_time, positions, verdict)?;
             }
@@ -87,21 +91,19 @@ struct WindowKeys {
 
 impl WindowKeys {
     /// Adds the keys of a record's windows, in the order of their starts. Returns their indices.
-    fn add(&mut self, fixed: Fixed, group: &Group<'_>) -> Range<usize> {
+    fn add(&mut self, fixed: Fixed, time: i64, group: &[u8]) -> Range<usize> {
         let first = self.ends.len();
-        if let Ok(Some(Grouped { time, group, .. })) = group {
-            let last = time - time.rem_euclid(fixed.advance);
-            let mut start = last;
-            // A window before 1970 would not be in the order of the bytes of its start.
-            while start - fixed.advance > time - fixed.size && start >= fixed.advance {
-                start -= fixed.advance;
-            }
-            while start <= last {
-                self.bytes.extend_from_slice(&start.to_be_bytes());
-                self.bytes.extend_from_slice(group);
-                self.ends.push(self.bytes.len());
-                start += fixed.advance;
-            }
+        let last = time - time.rem_euclid(fixed.advance);
+        let mut start = last;
+        // A window before 1970 would not be in the order of the bytes of its start.
+        while start - fixed.advance > time - fixed.size && start >= fixed.advance {
+            start -= fixed.advance;
+        }
+        while start <= last {
+            self.bytes.extend_from_slice(&start.to_be_bytes());
+            self.bytes.extend_from_slice(group);
+            self.ends.push(self.bytes.len());
+            start += fixed.advance;
         }
         first..self.ends.len()
     }
@@ -119,10 +121,13 @@ struct Open<'a> {
     keys: &'a DistinctKeys<'a>,
     /// By the position of their keys.
     windows: Vec<OpenWindow>,
+    /// Of the current record: the positions of its open windows, and the changes of each.
+    open: Vec<usize>,
+    changes: Vec<Change>,
 }
 
 struct OpenWindow {
-    window: Option<Window>,
+    window: Window,
     /// The state has it, so it has a timer.
     is_stored: bool,
     is_changed: bool,
@@ -133,9 +138,9 @@ impl<'a> Open<'a> {
         let stored = aggregate.windows.get_all(keys.keys())?;
         let windows = stored.into_iter().map(|window| {
             let is_stored = window.is_some();
-            OpenWindow { window, is_stored, is_changed: false }
+            OpenWindow { window: window.unwrap_or_else(|| aggregate.empty_window()), is_stored, is_changed: false }
         });
-        Ok(Self { aggregate, fixed, keys, windows: windows.collect() })
+        Ok(Self { aggregate, fixed, keys, windows: windows.collect(), open: Vec::new(), changes: Vec::new() })
     }
 
     /// Stores the changed windows, and sets the timers of new ones.
@@ -147,7 +152,7 @@ impl<'a> Open<'a> {
         }
         let closes_at = |start: i64| self.aggregate.closes_at(self.fixed.end(start));
         self.aggregate.timers.set_all(starts.into_iter().map(|start| (start.to_be_bytes(), closes_at(start))));
-        self.aggregate.windows.put_all(changed().filter_map(|(key, window)| Some((*key, window.window.as_ref()?))))
+        self.aggregate.windows.put_all(changed().map(|(key, window)| (*key, &window.window)))
     }
 
     fn record(
@@ -159,28 +164,29 @@ impl<'a> Open<'a> {
     ) -> Result<Done, String> {
         let (aggregate, keys) = (self.aggregate, self.keys.keys());
         // All windows change, or none does.
-        let mut changed = Vec::with_capacity(positions.len());
+        self.open.clear();
+        self.changes.clear();
         for position in positions {
             if event_time >= Some(aggregate.closes_at(self.fixed.end(start_of(keys[*position])?))) {
                 continue;
             }
-            match aggregate.add(self.windows[*position].window.as_ref(), record) {
-                Ok(window) => changed.push((*position, window)),
-                Err(problem) => {
-                    return Ok(reject(verdict, &problem));
-                }
+            if let Err(problem) = aggregate.change(&self.windows[*position].window, record, &mut self.changes) {
+                return Ok(reject(verdict, &problem));
             }
+            self.open.push(*position);
         }
-        if changed.is_empty() {
+        if self.open.is_empty() {
             return Ok(late(aggregate, verdict));
         }
         let mut outputs = Vec::new();
-        for (position, window) in changed {
+        let mut changes = self.changes.drain(..);
+        for position in &self.open {
+            let open = &mut self.windows[*position];
+            open.window.apply(record.time, &mut changes);
+            open.is_changed = true;
             if aggregate.emit == Emit::Updates {
-                outputs.push(output(aggregate, self.fixed, keys[position], &window)?);
+                outputs.push(output(aggregate, self.fixed, keys[*position], &open.window)?);
             }
-            let open = &mut self.windows[position];
-            (open.window, open.is_changed) = (Some(window), true);
         }
         Ok(emit(verdict, &outputs))
     }
