@@ -385,6 +385,19 @@ impl RecordWriter<'_> {
         self.close_headers()
     }
 
+    /// Adds encoded headers, written by `write` to the end of the arena it is given. If it returns
+    /// false, there are none. `write` must only append.
+    pub fn header_block_with(&mut self, write: impl FnOnce(&mut Vec<u8>) -> bool) -> bool {
+        self.open_headers();
+        let end = self.batch.arena.len();
+        let is_written = write(&mut self.batch.arena);
+        if !is_written {
+            self.batch.arena.truncate(end);
+        }
+        self.close_headers();
+        is_written
+    }
+
     fn open_headers(&mut self) {
         let end = self.batch.arena.len();
         if self.entry.headers_len == 0 {

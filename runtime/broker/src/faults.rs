@@ -13,6 +13,8 @@ pub use kafka_protocol::messages::ApiKey;
 use kafka_protocol::messages::add_partitions_to_txn_response::{
     AddPartitionsToTxnPartitionResult, AddPartitionsToTxnTopicResult,
 };
+use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
+use kafka_protocol::messages::list_offsets_response::{ListOffsetsPartitionResponse, ListOffsetsTopicResponse};
 use kafka_protocol::messages::offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic};
 use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
 use kafka_protocol::messages::txn_offset_commit_response::{
@@ -60,6 +62,8 @@ impl Faults {
         ApiKey::EndTxn,
         ApiKey::InitProducerId,
         ApiKey::Heartbeat,
+        ApiKey::Fetch,
+        ApiKey::ListOffsets,
     ];
 
     /// Plans a fault for the `nth` request of an API from now on, counting from 1.
@@ -187,6 +191,37 @@ fn refuse(call: &Call<'_>, key: ApiKey, frame: Bytes, code: i16) -> Result<Respo
         ApiKey::InitProducerId => {
             let response = InitProducerIdResponse::default().with_error_code(code).with_producer_id(ProducerId(-1));
             call.envelope.answer::<InitProducerIdRequest>(&response.with_producer_epoch(-1))
+        }
+        ApiKey::Fetch => {
+            let answer = |topic: fetch_request::FetchTopic| {
+                let partitions = topic.partitions.iter().map(|asked| {
+                    PartitionData::default()
+                        .with_partition_index(asked.partition)
+                        .with_error_code(code)
+                        .with_high_watermark(-1)
+                        .with_records(Some(Bytes::new()))
+                });
+                FetchableTopicResponse::default()
+                    .with_partitions(partitions.collect())
+                    .with_topic(topic.topic)
+                    .with_topic_id(topic.topic_id)
+            };
+            let request = decode::<FetchRequest>(frame, version)?;
+            let topics = request.topics.into_iter().map(answer).collect();
+            call.envelope.answer::<FetchRequest>(&FetchResponse::default().with_responses(topics))
+        }
+        ApiKey::ListOffsets => {
+            let answer = |topic: list_offsets_request::ListOffsetsTopic| {
+                let partitions = topic.partitions.iter().map(|asked| {
+                    ListOffsetsPartitionResponse::default()
+                        .with_partition_index(asked.partition_index)
+                        .with_error_code(code)
+                });
+                ListOffsetsTopicResponse::default().with_partitions(partitions.collect()).with_name(topic.name)
+            };
+            let request = decode::<ListOffsetsRequest>(frame, version)?;
+            let topics = request.topics.into_iter().map(answer).collect();
+            call.envelope.answer::<ListOffsetsRequest>(&ListOffsetsResponse::default().with_topics(topics))
         }
         ApiKey::Heartbeat => {
             call.envelope.answer::<HeartbeatRequest>(&HeartbeatResponse::default().with_error_code(code))

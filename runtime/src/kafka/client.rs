@@ -16,7 +16,6 @@ use trunkline_connector::{Error, Result, Retry};
 
 use super::admin_api::Failure;
 use super::connection::{ConnectionMonitor, explain_certificate};
-use super::idle_watch::IdleWatches;
 use super::logins::{LoginLease, Logins, Token};
 use super::properties;
 use super::secrets::Secrets;
@@ -40,7 +39,6 @@ pub struct Cluster {
     may_create_topics: bool,
     /// When a member of a group was last fenced by another one with its id.
     fenced_members: Arc<Mutex<HashMap<String, Instant>>>,
-    idle_watches: IdleWatches,
     /// How our own clients connect.
     transport: Arc<Mutex<Option<Arc<Transport>>>>,
 }
@@ -66,7 +64,6 @@ impl Cluster {
             prefix: Arc::from(""),
             may_create_topics: true,
             fenced_members: Arc::default(),
-            idle_watches: IdleWatches::default(),
             transport: Arc::default(),
         };
         cluster.transport()?;
@@ -281,11 +278,6 @@ impl Cluster {
     /// The largest records of the cluster's topics, as far as they are known.
     pub(super) fn limits(&self) -> &TopicLimits {
         &self.limits
-    }
-
-    /// The watches of idle consumers of this cluster.
-    pub(super) fn idle_watches(&self) -> &IdleWatches {
-        &self.idle_watches
     }
 
     /// The log of a client of this cluster.

@@ -1,16 +1,18 @@
 //! The group consumer of sink and transform tasks: read_committed, cooperative, and never
 //! committing offsets itself (I2).
 //!
+//! librdkafka keeps the membership of the group, see [`rebalance`](super::rebalance); the
+//! [`Fetcher`] reads the records.
+//!
 //! A worker is a static member of its groups (KIP-345): if it restarts after a crash within the
 //! session timeout, it has its partitions again at once, without a rebalance. A worker that stops
 //! normally leaves ([`GroupConsumer::leave`]), so that the other members need not wait for that
 //! timeout. [`GroupConsumer::rebalance_events`] returns what a rebalance changed, after the poll in
 //! which it happened and before a record of a new partition can be processed.
 
-use std::cell::RefCell;
-use std::ffi::{CStr, CString, c_char};
+use std::cell::{Cell, RefCell};
+use std::ffi::{CStr, c_char};
 use std::mem::ManuallyDrop;
-use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, MutexGuard};
@@ -21,19 +23,19 @@ use rdkafka::bindings::{self, rd_kafka_t};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::groups::GroupMemberInfo;
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use trunkline_connector::{Error, Result, TopicPartition};
 
 use super::client::{CALL_TIMEOUT, Cluster, classify_code, close_in_background};
-use super::idle_pause::IdlePause;
 use super::logins::LoginLease;
 use super::membership::{Members, OtherMembers};
-use super::message_queue::{MessageQueue, Taken};
 use super::partition_batches::PartitionBatches;
 use super::queue_notifier::{QueueNotifier, wake};
 use super::rebalance::{EventContext, RebalanceEvent};
 use super::unassigned::UnassignedMonitor;
-use super::wire::GroupMetadata;
+use super::wire::fetcher::{FetchOptions, Fetcher};
+use super::wire::readiness::wait;
+use super::wire::{FetchLimits, GroupMetadata, Room};
 
 /// Time for a client to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
@@ -50,31 +52,29 @@ const KEPT_ROUNDS: usize = 4;
 
 /// A member of a consumer group.
 pub struct GroupConsumer {
-    /// Login, notifier and messages must be dropped before the consumer is closed.
+    /// Login and notifier must be dropped before the consumer is closed.
     login: Option<LoginLease>,
     notifier: Option<QueueNotifier>,
-    messages: Option<MessageQueue>,
-    pub(super) consumer: ManuallyDrop<BaseConsumer<EventContext>>,
-    pub(super) cluster: Cluster,
+    consumer: ManuallyDrop<BaseConsumer<EventContext>>,
+    pub(super) fetcher: RefCell<Fetcher>,
+    /// How many of the rebalance events the fetcher knows.
+    known_events: Cell<usize>,
+    cluster: Cluster,
     group: String,
     instance: String,
     topics: Vec<String>,
     unassigned: RefCell<UnassignedMonitor>,
-    pub(super) idle: RefCell<IdlePause>,
     /// The current wait, or the next one, shall end.
     is_interrupted: Arc<AtomicBool>,
 }
 
 /// Closes the client, but abandons it if it does not close. A member that lost its partitions while
-/// it hung closes with the revocation still in its queue. rdkafka 0.39 serves that event while it
-/// drops the client and asks the closed group for its protocol, and no thread answers: the stage
-/// would hang.
+/// it hung closes with the revocation still in its queue, and a client that closes may not answer
+/// the calls that serve this event: the stage would hang.
 impl Drop for GroupConsumer {
     fn drop(&mut self) {
         self.login = None;
         self.notifier = None;
-        self.consumer.context().set_message_queue(ptr::null_mut());
-        self.messages = None;
         // SAFETY: taken here once, and never used again.
         let consumer = unsafe { ManuallyDrop::take(&mut self.consumer) };
         if close_in_background(consumer).recv_timeout(CLOSE_LIMIT) == Err(RecvTimeoutError::Timeout) {
@@ -103,8 +103,7 @@ impl GroupConsumer {
         topics: &[String],
         prefetch_bytes: usize,
     ) -> Result<Self> {
-        let config = group_config(cluster, (group, instance), topics, prefetch_bytes);
-        Self::join_with(cluster, group, instance, topics, config)
+        Self::join_with(cluster, (group, instance), topics, prefetch_bytes, false)
     }
 
     /// Joins like [`GroupConsumer::join`]. A committed offset whose record was deleted is an error,
@@ -116,39 +115,49 @@ impl GroupConsumer {
         topics: &[String],
         prefetch_bytes: usize,
     ) -> Result<Self> {
-        let mut config = group_config(cluster, (group, instance), topics, prefetch_bytes);
-        config.set("auto.offset.reset", "error");
-        Self::join_with(cluster, group, instance, topics, config)
+        Self::join_with(cluster, (group, instance), topics, prefetch_bytes, true)
     }
 
     fn join_with(
         cluster: &Cluster,
-        group: &str,
-        instance: &str,
+        (group, instance): (&str, &str),
         topics: &[String],
-        config: ClientConfig,
+        prefetch_bytes: usize,
+        is_strict: bool,
     ) -> Result<Self> {
+        let config = group_config(cluster, (group, instance), prefetch_bytes);
+        let number = |name: &str| config.get(name).and_then(|value| value.parse().ok()).unwrap_or(i32::MAX);
+        let fetcher = Fetcher::new(
+            cluster,
+            FetchOptions {
+                group: group.to_owned(),
+                client_id: config.get("client.id").unwrap_or(instance).to_owned(),
+                rack: config.get("client.rack").unwrap_or_default().to_owned(),
+                limits: FetchLimits {
+                    partition_bytes: number("fetch.message.max.bytes"),
+                    answer_bytes: number("fetch.max.bytes"),
+                },
+                is_strict,
+            },
+        );
         let consumer: BaseConsumer<EventContext> = cluster.create(&config, EventContext::new(cluster, &config))?;
         // SAFETY: the lease is dropped before the client.
         let login = unsafe { cluster.attach_login(consumer.client().native_ptr()) };
-        let messages = MessageQueue::new(consumer.client().native_ptr());
-        consumer.context().set_message_queue(messages.as_ptr());
-        let notifier =
-            QueueNotifier::new(consumer.client().native_ptr(), Some(messages.as_ptr())).map_err(|error| {
-                let message = format!("cannot open a socket for the consumer of group `{group}`: {error}");
-                Error::external("kafka.wake", message)
-            })?;
+        let notifier = QueueNotifier::new(consumer.client().native_ptr()).map_err(|error| {
+            let message = format!("cannot open a socket for the consumer of group `{group}`: {error}");
+            Error::external("kafka.wake", message)
+        })?;
         let this = Self {
             login: Some(login),
             notifier: Some(notifier),
-            messages: Some(messages),
             consumer: ManuallyDrop::new(consumer),
+            fetcher: RefCell::new(fetcher),
+            known_events: Cell::new(0),
             cluster: cluster.clone(),
             group: group.to_owned(),
             instance: instance.to_owned(),
             topics: topics.to_owned(),
             unassigned: RefCell::new(UnassignedMonitor::new()),
-            idle: RefCell::new(IdlePause::reading()),
             is_interrupted: Arc::default(),
         };
         this.subscribe()?;
@@ -165,89 +174,57 @@ impl GroupConsumer {
     /// before the batches are processed: the last records may belong to a partition that was
     /// assigned in the same poll. Returns the number of records.
     pub fn fill(&self, limits: &FillLimits, batches: &mut PartitionBatches) -> Result<usize> {
-        let begun = Instant::now();
-        let (mut records, mut bytes) = (0, 0);
+        let deadline = Instant::now() + limits.wait;
         batches.recycle(KEPT_ROUNDS * limits.bytes);
-        let idle_end = self.idle.borrow_mut().end_if_due();
-        if let Some(found) = idle_end {
-            self.resume_assigned()?;
-            found.iter().for_each(|partition| self.fetch_now(partition));
-        }
-        while records < limits.records && bytes < limits.bytes {
+        let mut room = Room { records: limits.records, bytes: limits.bytes };
+        while !room.is_full() {
             // Events first: records of a partition follow the rebalance that assigned it.
             if self.serve()? {
                 break;
             }
-            let Some(queue) = &self.messages else { break };
-            let mut last = None;
-            let mut failed = Ok(());
-            let taken = queue.take(limits.records - records, limits.bytes - bytes, |taken| match taken {
-                Taken::Message(message) => {
-                    bytes += message.bytes();
-                    records += 1;
-                    batches.push(&message, &mut last);
-                }
-                Taken::Failed(error, topic) => {
-                    let doing = format!("consuming topic `{topic}`");
-                    failed = std::mem::replace(&mut failed, Ok(())).and_then(|()| self.check(&doing, &error));
-                }
-            });
-            failed?;
-            if taken == 0 && (records > 0 || !self.wait(begun, limits.wait, true)) {
+            self.look_up_starts()?;
+            let before = room.records;
+            {
+                let mut fetcher = self.fetcher.borrow_mut();
+                fetcher.progress()?;
+                fetcher.hand_over(&mut room, batches)?;
+            }
+            if room.records == before && (before < limits.records || !self.wait(deadline, true)) {
                 break;
             }
         }
+        let records = limits.records - room.records;
         if records == 0
             && let Some(error) = self.consumer.context().fatal_error()
         {
             return Err(self.failed("consuming", &error));
         }
-        if records > 0 {
-            self.end_idle_pause()?;
-        }
         self.check_unassigned()?;
         Ok(records)
+    }
+
+    /// Reads the committed offsets of partitions that were assigned, unless the caller has.
+    fn look_up_starts(&self) -> Result<()> {
+        let without = self.fetcher.borrow().without_start();
+        if without.is_empty() {
+            return Ok(());
+        }
+        let committed = self.read_committed(&without)?;
+        let mut fetcher = self.fetcher.borrow_mut();
+        without.iter().zip(committed).try_for_each(|(partition, committed)| fetcher.set_start(partition, committed))
     }
 
     /// The offset after the last record of a partition, from the last fetch. `None` before the
     /// first fetch.
     pub fn high_watermark(&self, partition: &TopicPartition) -> Option<i64> {
-        self.watermarks(partition).map(|(_, high)| high)
-    }
-
-    /// The first offset of a partition and the offset after its last record, from the last fetch.
-    pub(super) fn watermarks(&self, partition: &TopicPartition) -> Option<(i64, i64)> {
-        let topic = CString::new(partition.topic.as_ref()).ok()?;
-        let (mut low, mut high) = (-1, -1);
-        // SAFETY: the client and the name are alive. The call reads what the client knows.
-        let answer = unsafe {
-            bindings::rd_kafka_get_watermark_offsets(
-                self.consumer.client().native_ptr(),
-                topic.as_ptr(),
-                partition.partition,
-                &raw mut low,
-                &raw mut high,
-            )
-        };
-        (answer == bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some((low, high))
+        self.fetcher.borrow().high_watermark(partition)
     }
 
     /// The offsets up to which these partitions were read, markers of transactions included; `None`
-    /// for a partition of which nothing was read. The call reads what the client knows: asking for
-    /// the assigned partitions too, as rdkafka does, would wake the client's main thread.
+    /// for a partition that is not assigned, or whose first offset is not known yet.
     pub fn positions<'p>(&self, partitions: impl IntoIterator<Item = &'p TopicPartition>) -> Vec<Option<i64>> {
-        let mut list = TopicPartitionList::new();
-        for partition in partitions {
-            list.add_partition(&partition.topic, partition.partition);
-        }
-        // SAFETY: the client and the list are alive. The call changes the offsets in the list only,
-        // and cannot fail as a whole.
-        unsafe { bindings::rd_kafka_position(self.consumer.client().native_ptr(), list.ptr()) };
-        let read = |found: &TopicPartitionListElem<'_>| match found.offset() {
-            Offset::Offset(offset) => Some(offset),
-            _ => None,
-        };
-        list.elements().iter().map(read).collect()
+        let fetcher = self.fetcher.borrow();
+        partitions.into_iter().map(|partition| fetcher.position(partition)).collect()
     }
 
     /// A function that ends the current wait for records, or the next one, from any thread. It may
@@ -261,7 +238,7 @@ impl GroupConsumer {
     }
 
     /// Serves rebalances and errors from the client's queue, until it is empty or a rebalance
-    /// happened. Returns whether one happened; an idle consumer reads again then.
+    /// happened. Returns whether one happened.
     fn serve(&self) -> Result<bool> {
         while let Some(polled) = self.consumer.poll(Duration::ZERO) {
             match polled {
@@ -273,30 +250,46 @@ impl GroupConsumer {
                         &error,
                     )?;
                 }
-                // Every partition was forwarded before it was assigned.
-                Ok(_) => return Err(Error::internal("kafka.forwarded", "a message bypassed the message queue")),
+                // The client has no partition to fetch.
+                Ok(_) => return Err(Error::internal("kafka.fetched_twice", "librdkafka has fetched a message")),
             }
             if !self.events().is_empty() {
                 break;
             }
         }
         self.consumer.context().rebootstrap().run_if_due(self.consumer.client());
-        let has_rebalanced = !self.events().is_empty();
-        if has_rebalanced {
-            self.end_idle_pause()?;
-        }
-        Ok(has_rebalanced)
+        Ok(self.tell_fetcher())
     }
 
-    /// Waits for an event or, with `for_messages`, a message; `false` once `limit` has passed since
-    /// `begun`, or after an interruption.
-    fn wait(&self, begun: Instant, limit: Duration, for_messages: bool) -> bool {
-        let left = limit.saturating_sub(begun.elapsed());
-        if left.is_zero() {
+    /// Tells the fetcher of rebalances. Returns whether the caller has to learn of one.
+    fn tell_fetcher(&self) -> bool {
+        let events = self.events();
+        let mut fetcher = self.fetcher.borrow_mut();
+        for event in &events[self.known_events.replace(events.len())..] {
+            match event {
+                RebalanceEvent::Assigned(partitions) => fetcher.assign(partitions),
+                RebalanceEvent::Revoked(partitions) => fetcher.revoke(partitions),
+            }
+        }
+        !events.is_empty()
+    }
+
+    /// Waits for an event or, with `for_records`, an answer; `false` at `deadline`, or after an
+    /// interruption.
+    fn wait(&self, deadline: Instant, for_records: bool) -> bool {
+        if deadline <= Instant::now() {
             return false;
         }
         if let Some(notifier) = &self.notifier {
-            notifier.wait(left, for_messages);
+            let fetcher = self.fetcher.borrow();
+            let mut sockets = vec![notifier.readiness()];
+            let mut until = deadline;
+            if for_records {
+                sockets.extend(fetcher.readiness());
+                until = fetcher.next_step().map_or(deadline, |step| step.min(deadline));
+            }
+            wait(&sockets, until);
+            notifier.clear();
         }
         !self.is_interrupted.swap(false, Ordering::AcqRel)
     }
@@ -323,7 +316,7 @@ impl GroupConsumer {
             Err(error) => {
                 tracing::debug!(%error, group = self.group, "the group cannot be described");
                 self.consumer.context().rebootstrap().set_lost();
-                let owns_nothing = self.consumer.assignment().is_ok_and(|owned| owned.count() == 0);
+                let owns_nothing = self.fetcher.borrow().is_unassigned();
                 if monitor.note_failure(owns_nothing) && self.consumer.fetch_metadata(None, CHECK_LIMIT).is_err() {
                     let message = format!(
                         "no broker has answered this member of group `{}` since it lost its partitions: a new client is \
@@ -390,6 +383,7 @@ impl GroupConsumer {
 
     /// Takes the changes of the rebalances since the last call.
     pub fn rebalance_events(&self) -> Vec<RebalanceEvent> {
+        self.known_events.set(0);
         std::mem::take(&mut *self.events())
     }
 
@@ -423,14 +417,6 @@ impl GroupConsumer {
                 tracing::debug!(%error, group = self.group, "the consumer continues after a login without an answer");
                 Ok(())
             }
-            Some(Code::AutoOffsetReset) => {
-                let message = format!(
-                    "{doing}: the next offset of group `{}` no longer exists, because retention deleted it or the topic was \
-                     created again",
-                    self.group
-                );
-                Err(Error::data("replay.deleted", message))
-            }
             _ => Err(self.failed(doing, error)),
         }
     }
@@ -458,7 +444,19 @@ impl GroupConsumer {
 
     /// Committed offsets of partitions; -1 where there is none. Waits until no transaction that
     /// covers them is pending, so that everything this transaction wrote is decided too.
+    ///
+    /// Partitions that were assigned are read from these offsets on.
     pub fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<i64>> {
+        let committed = self.read_committed(partitions)?;
+        let mut fetcher = self.fetcher.borrow_mut();
+        for (partition, committed) in partitions.iter().zip(&committed) {
+            // A strict reader fails when it is about to fetch.
+            let _ = fetcher.set_start(partition, *committed);
+        }
+        Ok(committed)
+    }
+
+    fn read_committed(&self, partitions: &[TopicPartition]) -> Result<Vec<i64>> {
         let mut requested = TopicPartitionList::with_capacity(partitions.len());
         for partition in partitions {
             requested.add_partition(&partition.topic, partition.partition);
@@ -508,13 +506,32 @@ impl GroupConsumer {
         Ok(found)
     }
 
-    /// Continues a partition at `offset`, after records past it were discarded.
-    pub fn seek(&self, partition: &TopicPartition, offset: i64) -> Result<()> {
-        self.end_idle_pause()?;
-        let offset = if offset < 0 { Offset::Beginning } else { Offset::Offset(offset) };
-        self.consumer
-            .seek(&partition.topic, partition.partition, offset, CALL_TIMEOUT)
-            .map_err(|error| self.failed("seeking", &error))
+    /// Continues a partition at `offset`, or at its first record if that is negative, after records
+    /// past it were discarded.
+    pub fn seek(&self, partition: &TopicPartition, offset: i64) {
+        self.fetcher.borrow_mut().seek(partition, offset);
+    }
+
+    /// Stops fetching from all assigned partitions. The member stays in its group as long as it
+    /// polls.
+    pub fn pause(&self) {
+        self.fetcher.borrow_mut().pause();
+    }
+
+    /// Stops fetching from some of the assigned partitions.
+    pub fn pause_partitions(&self, partitions: &[TopicPartition]) {
+        self.fetcher.borrow_mut().pause_partitions(partitions);
+    }
+
+    /// Fetches again after [`GroupConsumer::pause`] and [`GroupConsumer::pause_partitions`].
+    pub fn resume(&self) {
+        self.fetcher.borrow_mut().resume();
+    }
+
+    /// Learns of records of open transactions within `age`: it limits the age of the watermarks.
+    /// Without records, brokers are otherwise asked every 10 s.
+    pub fn limit_watermark_age(&self, age: Duration) {
+        self.fetcher.borrow_mut().limit_wait(age);
     }
 
     /// Leaves the group and returns all partitions. Closing alone would keep them until the session
@@ -522,20 +539,20 @@ impl GroupConsumer {
     /// members wait, nothing else.
     pub fn leave(&self) {
         self.consumer.unsubscribe();
-        let begun = Instant::now();
-        while begun.elapsed() < LEAVE_LIMIT && self.consumer.assignment().is_ok_and(|held| held.count() > 0) {
+        let deadline = Instant::now() + LEAVE_LIMIT;
+        while !self.fetcher.borrow().is_unassigned() && deadline > Instant::now() {
+            // Errors do not matter any more.
             self.consumer.poll(Duration::from_millis(5));
+            self.tell_fetcher();
         }
     }
 
     /// Keeps the membership alive while paused. Returns whether a rebalance happened.
     pub fn keep_alive(&self, wait: Duration) -> Result<bool> {
-        let begun = Instant::now();
+        let deadline = Instant::now() + wait;
         loop {
             let has_rebalanced = self.serve()?;
-            // Messages that were in flight when the partitions were paused stay in the message
-            // queue as outdated ones.
-            if has_rebalanced || !self.wait(begun, wait, false) {
+            if has_rebalanced || !self.wait(deadline, false) {
                 return Ok(has_rebalanced);
             }
         }
@@ -562,23 +579,12 @@ fn group_metadata(client: *mut rd_kafka_t) -> Option<GroupMetadata> {
     }
 }
 
-fn group_config(
-    cluster: &Cluster,
-    (group, instance): (&str, &str),
-    topics: &[String],
-    prefetch_bytes: usize,
-) -> ClientConfig {
-    let prefetch = (prefetch_bytes / 1024).clamp(128, 1_000_000).to_string();
-    // Per partition and response, compressed. A response is decompressed to five or ten times its
-    // size before the limit above applies.
-    let fetch = (prefetch_bytes / 32).clamp(65_536, 262_144).to_string();
-    // For all partitions together: with many partitions, one response would be many times the
-    // limit.
-    let response = (prefetch_bytes / 8).max(1 << 20).to_string();
-    // Each answer costs time for every partition, and with thousands of topics (which match a
-    // pattern) the client searches each of them. New records end the wait; only the first fetch of
-    // a partition that is added meanwhile waits longer.
-    let fetch_wait = if topics.iter().any(|topic| topic.starts_with('^')) { "500" } else { "100" };
+/// The settings of the client that keeps the membership, and the limits of fetches.
+fn group_config(cluster: &Cluster, (group, instance): (&str, &str), prefetch_bytes: usize) -> ClientConfig {
+    // Per partition and answer, compressed: a broker sends no more than this at once.
+    let fetch = (prefetch_bytes / 32).clamp(65_536, 1 << 20).to_string();
+    // For all partitions of a broker together. Memory holds two answers of each broker.
+    let answer = (prefetch_bytes / 8).max(1 << 20).to_string();
     let mut config = cluster.config(&[
         // Brokers name it in their logs and quotas.
         ("client.id", instance),
@@ -587,25 +593,17 @@ fn group_config(
         // A sink may be busy with one upload for a long time. A stage that hangs shows by its
         // progress.
         ("max.poll.interval.ms", "900000"),
-        // The default of one second costs two thirds of the speed.
-        ("fetch.queue.backoff.ms", "5"),
-        ("fetch.wait.max.ms", fetch_wait),
-        ("queued.min.messages", "400000"),
-        ("queued.max.messages.kbytes", &prefetch),
         ("fetch.message.max.bytes", &fetch),
-        ("fetch.max.bytes", &response),
+        ("fetch.max.bytes", &answer),
         // New topics that match a pattern are found within this time.
         ("topic.metadata.refresh.interval.ms", "5000"),
-        ("auto.offset.reset", "earliest"),
     ]);
     config
         .set("group.id", group)
         .set("group.instance.id", instance)
         .set("partition.assignment.strategy", "cooperative-sticky")
+        // Committed offsets are read when no transaction that covers them is open.
         .set("isolation.level", "read_committed")
-        // `rd_kafka_consume_batch_queue` (2.12) takes the event at the end of a partition for a
-        // message: it moves the position past the next record, which is lost after a rebalance.
-        .set("enable.partition.eof", "false")
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false");
     config

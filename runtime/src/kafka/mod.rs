@@ -7,9 +7,8 @@
 //!   their largest records.
 //! - [`producer`]: the transactional producer, which writes all records and their state.
 //!   `row_writer` writes single rows.
-//! - [`consumer`]: the group consumer, with its `rebalance` events; `message_queue` takes many
-//!   messages at once, `queue_notifier` waits for them, `partition_batches` collects them.
-//!   `idle_pause` decides when it stops fetching; `idle_watch` then fetches for all idle consumers.
+//! - [`consumer`]: the group consumer, with its `rebalance` events; `queue_notifier` reports them,
+//!   `partition_batches` collects the records that `wire::fetcher` reads.
 //! - [`GroupOffsets`]: reads and changes the offsets of a group from outside.
 //! - `membership`, `unassigned`: a group's members, and its partitions without an owner.
 //! - [`topic_reader`]: reads topics outside of groups; [`table`]: compacted topics as key-value
@@ -28,14 +27,10 @@ mod admin_rights;
 pub mod client;
 mod connection;
 pub mod consumer;
-mod consumer_pauses;
 pub mod embedded;
 mod group_offsets;
-mod idle_pause;
-mod idle_watch;
 mod logins;
 mod membership;
-mod message_queue;
 mod packed_headers;
 mod partition_batches;
 pub mod producer;

@@ -1,11 +1,7 @@
 //! The records that a group member has read and not processed yet: a batch for each partition. All
 //! batches share their memory (I6).
 
-use std::sync::Arc;
-
 use trunkline_connector::{Batch, TopicPartition};
-
-use super::message_queue::{Message, PartitionKey};
 
 /// One batch for each partition that records came from.
 #[derive(Default)]
@@ -15,10 +11,8 @@ pub struct PartitionBatches {
     /// member would hold the memory of one polling round per partition, because each partition
     /// fills a round now and then.
     spare: Vec<Batch>,
+    /// The place of the batch that was asked for last.
     last: usize,
-    topic: u16,
-    /// The headers of the record that is being copied.
-    headers: Vec<u8>,
 }
 
 impl PartitionBatches {
@@ -50,28 +44,25 @@ impl PartitionBatches {
         self.last = 0;
     }
 
-    /// Copies a message to the batch of its partition. `last` is the partition of the previous
-    /// message from the same call of `MessageQueue::take`.
-    pub(super) fn push(&mut self, message: &Message<'_>, last: &mut Option<PartitionKey>) {
-        // Messages come in runs of one partition.
-        let key = message.partition();
-        if last.replace(key) != Some(key) {
-            let (topic, number) = (message.topic(), key.number);
-            let is_same =
-                |(known, _): &(TopicPartition, Batch)| known.partition == number && known.topic.as_ref() == topic;
-            self.last = self.batches.iter().position(is_same).unwrap_or_else(|| {
-                let partition = TopicPartition { topic: Arc::from(topic), partition: number };
-                self.batches.push((partition, self.spare.pop().unwrap_or_default()));
+    /// The batch of a partition, and the index of its topic in it.
+    pub(super) fn of(&mut self, partition: &TopicPartition) -> (&mut Batch, u16) {
+        let is_last = self.batches.get(self.last).is_some_and(|(known, _)| known == partition);
+        if !is_last {
+            self.last = self.batches.iter().position(|(known, _)| known == partition).unwrap_or_else(|| {
+                self.batches.push((partition.clone(), self.spare.pop().unwrap_or_default()));
                 self.batches.len() - 1
             });
-            self.topic = self.batches[self.last].1.topic_index(topic);
         }
-        message.push_to(&mut self.batches[self.last].1, self.topic, &mut self.headers);
+        let batch = &mut self.batches[self.last].1;
+        let topic = batch.topic_index(&partition.topic);
+        (batch, topic)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]

@@ -1,20 +1,26 @@
 //! What a consumer's client reports while it is polled: rebalances and errors.
+//!
+//! The client keeps the membership and nothing else: the [`Fetcher`](super::wire::fetcher) reads
+//! the records. librdkafka separates the assignment by the group, which it needs to join and to
+//! rebalance, from the partitions that it fetches. Each rebalance is therefore answered with an
+//! empty list: the client fetches no partition, looks up no offset, and holds no connection but the
+//! one to the coordinator and one for metadata.
 
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::ffi::CStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rdkafka::bindings::rd_kafka_queue_t;
+use rdkafka::bindings;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::types::RDKafkaRespErr;
 use rdkafka::util::Timeout;
 use rdkafka::{ClientConfig, ClientContext};
 use trunkline_connector::{TopicPartition, failpoint};
 
 use super::client::{ClientLog, Cluster};
-use super::message_queue::forward;
 use super::rebootstrap::Rebootstrap;
 
 /// What a rebalance changed.
@@ -32,8 +38,6 @@ pub(super) struct EventContext {
     fatal: Mutex<Option<KafkaError>>,
     /// The text of the last error of a topic without the right Read.
     denied: Mutex<Option<String>>,
-    /// The queue for messages of assigned partitions; null while there is none.
-    messages: AtomicPtr<rd_kafka_queue_t>,
     rebootstrap: Rebootstrap,
     log: ClientLog,
 }
@@ -44,15 +48,9 @@ impl EventContext {
             events: Mutex::default(),
             fatal: Mutex::default(),
             denied: Mutex::default(),
-            messages: AtomicPtr::default(),
             rebootstrap: Rebootstrap::new(config),
             log: cluster.client_log(),
         }
-    }
-
-    /// Forwards partitions that are assigned from now on to this queue; null stops that.
-    pub(super) fn set_message_queue(&self, queue: *mut rd_kafka_queue_t) {
-        self.messages.store(queue, Ordering::Release);
     }
 
     /// The changes of rebalances that were not taken yet.
@@ -94,34 +92,36 @@ impl ClientContext for EventContext {
 }
 
 impl ConsumerContext for EventContext {
-    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        match rebalance {
-            Rebalance::Assign(partitions) => {
-                let queue = self.messages.load(Ordering::Acquire);
-                if !queue.is_null() {
-                    // SAFETY: the client makes this call, and the polling thread clears the pointer
-                    // before it destroys the queue.
-                    unsafe { forward(consumer.client().native_ptr(), partitions, queue) };
-                }
-            }
-            Rebalance::Revoke(_) => {
-                // The callback cannot return an error. The step exists to be killed at.
-                let _ = failpoint!("consumer.revoke.before");
-            }
-            Rebalance::Error(_) => {}
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, kind: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+        let partitions = elements_of(partitions);
+        let client = consumer.client().native_ptr();
+        let fetched = TopicPartitionList::new();
+        let is_assigned = kind == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        if !is_assigned {
+            // The callback cannot return an error. The step exists to be killed at.
+            let _ = failpoint!("consumer.revoke.before");
         }
-    }
-
-    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        let event = match rebalance {
-            Rebalance::Assign(partitions) => RebalanceEvent::Assigned(elements_of(partitions)),
-            Rebalance::Revoke(partitions) => RebalanceEvent::Revoked(elements_of(partitions)),
-            Rebalance::Error(error) => {
-                tracing::warn!(%error, "a rebalance of a consumer group failed");
-                return;
+        // SAFETY: client and list are alive. The client copies the list.
+        let error = unsafe {
+            if is_assigned {
+                bindings::rd_kafka_incremental_assign(client, fetched.ptr())
+            } else {
+                bindings::rd_kafka_incremental_unassign(client, fetched.ptr())
             }
         };
-        self.events().push(event);
+        if !error.is_null() {
+            // SAFETY: the error is ours, and its text lives as long as it does.
+            unsafe {
+                let reason = CStr::from_ptr(bindings::rd_kafka_error_string(error)).to_string_lossy();
+                tracing::debug!(%reason, "the client of a consumer group did not take a rebalance");
+                bindings::rd_kafka_error_destroy(error);
+            }
+        }
+        self.events().push(if is_assigned {
+            RebalanceEvent::Assigned(partitions)
+        } else {
+            RebalanceEvent::Revoked(partitions)
+        });
     }
 
     fn main_queue_min_poll_interval(&self) -> Timeout {

@@ -150,12 +150,13 @@ fn copy(message: &BorrowedMessage<'_>, batch: &mut Batch) {
     if let Some(value) = message.payload() {
         record.value(value);
     }
-    let mut unpacked = Vec::new();
     for header in message.headers().into_iter().flat_map(|headers| headers.iter()) {
         match header.value {
-            Some(value) if header.key == PACKED && unpack(value, &mut unpacked) => record.header_block(&unpacked),
-            value => record.header(header.key, value),
-        };
+            Some(value) if header.key == PACKED && record.header_block_with(|block| unpack(value, block)) => {}
+            value => {
+                record.header(header.key, value);
+            }
+        }
     }
     record.finish();
 }

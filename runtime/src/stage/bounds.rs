@@ -82,7 +82,7 @@ impl Bounds {
             selected += self.selected(partition, batch);
         }
         if !complete.is_empty() {
-            consumer.pause_partitions(&complete)?;
+            consumer.pause_partitions(&complete);
         }
         if let Some(throttle) = throttle {
             throttle.count(selected);

@@ -136,6 +136,10 @@ impl TransformStage {
             throttle: self.bounds.as_ref().and_then(|bounds| bounds.rate.clone()).map(Throttle::new),
             idle_check: Instant::now(),
         };
+        if self.plan.state.is_some_and(|plan| plan.idle.is_some()) {
+            // Timers fire without records only where there are none, not even in open transactions.
+            task.consumer.limit_watermark_age(idle::CHECK_INTERVAL);
+        }
         let stops_wait = stop.on_set(task.consumer.waker());
         let outcome = task.run(stop).and_then(|()| task.close_states());
         drop(stops_wait);
@@ -288,10 +292,6 @@ impl TransformTask<'_> {
                 self.routes.chain(&partition.topic)?.report(self.status);
                 batch.clear();
             }
-            if records == 0 && self.may_pause() {
-                let partitions = self.partitions.iter();
-                self.consumer.pause_if_idle(partitions.map(|(partition, state)| (partition, state.committed)))?;
-            }
             self.fire_idle_timers()?;
             let changed: usize = self.stores().map(StateStore::changed_bytes).sum();
             if self.is_copy_due() {
@@ -314,14 +314,6 @@ impl TransformTask<'_> {
     fn is_idle(&self) -> bool {
         let has_end = self.context.until_idle || self.stage.bounds.is_some();
         !has_end && self.table.is_none() && self.stores().next().is_none()
-    }
-
-    /// No record waits for a commit, and it has no end. Timers that fire without records need
-    /// fetches, which show that there are none.
-    fn may_pause(&self) -> bool {
-        let has_end = self.context.until_idle || self.stage.bounds.is_some();
-        let fires_without_records = self.stage.plan.state.is_some_and(|plan| plan.idle.is_some());
-        !has_end && !fires_without_records && self.partitions.values().all(|state| state.next.is_none())
     }
 
     /// Waits for records until the next commit is due.
@@ -495,12 +487,12 @@ impl TransformTask<'_> {
                 // Its batch holds records after the aborted ones. The batches of other partitions
                 // are still to be processed.
                 batches.remove(partition);
-                self.consumer.seek(partition, state.committed)?;
+                self.consumer.seek(partition, state.committed);
             }
         }
         if self.stage.bounds.is_some() {
             // Complete partitions may have to be read again.
-            self.consumer.resume()?;
+            self.consumer.resume();
         }
         Ok(())
     }

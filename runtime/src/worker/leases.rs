@@ -202,7 +202,7 @@ impl LeaseLoop {
                 self.context.stop.announce();
                 self.apply(event, &mut owned);
                 // The topic has no records.
-                consumer.pause()?;
+                consumer.pause();
             }
             if !owned.is_empty() {
                 self.last_member = Instant::now();

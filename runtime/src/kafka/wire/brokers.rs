@@ -120,6 +120,17 @@ impl Brokers {
         self.connections.get_mut(&node).ok_or_else(|| Lost(format!("broker {node} is not connected")))
     }
 
+    /// The connection to a broker, which is the caller's from now on; opened if there is none.
+    pub(super) fn take_connection(&mut self, node: i32, deadline: Instant) -> Result<Connection, Lost> {
+        self.connection(node, deadline)?;
+        self.connections.remove(&node).ok_or_else(|| Lost(format!("broker {node} is not connected")))
+    }
+
+    /// The address of a broker, as far as it is known.
+    pub(super) fn address(&self, node: i32) -> Option<&Address> {
+        self.addresses.get(&node)
+    }
+
     /// The open connection to a broker.
     pub(super) fn open_connection(&mut self, node: i32) -> Option<&mut Connection> {
         self.connections.get_mut(&node)

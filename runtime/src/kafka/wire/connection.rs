@@ -270,7 +270,13 @@ impl Connection {
             }
             match self.stream.read(&mut self.received[self.filled..]) {
                 Ok(0) => return Err(self.disconnected("connection closed by peer")),
-                Ok(read) => self.filled += read,
+                Ok(read) => {
+                    self.filled += read;
+                    // A broker that sends is alive, and the caller may have been busy.
+                    if let Some(first) = self.waiting.front_mut() {
+                        first.since = Instant::now();
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if is_closed(&error) => return Err(self.disconnected(error)),

@@ -11,11 +11,21 @@
 //! - [`record_batch`]: batches of records as brokers store them; [`send_buffer`]: those that are
 //!   not acknowledged; [`delivery`]: sends them.
 //! - [`transaction`]: the requests of a transaction; [`transactional_client`]: both together.
+//! - [`fetcher`]: the consumer. [`fetch_requests`] asks, [`fetch_answers`] takes the answers,
+//!   [`fetch_partition`] knows the position of a partition. [`fetched_records`] selects the
+//!   committed records of an answer, [`fetched_batch`] reads a batch, [`decompressor`] unpacks it.
 
 pub(super) mod brokers;
 mod connection;
+mod decompressor;
 mod delivery;
 pub(super) mod errors;
+mod fetch_answers;
+mod fetch_partition;
+mod fetch_requests;
+mod fetched_batch;
+mod fetched_records;
+pub(super) mod fetcher;
 mod login;
 pub(super) mod readiness;
 mod record_batch;
@@ -33,6 +43,8 @@ mod unsecured_token;
 
 use std::time::Duration;
 
+pub(super) use fetch_requests::FetchLimits;
+pub(super) use fetched_records::Room;
 pub(super) use record_batch::{BatchWriter, Codec};
 pub(super) use send_buffer::SendBuffer;
 pub(super) use transaction::GroupMetadata;

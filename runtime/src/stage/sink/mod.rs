@@ -265,12 +265,10 @@ impl SinkTask<'_> {
         !has_end && !is_pending && self.committer.wake_in() == Duration::MAX
     }
 
-    /// Releases what is kept for the next records, while there are none, and stops fetching.
+    /// Releases what is kept for the next records, while there are none.
     fn release(&mut self, batches: &mut PartitionBatches) -> Result<()> {
         batches.release();
-        self.committer.spill()?;
-        let Transactions { partitions, consumer, .. } = &self.transactions;
-        consumer.pause_if_idle(partitions.iter().map(|(partition, state)| (partition, state.committed)))
+        self.committer.spill()
     }
 
     /// Drops the records that a replay does not read. Returns the number of the other records.
@@ -410,9 +408,9 @@ impl SinkTask<'_> {
             self.reserved.resize(self.committer.memory_bytes());
             // Other stages use the rest: fetch nothing for a moment.
             if budget.used() > budget.limit() {
-                self.transactions.consumer.pause()?;
+                self.transactions.consumer.pause();
                 self.transactions.consumer.keep_alive(POLL)?;
-                self.transactions.consumer.resume()?;
+                self.transactions.consumer.resume();
             }
         }
         self.transactions.status.set_memory_bytes(self.reserved.bytes());

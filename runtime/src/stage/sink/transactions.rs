@@ -183,7 +183,7 @@ impl<'a> Transactions<'a> {
             let error = match step(self) {
                 Ok(done) => {
                     if paused {
-                        self.consumer.resume()?;
+                        self.consumer.resume();
                         tracing::info!(stage = self.status.name(), "{doing} succeeded");
                     }
                     return Ok(done);
@@ -203,7 +203,7 @@ impl<'a> Transactions<'a> {
             tracing::warn!(stage = self.status.name(), %error, retry_in = ?wait, "{doing} failed; retrying");
             self.status.failed(&error.to_string());
             if !paused {
-                self.consumer.pause()?;
+                self.consumer.pause();
                 paused = true;
             }
             let until = Instant::now() + wait;

@@ -11,7 +11,7 @@ use trunkline_transform_host::next_timer;
 use super::{Output, TransformTask};
 
 /// Time between two looks for idle partitions.
-const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 impl TransformTask<'_> {
     /// Fires the timers of partitions that have had no record for the time of `timers.idle`: their
