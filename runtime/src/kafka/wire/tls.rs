@@ -180,7 +180,8 @@ fn changed(path: &str) -> Option<SystemTime> {
     fs::metadata(path).and_then(|file| file.modified()).ok()
 }
 
-/// Loads OpenSSL's providers for the whole process. They are never unloaded: other clients use them.
+/// Loads OpenSSL's providers for the whole process. They are never unloaded: other clients use
+/// them.
 fn load_providers(settings: &Settings) -> Result<(), Problem> {
     let list = settings.get("ssl.providers").unwrap_or_default();
     for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
