@@ -22,7 +22,7 @@ use super::secrets::Secrets;
 use super::security::Security;
 use super::timer_slack::with_timer_slack;
 use super::topic_limits::TopicLimits;
-use super::wire::transport::Transport;
+use super::wire::connection::transport::Transport;
 
 /// A Kafka cluster: its bootstrap servers and the properties of its clients. Cheap to clone.
 #[derive(Clone)]

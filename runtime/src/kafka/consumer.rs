@@ -33,9 +33,9 @@ use super::partition_batches::PartitionBatches;
 use super::queue_notifier::{QueueNotifier, wake};
 use super::rebalance::{EventContext, RebalanceEvent};
 use super::unassigned::UnassignedMonitor;
-use super::wire::fetcher::{FetchOptions, Fetcher};
-use super::wire::readiness::wait;
-use super::wire::{FetchLimits, GroupMetadata, Room};
+use super::wire::connection::readiness::wait;
+use super::wire::fetch::{FetchLimits, FetchOptions, Fetcher, Room};
+use super::wire::produce::GroupMetadata;
 
 /// Time for a client to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);

@@ -8,7 +8,7 @@
 //! - [`producer`]: the transactional producer, which writes all records and their state.
 //!   `row_writer` writes single rows.
 //! - [`consumer`]: the group consumer, with its `rebalance` events; `queue_notifier` reports them,
-//!   `partition_batches` collects the records that `wire::fetcher` reads.
+//!   `partition_batches` collects the records that `wire::fetch` reads.
 //! - [`GroupOffsets`]: reads and changes the offsets of a group from outside.
 //! - `membership`, `unassigned`: a group's members, and its partitions without an owner.
 //! - [`topic_reader`]: reads topics outside of groups; [`table`]: compacted topics as key-value

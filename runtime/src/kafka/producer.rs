@@ -13,7 +13,7 @@ use trunkline_connector::{Error, Result, Retry, TopicPartition, failpoint};
 use super::client::Cluster;
 use super::packed_headers::{LastPacked, pack};
 use super::topic_limits::{Limit, MAX_RECORD_BYTES, SendError, check, is_larger_than};
-use super::wire::{Codec, GroupMetadata, SendBuffer, TransactionalClient};
+use super::wire::produce::{Codec, GroupMetadata, SendBuffer, TransactionalClient};
 
 /// A record to be written to a topic.
 pub struct ProducerRecord<'a> {

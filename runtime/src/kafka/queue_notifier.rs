@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use rdkafka::bindings::{self, rd_kafka_queue_t, rd_kafka_t};
 
-use super::wire::readiness::Readiness;
+use super::wire::connection::readiness::Readiness;
 
 /// A consumer's event queue, and the socket that reports activity on it.
 pub(super) struct QueueNotifier {

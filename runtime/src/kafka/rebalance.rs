@@ -1,6 +1,6 @@
 //! What a consumer's client reports while it is polled: rebalances and errors.
 //!
-//! The client keeps the membership and nothing else: the [`Fetcher`](super::wire::fetcher) reads
+//! The client keeps the membership and nothing else: the [`Fetcher`](super::wire::fetch) reads
 //! the records. librdkafka separates the assignment by the group, which it needs to join and to
 //! rebalance, from the partitions that it fetches. Each rebalance is therefore answered with an
 //! empty list: the client fetches no partition, looks up no offset, and holds no connection but the

@@ -12,7 +12,7 @@ use super::client::{Cluster, classify_code};
 use super::producer::ProducerRecord;
 use super::wire::brokers::{Brokers, Target};
 use super::wire::errors::code;
-use super::wire::{BatchWriter, Codec};
+use super::wire::produce::{BatchWriter, Codec};
 
 /// Rows that were not acknowledged within this time count as not written.
 const TIMEOUT: Duration = Duration::from_secs(10);

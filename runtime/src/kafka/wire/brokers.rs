@@ -11,13 +11,13 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::{Request, StrBytes};
 use trunkline_connector::{Error, Result};
 
-use super::Lost;
-use super::connection::{ANSWER_LIMIT, Address, Connection};
 use super::errors::{self, code, is_transient};
-use super::readiness::Readiness;
 use crate::backoff::{Backoff, jitter};
 use crate::kafka::client::{Cluster, classify_code};
 use crate::kafka::connection::without_variable_parts;
+use crate::kafka::wire::Lost;
+use crate::kafka::wire::connection::readiness::Readiness;
+use crate::kafka::wire::connection::{ANSWER_LIMIT, Address, Connection};
 
 /// Pauses between two attempts of a call.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -90,17 +90,17 @@ impl Brokers {
     }
 
     /// The leaders of a topic are looked up before they are used again.
-    pub(super) fn forget_leader(&mut self, topic: &str) {
+    pub(in crate::kafka::wire) fn forget_leader(&mut self, topic: &str) {
         self.leaders.remove(topic);
     }
 
     /// Notes why a connection was lost, for the errors of the cluster.
-    pub(super) fn note_lost(&self, Lost(reason): &Lost) {
+    pub(in crate::kafka::wire) fn note_lost(&self, Lost(reason): &Lost) {
         self.cluster.note_connection(reason);
     }
 
     /// The connection to a broker; opened if there is none.
-    pub(super) fn connection(&mut self, node: i32, deadline: Instant) -> Result<&mut Connection, Lost> {
+    pub(in crate::kafka::wire) fn connection(&mut self, node: i32, deadline: Instant) -> Result<&mut Connection, Lost> {
         if !self.connections.contains_key(&node) {
             let address =
                 self.addresses.get(&node).ok_or_else(|| Lost(format!("broker {node} is not in the cluster")))?;
@@ -121,28 +121,28 @@ impl Brokers {
     }
 
     /// The connection to a broker, which is the caller's from now on; opened if there is none.
-    pub(super) fn take_connection(&mut self, node: i32, deadline: Instant) -> Result<Connection, Lost> {
+    pub(in crate::kafka::wire) fn take_connection(&mut self, node: i32, deadline: Instant) -> Result<Connection, Lost> {
         self.connection(node, deadline)?;
         self.connections.remove(&node).ok_or_else(|| Lost(format!("broker {node} is not connected")))
     }
 
     /// The address of a broker, as far as it is known.
-    pub(super) fn address(&self, node: i32) -> Option<&Address> {
+    pub(in crate::kafka::wire) fn address(&self, node: i32) -> Option<&Address> {
         self.addresses.get(&node)
     }
 
     /// The open connection to a broker.
-    pub(super) fn open_connection(&mut self, node: i32) -> Option<&mut Connection> {
+    pub(in crate::kafka::wire) fn open_connection(&mut self, node: i32) -> Option<&mut Connection> {
         self.connections.get_mut(&node)
     }
 
     /// Closes the connection to a broker. Its requests are lost.
-    pub(super) fn close(&mut self, node: i32) {
+    pub(in crate::kafka::wire) fn close(&mut self, node: i32) {
         self.connections.remove(&node);
     }
 
     /// What poll(2) has to wait for.
-    pub(super) fn readiness(&self) -> impl Iterator<Item = Readiness> {
+    pub(in crate::kafka::wire) fn readiness(&self) -> impl Iterator<Item = Readiness> {
         self.connections.values().filter(|connection| connection.is_busy()).map(Connection::readiness)
     }
 

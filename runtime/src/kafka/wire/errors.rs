@@ -39,7 +39,7 @@ pub(in crate::kafka) fn is_transient(error: i16) -> bool {
 }
 
 /// Whether the broker is the right one, and only needs time.
-pub(super) fn is_busy(error: i16) -> bool {
+pub(in crate::kafka::wire) fn is_busy(error: i16) -> bool {
     use ResponseError as Code;
     matches!(
         ResponseError::try_from_code(error),

@@ -9,17 +9,17 @@ use kafka_protocol::messages::fetch_response::PartitionData;
 use kafka_protocol::messages::{FetchResponse, ListOffsetsResponse};
 use trunkline_connector::{Error, Result, Retry, TopicPartition};
 
-use super::errors::{code, is_transient};
-use super::fetch_partition::{Position, Wanted};
-use super::fetched_batch::Defect;
-use super::fetched_records::{Aborted, BadBatch, FetchedRecords};
+use super::batch::Defect;
 use super::fetcher::Fetcher;
+use super::partition::{Position, Wanted};
+use super::records::{Aborted, BadBatch, FetchedRecords};
 use crate::kafka::client::classify_code;
+use crate::kafka::wire::errors::{code, is_transient};
 
 impl Fetcher {
     /// Takes the records of an answer, of which `token` counts the parts. Returns whether there are
     /// any.
-    pub(super) fn note_records(
+    pub(in crate::kafka::wire) fn note_records(
         &mut self,
         node: i32,
         answer: &FetchResponse,
@@ -80,7 +80,7 @@ impl Fetcher {
     }
 
     /// Takes first offsets from an answer.
-    pub(super) fn note_first_offsets(
+    pub(in crate::kafka::wire) fn note_first_offsets(
         &mut self,
         answer: &ListOffsetsResponse,
         wanted: &BTreeMap<TopicPartition, Wanted>,
@@ -145,7 +145,7 @@ impl Fetcher {
     }
 
     /// The error of a strict reader whose next record is gone.
-    pub(super) fn deleted(&self, name: &TopicPartition) -> Error {
+    pub(in crate::kafka::wire) fn deleted(&self, name: &TopicPartition) -> Error {
         let message = format!(
             "consuming topic `{}`: the next offset of group `{}` no longer exists, because retention deleted it or the topic \
              was created again",
@@ -155,7 +155,7 @@ impl Fetcher {
     }
 
     /// The error of a batch that cannot be read.
-    pub(super) fn unreadable(&self, name: &TopicPartition, bad: &BadBatch) -> Error {
+    pub(in crate::kafka::wire) fn unreadable(&self, name: &TopicPartition, bad: &BadBatch) -> Error {
         let TopicPartition { topic, partition } = name;
         let message = format!(
             "consuming topic `{topic}` in group `{}`: the record batch at offset {} of partition {partition} cannot be read: \

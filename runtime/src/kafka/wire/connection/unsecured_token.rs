@@ -23,7 +23,7 @@ pub(in crate::kafka) struct UnsecuredToken {
 
 impl UnsecuredToken {
     /// Reads pairs `NAME=VALUE`, separated by spaces. Errors show no value.
-    pub(super) fn of(config: &str) -> Result<Self, String> {
+    pub(in crate::kafka::wire) fn of(config: &str) -> Result<Self, String> {
         let mut token = Self {
             principal_claim: "sub".to_owned(),
             principal: String::new(),
@@ -68,7 +68,7 @@ impl UnsecuredToken {
     }
 
     /// A token that is valid from `now` on.
-    pub(super) fn make(&self, now: SystemTime) -> Token {
+    pub(in crate::kafka::wire) fn make(&self, now: SystemTime) -> Token {
         let expires = now + self.lifetime;
         let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let scope = match self.scope.join("\",\"") {

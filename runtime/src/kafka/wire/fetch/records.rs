@@ -10,18 +10,18 @@ use std::sync::Arc;
 use bytes::{Buf as _, Bytes};
 use trunkline_connector::Batch;
 
+use super::batch::{BatchHeader, Defect, HEADER_LENGTH, Records};
 use super::decompressor::Decompressor;
-use super::fetched_batch::{BatchHeader, Defect, HEADER_LENGTH, Records};
 
 /// An aborted transaction: its producer, and the offset of its first record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Aborted {
-    pub(super) producer_id: i64,
-    pub(super) first_offset: i64,
+pub(in crate::kafka::wire) struct Aborted {
+    pub(in crate::kafka::wire) producer_id: i64,
+    pub(in crate::kafka::wire) first_offset: i64,
 }
 
 /// The part of an answer that was not read yet.
-pub(super) struct FetchedRecords {
+pub(in crate::kafka::wire) struct FetchedRecords {
     /// The offset of the next record, or the end.
     next: i64,
     /// The batches that were not opened yet.
@@ -70,27 +70,27 @@ impl Room {
 
 /// A batch that cannot be read.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct BadBatch {
+pub(in crate::kafka::wire) struct BadBatch {
     /// The first offset of the batch, or the wanted offset.
-    pub(super) offset: i64,
-    pub(super) defect: Defect,
+    pub(in crate::kafka::wire) offset: i64,
+    pub(in crate::kafka::wire) defect: Defect,
 }
 
 impl FetchedRecords {
     /// The answer to a fetch from offset `from` on. `answer` is shared by all parts of an answer.
-    pub(super) fn new(from: i64, batches: Bytes, mut aborted: Vec<Aborted>, answer: Arc<()>) -> Self {
+    pub(in crate::kafka::wire) fn new(from: i64, batches: Bytes, mut aborted: Vec<Aborted>, answer: Arc<()>) -> Self {
         aborted.sort_unstable_by_key(|aborted| std::cmp::Reverse(aborted.first_offset));
         Self { next: from, batches, aborted, aborted_producers: Vec::new(), open: None, _answer: answer }
     }
 
     /// The offset of the next record, or where the next fetch continues.
-    pub(super) fn position(&self) -> i64 {
+    pub(in crate::kafka::wire) fn position(&self) -> i64 {
         self.next
     }
 
     /// Where the next fetch continues. A batch that cannot be read ends the search: reading it is
     /// an error.
-    pub(super) fn end(&self) -> i64 {
+    pub(in crate::kafka::wire) fn end(&self) -> i64 {
         let (mut end, mut rest) = (self.next, &self.batches[..]);
         while let Ok(Some(header)) = BatchHeader::parse(rest) {
             end = end.max(header.next_offset());
@@ -100,12 +100,12 @@ impl FetchedRecords {
     }
 
     /// Whether there is a batch, or bytes that are none.
-    pub(super) fn has_batch(&self) -> bool {
+    pub(in crate::kafka::wire) fn has_batch(&self) -> bool {
         !matches!(BatchHeader::parse(&self.batches), Ok(None))
     }
 
     /// Copies records to `batch` while there is room. Returns whether everything was read.
-    pub(super) fn read(
+    pub(in crate::kafka::wire) fn read(
         &mut self,
         decompressor: &mut Decompressor,
         room: &mut Room,

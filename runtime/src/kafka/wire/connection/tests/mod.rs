@@ -16,9 +16,9 @@ use tokio::runtime::Runtime;
 use trunkline_broker::{Broker, BrokerHandle, BrokerOptions, TlsFiles, Users};
 use trunkline_connector::{Error, Result};
 
-use super::readiness::{Readiness, wait};
-use super::stream::Stream;
 use crate::kafka::client::Cluster;
+use crate::kafka::wire::connection::readiness::{Readiness, wait};
+use crate::kafka::wire::connection::stream::Stream;
 
 /// What a test expects happens within this time, even on a busy machine.
 const LIMIT: Duration = Duration::from_secs(20);

@@ -49,7 +49,7 @@ const FILES: [&str; 5] =
     ["ssl.ca.location", "ssl.crl.location", "ssl.certificate.location", "ssl.key.location", "ssl.keystore.location"];
 
 /// The client's side of TLS.
-pub(super) struct TlsClient {
+pub(in crate::kafka::wire) struct TlsClient {
     context: SslContext,
     verifies: bool,
     checks_host: bool,
@@ -63,7 +63,7 @@ type Problem = String;
 
 impl TlsClient {
     /// Reads certificates and keys.
-    pub(super) fn of(settings: &Settings) -> Result<Self, Problem> {
+    pub(in crate::kafka::wire) fn of(settings: &Settings) -> Result<Self, Problem> {
         if settings.get("ssl.engine.location").is_some() {
             return Err("ssl.engine.location is not supported: OpenSSL 3 has providers (ssl.providers)".to_owned());
         }
@@ -96,17 +96,17 @@ impl TlsClient {
     }
 
     /// Whether no file has changed since it was read.
-    pub(super) fn is_current(&self) -> bool {
+    pub(in crate::kafka::wire) fn is_current(&self) -> bool {
         self.files.iter().all(|(path, time)| changed(path) == *time)
     }
 
     #[cfg(test)]
-    pub(super) fn trusted_authorities(&self) -> usize {
+    pub(in crate::kafka::wire) fn trusted_authorities(&self) -> usize {
         self.context.cert_store().all_certificates().len()
     }
 
     /// The handshake with the broker `host` on a connected socket that does not block.
-    pub(super) fn handshake(
+    pub(in crate::kafka::wire) fn handshake(
         &self,
         host: &str,
         socket: TcpStream,
@@ -301,7 +301,7 @@ fn failed(name: &str) -> impl Fn(ErrorStack) -> Problem {
 }
 
 /// The last error of OpenSSL, which is the most general one, in librdkafka's form.
-pub(super) fn reason(stack: &ErrorStack) -> String {
+pub(in crate::kafka::wire) fn reason(stack: &ErrorStack) -> String {
     let Some(error) = stack.errors().last() else { return "no further information".to_owned() };
     let detail = error.data().filter(|data| !data.is_empty()).map(|data| format!(": {data}")).unwrap_or_default();
     let (library, reason) = (error.library().unwrap_or_default(), error.reason().unwrap_or_default());

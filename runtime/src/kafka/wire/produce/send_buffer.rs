@@ -15,7 +15,7 @@ use crate::backoff::Backoff;
 use crate::kafka::producer::ProducerRecord;
 
 /// Batches of a partition in flight at most: a broker remembers this many.
-pub(super) const MAX_IN_FLIGHT: usize = 5;
+pub(in crate::kafka::wire) const MAX_IN_FLIGHT: usize = 5;
 
 /// Buffers that are kept for the next batches, and the largest that is kept.
 const KEPT_BUFFERS: usize = 2;
@@ -50,7 +50,7 @@ struct Topic {
 }
 
 /// A topic partition.
-pub(super) struct Partition {
+pub(in crate::kafka::wire) struct Partition {
     topic: usize,
     number: i32,
     open: BatchWriter,
@@ -76,10 +76,10 @@ enum Ready {
 
 /// A batch in flight.
 #[derive(Clone)]
-pub(super) struct Sent {
-    pub(super) bytes: Bytes,
-    pub(super) sequence: i32,
-    pub(super) largest: usize,
+pub(in crate::kafka::wire) struct Sent {
+    pub(in crate::kafka::wire) bytes: Bytes,
+    pub(in crate::kafka::wire) sequence: i32,
+    pub(in crate::kafka::wire) largest: usize,
 }
 
 impl SendBuffer {
@@ -114,7 +114,7 @@ impl SendBuffer {
     }
 
     /// Whether batches wait to be sent.
-    pub(super) fn has_ready(&self) -> bool {
+    pub(in crate::kafka::wire) fn has_ready(&self) -> bool {
         !self.ready.is_empty()
     }
 
@@ -238,25 +238,25 @@ impl SendBuffer {
         self.partitions.iter_mut().for_each(|partition| partition.is_added = false);
     }
 
-    pub(super) fn partition(&mut self, at: usize) -> &mut Partition {
+    pub(in crate::kafka::wire) fn partition(&mut self, at: usize) -> &mut Partition {
         &mut self.partitions[at]
     }
 
     /// Notes that partitions are a part of the open transaction.
-    pub(super) fn set_added(&mut self, partitions: &[usize]) {
+    pub(in crate::kafka::wire) fn set_added(&mut self, partitions: &[usize]) {
         partitions.iter().for_each(|at| self.partitions[*at].is_added = true);
     }
 
-    pub(super) fn topic(&self, at: usize) -> &str {
+    pub(in crate::kafka::wire) fn topic(&self, at: usize) -> &str {
         &self.topics[self.partitions[at].topic].name
     }
 
-    pub(super) fn number(&self, at: usize) -> i32 {
+    pub(in crate::kafka::wire) fn number(&self, at: usize) -> i32 {
         self.partitions[at].number
     }
 
     /// Partitions with records that are no part of the open transaction yet.
-    pub(super) fn not_added(&self) -> Vec<usize> {
+    pub(in crate::kafka::wire) fn not_added(&self) -> Vec<usize> {
         let with_records = self.ready.iter().chain(&self.open).copied();
         let mut found: Vec<usize> = with_records.filter(|at| !self.partitions[*at].is_added).collect();
         found.sort_unstable();
@@ -265,17 +265,17 @@ impl SendBuffer {
     }
 
     /// The partitions with batches that may be sent now.
-    pub(super) fn sendable(&self, now: Instant) -> Vec<usize> {
+    pub(in crate::kafka::wire) fn sendable(&self, now: Instant) -> Vec<usize> {
         self.ready.iter().copied().filter(|at| self.partitions[*at].is_sendable(now)).collect()
     }
 
     /// When the next partition may be tried again, of those that wait for it.
-    pub(super) fn next_attempt(&self, now: Instant) -> Option<Instant> {
+    pub(in crate::kafka::wire) fn next_attempt(&self, now: Instant) -> Option<Instant> {
         self.ready.iter().filter_map(|at| self.partitions[*at].not_before).filter(|time| *time > now).min()
     }
 
     /// Takes the next batch of a partition, to be sent.
-    pub(super) fn take(&mut self, at: usize, producer: Identity) -> Option<Sent> {
+    pub(in crate::kafka::wire) fn take(&mut self, at: usize, producer: Identity) -> Option<Sent> {
         let partition = &mut self.partitions[at];
         let sent = match partition.ready.pop_front()? {
             Ready::Again(sent) => sent,
@@ -298,7 +298,7 @@ impl SendBuffer {
 
     /// Notes that a batch was acknowledged. An earlier one may have been stored and answered with
     /// an error: it is sent again, and the broker knows it.
-    pub(super) fn acknowledge(&mut self, at: usize, sequence: i32) {
+    pub(in crate::kafka::wire) fn acknowledge(&mut self, at: usize, sequence: i32) {
         let partition = &mut self.partitions[at];
         partition.requests = partition.requests.saturating_sub(1);
         if let Some(found) = partition.in_flight.iter().position(|sent| sent.sequence == sequence)
@@ -311,7 +311,7 @@ impl SendBuffer {
     }
 
     /// Notes that the request of a batch has failed, in a way that lets it be sent again.
-    pub(super) fn reject(&mut self, at: usize) {
+    pub(in crate::kafka::wire) fn reject(&mut self, at: usize) {
         let partition = &mut self.partitions[at];
         partition.requests = partition.requests.saturating_sub(1);
         partition.is_rejected = true;
@@ -337,12 +337,12 @@ impl SendBuffer {
     }
 
     /// Whether a batch is the first one of its partition that is not acknowledged.
-    pub(super) fn is_first(&self, at: usize, sequence: i32) -> bool {
+    pub(in crate::kafka::wire) fn is_first(&self, at: usize, sequence: i32) -> bool {
         self.partitions[at].in_flight.front().is_some_and(|first| first.sequence == sequence)
     }
 
     /// The largest record of a batch in flight.
-    pub(super) fn largest(&self, at: usize, sequence: i32) -> usize {
+    pub(in crate::kafka::wire) fn largest(&self, at: usize, sequence: i32) -> usize {
         let found = self.partitions[at].in_flight.iter().find(|sent| sent.sequence == sequence);
         found.map_or(0, |sent| sent.largest)
     }
@@ -370,7 +370,7 @@ impl Partition {
     }
 
     /// Delays the next attempt.
-    pub(super) fn delay(&mut self) {
+    pub(in crate::kafka::wire) fn delay(&mut self) {
         self.not_before = Some(Instant::now() + self.backoff.advance());
     }
 }

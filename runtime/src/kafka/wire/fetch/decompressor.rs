@@ -24,7 +24,7 @@ const GUESSED_RATIO: usize = 6;
 
 /// Codecs and a buffer, for one batch after the other.
 #[derive(Default)]
-pub(super) struct Decompressor {
+pub(in crate::kafka::wire) struct Decompressor {
     spare: Vec<u8>,
     lz4: Option<Lz4>,
     zstd: Option<ZstdDecoder<'static>>,
@@ -33,7 +33,7 @@ pub(super) struct Decompressor {
 impl Decompressor {
     /// Decompresses the records of a batch. `codec` is the number in the batch's attributes. The
     /// result is larger than the records: the second part is their size.
-    pub(super) fn decompress(&mut self, codec: i16, body: &[u8]) -> io::Result<(Vec<u8>, usize)> {
+    pub(in crate::kafka::wire) fn decompress(&mut self, codec: i16, body: &[u8]) -> io::Result<(Vec<u8>, usize)> {
         let mut out = Output { bytes: std::mem::take(&mut self.spare), filled: 0 };
         let guess = body.len().saturating_mul(GUESSED_RATIO).clamp(MIN_BYTES, KEPT_BYTES);
         if out.bytes.len() < guess {
@@ -62,14 +62,14 @@ impl Decompressor {
     }
 
     /// Takes a buffer back.
-    pub(super) fn recycle(&mut self, buffer: Vec<u8>) {
+    pub(in crate::kafka::wire) fn recycle(&mut self, buffer: Vec<u8>) {
         if buffer.len() > self.spare.len() && buffer.len() <= KEPT_BYTES {
             self.spare = buffer;
         }
     }
 
     /// Releases the memory.
-    pub(super) fn release(&mut self) {
+    pub(in crate::kafka::wire) fn release(&mut self) {
         *self = Self::default();
     }
 }

@@ -11,13 +11,13 @@ use kafka_protocol::messages::{ProduceRequest, TopicName, TransactionalId};
 use kafka_protocol::protocol::StrBytes;
 use trunkline_connector::{Error, Result};
 
-use super::Lost;
-use super::brokers::{Brokers, CallError};
-use super::errors::{code, is_transient};
-use super::readiness::wait;
 use super::record_batch::Identity;
 use super::send_buffer::{MAX_IN_FLIGHT, SendBuffer};
 use crate::kafka::client::classify_code;
+use crate::kafka::wire::Lost;
+use crate::kafka::wire::brokers::{Brokers, CallError};
+use crate::kafka::wire::connection::readiness::wait;
+use crate::kafka::wire::errors::{code, is_transient};
 
 /// Bytes of a request with batches of several partitions, about.
 const REQUEST_BYTES: usize = 1 << 20;
@@ -35,7 +35,7 @@ const VERSIONS: std::ops::RangeInclusive<i16> = 3..=9;
 
 /// The records of a producer on their way to the brokers.
 pub(in crate::kafka) struct Delivery {
-    pub(super) brokers: Brokers,
+    pub(in crate::kafka::wire) brokers: Brokers,
     pub(in crate::kafka) buffer: SendBuffer,
     transactional_id: TransactionalId,
     /// Requests in flight, by broker, in their order.
@@ -57,7 +57,12 @@ struct Request {
 }
 
 impl Delivery {
-    pub(super) fn new(brokers: Brokers, buffer: SendBuffer, transactional_id: &str, batch_bytes: usize) -> Self {
+    pub(in crate::kafka::wire) fn new(
+        brokers: Brokers,
+        buffer: SendBuffer,
+        transactional_id: &str,
+        batch_bytes: usize,
+    ) -> Self {
         Self {
             brokers,
             buffer,
@@ -80,7 +85,7 @@ impl Delivery {
     }
 
     /// Topics and partitions with records that the transaction does not contain yet.
-    pub(super) fn not_added(&self) -> (Vec<usize>, BTreeMap<String, Vec<i32>>) {
+    pub(in crate::kafka::wire) fn not_added(&self) -> (Vec<usize>, BTreeMap<String, Vec<i32>>) {
         let found = self.buffer.not_added();
         let mut topics = BTreeMap::<String, Vec<i32>>::new();
         for at in &found {
@@ -91,7 +96,7 @@ impl Delivery {
 
     /// Sends what may be sent, and takes the answers that have arrived, without waiting for any.
     /// The partitions must be a part of the transaction.
-    pub(super) fn advance(&mut self, producer: Identity) {
+    pub(in crate::kafka::wire) fn advance(&mut self, producer: Identity) {
         self.receive();
         // Each round sends at most one batch of each partition.
         while self.buffer.has_ready() && self.failure.is_none() && self.send(producer) {}
@@ -99,7 +104,7 @@ impl Delivery {
     }
 
     /// Whether a batch can be sent without waiting for an answer.
-    pub(super) fn has_sendable(&self) -> bool {
+    pub(in crate::kafka::wire) fn has_sendable(&self) -> bool {
         let is_free = |at: &usize| match self.brokers.leader(self.buffer.topic(*at), self.buffer.number(*at)) {
             Some(leader) => self.requests.get(&leader.node).is_none_or(|requests| requests.len() < MAX_IN_FLIGHT),
             None => true,
@@ -108,7 +113,7 @@ impl Delivery {
     }
 
     /// Waits until something has arrived or may be sent, at most until `deadline`.
-    pub(super) fn wait(&self, deadline: Instant) {
+    pub(in crate::kafka::wire) fn wait(&self, deadline: Instant) {
         let until = self.buffer.next_attempt(Instant::now()).map_or(deadline, |next| next.min(deadline));
         let sockets: Vec<_> = self.brokers.readiness().collect();
         wait(&sockets, until);
@@ -342,7 +347,7 @@ impl Delivery {
     /// Discards all records and failures. Waits until the requests in flight are answered, at most
     /// until `deadline`, and gives them up then. Returns whether the next sequence numbers are
     /// unknown.
-    pub(super) fn discard(&mut self, deadline: Instant) -> bool {
+    pub(in crate::kafka::wire) fn discard(&mut self, deadline: Instant) -> bool {
         while !self.requests.is_empty() && Instant::now() < deadline {
             self.receive();
             if !self.requests.is_empty() {
@@ -360,7 +365,7 @@ impl Delivery {
 }
 
 /// The error of a step that a broker refused.
-pub(super) fn failed(error: i16, message: String) -> Error {
+pub(in crate::kafka::wire) fn failed(error: i16, message: String) -> Error {
     use ResponseError as Code;
     match ResponseError::try_from_code(error) {
         Some(Code::ProducerFenced | Code::InvalidProducerEpoch) => {

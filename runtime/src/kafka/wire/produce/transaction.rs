@@ -20,10 +20,10 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::StrBytes;
 use trunkline_connector::{Result, TopicPartition};
 
-use super::brokers::{Brokers, Coordinator, Target};
 use super::delivery::failed;
-use super::errors::code;
 use super::record_batch::Identity;
+use crate::kafka::wire::brokers::{Brokers, Coordinator, Target};
+use crate::kafka::wire::errors::code;
 
 /// A member of a consumer group, whose generation fences its commits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,19 +44,24 @@ pub(in crate::kafka) struct Transaction {
     timeout_ms: i32,
     identity: Identity,
     /// Whether the coordinator knows of the open transaction.
-    pub(super) has_begun: bool,
+    pub(in crate::kafka::wire) has_begun: bool,
 }
 
 impl Transaction {
     /// Fences the earlier producer with this id, and ends its transaction.
-    pub(super) fn init(brokers: &mut Brokers, id: &str, timeout_ms: i32, deadline: Instant) -> Result<Self> {
+    pub(in crate::kafka::wire) fn init(
+        brokers: &mut Brokers,
+        id: &str,
+        timeout_ms: i32,
+        deadline: Instant,
+    ) -> Result<Self> {
         let mut this = Self { id: id.to_owned(), timeout_ms, identity: Identity::NONE, has_begun: false };
         this.request_identity(brokers, &format!("initialising the transactional id `{id}`"), deadline)?;
         Ok(this)
     }
 
     /// Takes a new epoch, which only the current producer may do. Sequence numbers start again.
-    pub(super) fn raise_epoch(&mut self, brokers: &mut Brokers, deadline: Instant) -> Result<()> {
+    pub(in crate::kafka::wire) fn raise_epoch(&mut self, brokers: &mut Brokers, deadline: Instant) -> Result<()> {
         self.request_identity(brokers, &format!("raising the epoch of the transactional id `{}`", self.id), deadline)
     }
 
@@ -75,7 +80,7 @@ impl Transaction {
         Ok(())
     }
 
-    pub(super) fn identity(&self) -> Identity {
+    pub(in crate::kafka::wire) fn identity(&self) -> Identity {
         self.identity
     }
 
@@ -84,7 +89,7 @@ impl Transaction {
     }
 
     /// Adds partitions to the transaction.
-    pub(super) fn add_partitions(
+    pub(in crate::kafka::wire) fn add_partitions(
         &mut self,
         brokers: &mut Brokers,
         partitions: &BTreeMap<String, Vec<i32>>,
@@ -113,7 +118,7 @@ impl Transaction {
 
     /// Adds the positions of a group to the transaction: partitions, and the offsets of the next
     /// records to read.
-    pub(super) fn add_offsets(
+    pub(in crate::kafka::wire) fn add_offsets(
         &mut self,
         brokers: &mut Brokers,
         next_offsets: &[(&TopicPartition, i64)],
@@ -160,7 +165,12 @@ impl Transaction {
     }
 
     /// Commits or aborts the transaction.
-    pub(super) fn end(&mut self, brokers: &mut Brokers, is_commit: bool, deadline: Instant) -> Result<()> {
+    pub(in crate::kafka::wire) fn end(
+        &mut self,
+        brokers: &mut Brokers,
+        is_commit: bool,
+        deadline: Instant,
+    ) -> Result<()> {
         if !self.has_begun {
             return Ok(());
         }

@@ -11,7 +11,7 @@ use trunkline_connector::Batch;
 use crate::kafka::packed_headers::{PACKED, unpack};
 
 /// Length of the header, including the number of records.
-pub(super) const HEADER_LENGTH: usize = 61;
+pub(in crate::kafka::wire) const HEADER_LENGTH: usize = 61;
 /// The length field counts neither itself nor the base offset before it.
 const LENGTH_PREFIX: usize = 12;
 /// First byte that the checksum covers.
@@ -28,7 +28,7 @@ const ABORT: i16 = 0;
 
 /// Why a batch cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Defect {
+pub(in crate::kafka::wire) enum Defect {
     /// A message format of Kafka before 0.11.
     OldFormat(i8),
     Checksum,
@@ -53,16 +53,16 @@ impl fmt::Display for Defect {
 
 /// What a reader needs of the header of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct BatchHeader {
-    pub(super) base_offset: i64,
+pub(in crate::kafka::wire) struct BatchHeader {
+    pub(in crate::kafka::wire) base_offset: i64,
     /// Bytes of the whole batch.
-    pub(super) size: usize,
+    pub(in crate::kafka::wire) size: usize,
     attributes: i16,
     last_offset_delta: i32,
     base_timestamp: i64,
     max_timestamp: i64,
-    pub(super) producer_id: i64,
-    pub(super) record_count: i32,
+    pub(in crate::kafka::wire) producer_id: i64,
+    pub(in crate::kafka::wire) record_count: i32,
 }
 
 fn take<const N: usize>(bytes: &[u8; HEADER_LENGTH], at: usize) -> [u8; N] {
@@ -74,7 +74,7 @@ fn take<const N: usize>(bytes: &[u8; HEADER_LENGTH], at: usize) -> [u8; N] {
 impl BatchHeader {
     /// The header of the first batch; `None` if there is no complete batch: a broker cuts its
     /// answer off at the limit of the request.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Option<Self>, Defect> {
+    pub(in crate::kafka::wire) fn parse(bytes: &[u8]) -> Result<Option<Self>, Defect> {
         match bytes.get(MAGIC_AT) {
             None => return Ok(None),
             Some(2) => {}
@@ -106,50 +106,50 @@ impl BatchHeader {
     }
 
     /// Checks the checksum of the batch.
-    pub(super) fn check(bytes: &[u8]) -> Result<(), Defect> {
+    pub(in crate::kafka::wire) fn check(bytes: &[u8]) -> Result<(), Defect> {
         let stored = bytes.get(MAGIC_AT + 1..).and_then(|rest| rest.first_chunk()).map(|crc| u32::from_be_bytes(*crc));
         let computed = bytes.get(CRC_COVERED_FROM..).map(crc32c::crc32c);
         if stored.is_some() && stored == computed { Ok(()) } else { Err(Defect::Checksum) }
     }
 
     /// The offset after the batch. It counts records that compaction has removed.
-    pub(super) fn next_offset(&self) -> i64 {
+    pub(in crate::kafka::wire) fn next_offset(&self) -> i64 {
         self.base_offset + i64::from(self.last_offset_delta) + 1
     }
 
-    pub(super) fn codec(&self) -> i16 {
+    pub(in crate::kafka::wire) fn codec(&self) -> i16 {
         self.attributes & CODEC_MASK
     }
 
-    pub(super) fn is_transactional(&self) -> bool {
+    pub(in crate::kafka::wire) fn is_transactional(&self) -> bool {
         self.attributes & TRANSACTIONAL != 0
     }
 
-    pub(super) fn is_control(&self) -> bool {
+    pub(in crate::kafka::wire) fn is_control(&self) -> bool {
         self.attributes & CONTROL != 0
     }
 }
 
 /// The rest of the records of a batch.
-pub(super) struct Records<'b> {
+pub(in crate::kafka::wire) struct Records<'b> {
     rest: &'b [u8],
 }
 
 impl<'b> Records<'b> {
     /// Over decompressed records.
-    pub(super) fn new(rest: &'b [u8]) -> Self {
+    pub(in crate::kafka::wire) fn new(rest: &'b [u8]) -> Self {
         Self { rest }
     }
 
     /// The number of bytes that were not read yet.
-    pub(super) fn left(&self) -> usize {
+    pub(in crate::kafka::wire) fn left(&self) -> usize {
         self.rest.len()
     }
 
     /// Copies the next record to `batch` unless its offset is below `from`. Returns its offset and
     /// the bytes of its key and value.
     #[inline]
-    pub(super) fn copy_next(
+    pub(in crate::kafka::wire) fn copy_next(
         &mut self,
         header: &BatchHeader,
         from: i64,
@@ -202,7 +202,7 @@ impl<'b> Records<'b> {
     }
 
     /// Whether the first record is the marker of an aborted transaction.
-    pub(super) fn is_abort(&self) -> Result<bool, Defect> {
+    pub(in crate::kafka::wire) fn is_abort(&self) -> Result<bool, Defect> {
         let mut rest = self.rest;
         let length = length(varint(&mut rest)?)?;
         let mut rest = rest.get(..length).ok_or(Defect::Malformed)?;

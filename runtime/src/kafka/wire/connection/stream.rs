@@ -68,7 +68,7 @@ impl Write for Stream {
 }
 
 /// Calls OpenSSL until it has a result for the caller.
-pub(super) fn call<T>(
+pub(in crate::kafka::wire) fn call<T>(
     stream: &mut SslStream<TcpStream>,
     mut operation: impl FnMut(&mut SslStream<TcpStream>) -> Result<T, ssl::Error>,
 ) -> Result<T, ssl::Error> {

@@ -17,17 +17,17 @@ use std::time::{Duration, Instant};
 use kafka_protocol::messages::{FetchRequest, ListOffsetsRequest};
 use trunkline_connector::{Result, TopicPartition};
 
-use super::Lost;
-use super::brokers::{Brokers, CallError};
-use super::connection::Connection;
 use super::decompressor::Decompressor;
-use super::fetch_partition::{FetchPartition, Position, Wanted};
-use super::fetch_requests::{FETCH_VERSIONS, FetchLimits, LIST_OFFSETS_VERSIONS, fetch, first_offsets};
-use super::fetched_records::Room;
-use super::readiness::Readiness;
+use super::partition::{FetchPartition, Position, Wanted};
+use super::records::Room;
+use super::requests::{FETCH_VERSIONS, FetchLimits, LIST_OFFSETS_VERSIONS, fetch, first_offsets};
 use crate::backoff::{Backoff, jitter};
 use crate::kafka::client::Cluster;
 use crate::kafka::partition_batches::PartitionBatches;
+use crate::kafka::wire::Lost;
+use crate::kafka::wire::brokers::{Brokers, CallError};
+use crate::kafka::wire::connection::Connection;
+use crate::kafka::wire::connection::readiness::Readiness;
 
 /// The first wait of a broker without records.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -59,23 +59,23 @@ pub(in crate::kafka) struct FetchOptions {
 
 /// The assigned partitions of a consumer, and the connections over which they are read.
 pub(in crate::kafka) struct Fetcher {
-    pub(super) options: FetchOptions,
+    pub(in crate::kafka::wire) options: FetchOptions,
     brokers: Brokers,
-    pub(super) partitions: BTreeMap<TopicPartition, FetchPartition>,
+    pub(in crate::kafka::wire) partitions: BTreeMap<TopicPartition, FetchPartition>,
     links: HashMap<i32, Link>,
     /// Partitions with records that were not handed over.
-    pub(super) ready: VecDeque<TopicPartition>,
+    pub(in crate::kafka::wire) ready: VecDeque<TopicPartition>,
     is_paused: bool,
     decompressor: Decompressor,
     /// A partition may have to be asked that no request in flight asks for.
-    pub(super) is_changed: bool,
+    pub(in crate::kafka::wire) is_changed: bool,
     /// When the leaders are to be looked up.
-    pub(super) lookup_at: Option<Instant>,
+    pub(in crate::kafka::wire) lookup_at: Option<Instant>,
     lookup_backoff: Backoff,
     /// When the requests that are due were sent last.
     considered_at: Instant,
     last_serial: u64,
-    pub(super) answers: u64,
+    pub(in crate::kafka::wire) answers: u64,
     max_wait: Duration,
 }
 
@@ -139,7 +139,7 @@ impl Fetcher {
         self.max_wait = max_wait.clamp(FIRST_WAIT, MAX_WAIT);
     }
 
-    pub(super) fn next_serial(&mut self) -> u64 {
+    pub(in crate::kafka::wire) fn next_serial(&mut self) -> u64 {
         self.last_serial += 1;
         self.last_serial
     }
@@ -361,7 +361,7 @@ impl Fetcher {
     }
 
     /// Looks the leaders up, unless a lookup is planned.
-    pub(super) fn plan_lookup(&mut self) {
+    pub(in crate::kafka::wire) fn plan_lookup(&mut self) {
         self.lookup_at.get_or_insert_with(Instant::now);
     }
 

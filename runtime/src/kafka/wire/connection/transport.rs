@@ -21,7 +21,7 @@ const SETUP_LIMIT: Duration = Duration::from_secs(10);
 const SETUP_LIMIT_PROPERTY: &str = "socket.connection.setup.timeout.ms";
 
 /// How a connection that took too long is reported; its state follows.
-pub(super) const SETUP_TIMED_OUT: &str = "Connection setup timed out in state";
+pub(in crate::kafka::wire) const SETUP_TIMED_OUT: &str = "Connection setup timed out in state";
 
 /// What the connections to a cluster's brokers need from the settings `kafka`.
 pub(in crate::kafka) struct Transport {
@@ -92,7 +92,7 @@ impl Transport {
     }
 
     #[cfg(test)]
-    pub(super) fn trusted_authorities(&self) -> usize {
+    pub(in crate::kafka::wire) fn trusted_authorities(&self) -> usize {
         self.tls.as_ref().map_or(0, TlsClient::trusted_authorities)
     }
 
@@ -207,7 +207,11 @@ fn no_address(host: &str, port: u16, reason: &str) -> String {
 }
 
 /// Waits until the socket has one of the events of `poll`. Returns `false` after the deadline.
-pub(super) fn wait_for(socket: &TcpStream, events: libc::c_short, deadline: Instant) -> io::Result<bool> {
+pub(in crate::kafka::wire) fn wait_for(
+    socket: &TcpStream,
+    events: libc::c_short,
+    deadline: Instant,
+) -> io::Result<bool> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {

@@ -13,13 +13,13 @@ use kafka_protocol::messages::{FetchRequest, ListOffsetsRequest, TopicName};
 use kafka_protocol::protocol::StrBytes;
 use trunkline_connector::TopicPartition;
 
-use super::fetch_partition::Wanted;
+use super::partition::Wanted;
 
 /// The versions of Fetch that name topics. Later ones have the ids of topics.
-pub(super) const FETCH_VERSIONS: std::ops::RangeInclusive<i16> = 4..=12;
+pub(in crate::kafka::wire) const FETCH_VERSIONS: std::ops::RangeInclusive<i16> = 4..=12;
 
 /// The versions of ListOffsets that answer with one offset.
-pub(super) const LIST_OFFSETS_VERSIONS: std::ops::RangeInclusive<i16> = 1..=6;
+pub(in crate::kafka::wire) const LIST_OFFSETS_VERSIONS: std::ops::RangeInclusive<i16> = 1..=6;
 
 /// The first version with the client's rack (KIP-392).
 const RACK_VERSION: i16 = 11;
@@ -38,7 +38,7 @@ pub(in crate::kafka) struct FetchLimits {
 
 /// A request for committed records of these partitions. The broker answers at once if it has any,
 /// and otherwise after `wait`. Partitions that come first have precedence.
-pub(super) fn fetch(
+pub(in crate::kafka::wire) fn fetch(
     version: i16,
     wanted: &[(TopicPartition, Wanted)],
     limits: FetchLimits,
@@ -66,7 +66,7 @@ pub(super) fn fetch(
 }
 
 /// A request for the first offsets of these partitions.
-pub(super) fn first_offsets(wanted: &[(TopicPartition, Wanted)]) -> ListOffsetsRequest {
+pub(in crate::kafka::wire) fn first_offsets(wanted: &[(TopicPartition, Wanted)]) -> ListOffsetsRequest {
     let asked = |(TopicPartition { topic, partition }, _): &(TopicPartition, Wanted)| {
         (topic.clone(), ListOffsetsPartition::default().with_partition_index(*partition).with_timestamp(EARLIEST))
     };

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant, SystemTime};
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::{SaslAuthenticateResponse, SaslHandshakeResponse};
 
-use super::Lost;
 use super::scram::{ScramClient, ScramHash};
 use super::settings::Settings;
 use super::unsecured_token::UnsecuredToken;
 use crate::kafka::client::Cluster;
 use crate::kafka::logins::Token;
+use crate::kafka::wire::Lost;
 
 /// Sends one request of a login, and waits for its answer.
 pub(in crate::kafka) trait LoginExchange {
@@ -38,7 +38,7 @@ const MIN_SESSION: Duration = Duration::from_secs(1);
 
 impl Login {
     /// `Err` names the property that cannot be used.
-    pub(super) fn of(settings: &Settings, has_tokens: bool) -> Result<Self, String> {
+    pub(in crate::kafka::wire) fn of(settings: &Settings, has_tokens: bool) -> Result<Self, String> {
         let login = match settings.get("sasl.mechanisms").as_deref() {
             Some("PLAIN") => Self::Plain,
             Some("SCRAM-SHA-1") => Self::Scram(ScramHash::Sha1),

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::fetched_records::FetchedRecords;
+use super::records::FetchedRecords;
 use crate::backoff::{Backoff, jitter};
 
 /// Pauses after an error that passes.
@@ -15,7 +15,7 @@ const REPLICA_TIME: Duration = Duration::from_secs(300);
 
 /// Where a partition is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Position {
+pub(in crate::kafka::wire) enum Position {
     /// At the group's committed offset, which was not read yet.
     Committed,
     /// At the first record, whose offset was not asked yet.
@@ -25,28 +25,28 @@ pub(super) enum Position {
 }
 
 /// An assigned partition.
-pub(super) struct FetchPartition {
+pub(in crate::kafka::wire) struct FetchPartition {
     /// What was not handed over begins here.
-    pub(super) position: Position,
+    pub(in crate::kafka::wire) position: Position,
     /// The next fetch begins here. Without a meaning until the position is an offset.
     next_fetch: i64,
     /// What is between the two, in order.
-    pub(super) fetched: VecDeque<FetchedRecords>,
+    pub(in crate::kafka::wire) fetched: VecDeque<FetchedRecords>,
     /// Answers to requests with another number are outdated.
     serial: u64,
-    pub(super) is_paused: bool,
+    pub(in crate::kafka::wire) is_paused: bool,
     /// The offset after the last record, from the last answer.
-    pub(super) high_watermark: Option<i64>,
+    pub(in crate::kafka::wire) high_watermark: Option<i64>,
     /// A replica near this client that the leader has named, and until when it is used.
     replica: Option<(i32, Instant)>,
     /// Counts answers with records of any partition: those that waited longest come first.
-    pub(super) last_answer: u64,
+    pub(in crate::kafka::wire) last_answer: u64,
     retry_at: Option<Instant>,
     backoff: Backoff,
 }
 
 impl FetchPartition {
-    pub(super) fn new(serial: u64) -> Self {
+    pub(in crate::kafka::wire) fn new(serial: u64) -> Self {
         Self {
             position: Position::Committed,
             next_fetch: 0,
@@ -63,7 +63,7 @@ impl FetchPartition {
 
     /// Continues at another position. What was fetched is dropped, and so are answers that come
     /// later.
-    pub(super) fn move_to(&mut self, position: Position, serial: u64) {
+    pub(in crate::kafka::wire) fn move_to(&mut self, position: Position, serial: u64) {
         self.fetched.clear();
         self.serial = serial;
         self.position = position;
@@ -73,37 +73,37 @@ impl FetchPartition {
     }
 
     /// Drops what was fetched and not handed over.
-    pub(super) fn drop_fetched(&mut self, serial: u64) {
+    pub(in crate::kafka::wire) fn drop_fetched(&mut self, serial: u64) {
         self.move_to(self.position, serial);
     }
 
     /// What a request for this partition asks: its answer is used only if this did not change.
-    pub(super) fn wanted(&self) -> Wanted {
+    pub(in crate::kafka::wire) fn wanted(&self) -> Wanted {
         Wanted { serial: self.serial, offset: self.next_fetch }
     }
 
     /// Whether the partition can be asked now, with anything but the committed offset.
-    pub(super) fn is_askable(&self, now: Instant) -> bool {
+    pub(in crate::kafka::wire) fn is_askable(&self, now: Instant) -> bool {
         !self.is_paused && self.position != Position::Committed && self.retry_at.is_none_or(|at| at <= now)
     }
 
     /// When an error that passes is over.
-    pub(super) fn retry_at(&self) -> Option<Instant> {
+    pub(in crate::kafka::wire) fn retry_at(&self) -> Option<Instant> {
         self.retry_at.filter(|_| !self.is_paused)
     }
 
     /// The partition is asked.
-    pub(super) fn note_request(&mut self) {
+    pub(in crate::kafka::wire) fn note_request(&mut self) {
         self.retry_at = None;
     }
 
     /// Asks again after a pause.
-    pub(super) fn retry_later(&mut self) {
+    pub(in crate::kafka::wire) fn retry_later(&mut self) {
         self.retry_at = Some(Instant::now() + jitter(self.backoff.advance()));
     }
 
     /// Takes what the answer to the last request has.
-    pub(super) fn accept(&mut self, fetched: FetchedRecords, high_watermark: i64) {
+    pub(in crate::kafka::wire) fn accept(&mut self, fetched: FetchedRecords, high_watermark: i64) {
         self.high_watermark = Some(high_watermark);
         self.backoff.reset();
         if fetched.has_batch() {
@@ -113,18 +113,18 @@ impl FetchPartition {
     }
 
     /// The replica that is read instead of the leader.
-    pub(super) fn replica(&self, now: Instant) -> Option<i32> {
+    pub(in crate::kafka::wire) fn replica(&self, now: Instant) -> Option<i32> {
         self.replica.filter(|(_, until)| now < *until).map(|(node, _)| node)
     }
 
-    pub(super) fn set_replica(&mut self, node: Option<i32>) {
+    pub(in crate::kafka::wire) fn set_replica(&mut self, node: Option<i32>) {
         self.replica = node.map(|node| (node, Instant::now() + REPLICA_TIME));
     }
 }
 
 /// What a request asks of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(in crate::kafka::wire) struct Wanted {
     serial: u64,
-    pub(super) offset: i64,
+    pub(in crate::kafka::wire) offset: i64,
 }

@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use trunkline_connector::{Result, TopicPartition};
 
-use super::brokers::Brokers;
 use super::delivery::Delivery;
 use super::send_buffer::SendBuffer;
 use super::transaction::{GroupMetadata, Transaction};
 use crate::kafka::client::Cluster;
 use crate::kafka::producer::ProducerRecord;
+use crate::kafka::wire::brokers::Brokers;
 
 /// An aborted transaction waits this long for the answers of its requests.
 const DISCARD_LIMIT: Duration = Duration::from_secs(5);

@@ -25,7 +25,7 @@ pub(in crate::kafka) enum ScramHash {
 }
 
 impl ScramHash {
-    pub(super) fn mechanism(self) -> &'static str {
+    pub(in crate::kafka::wire) fn mechanism(self) -> &'static str {
         match self {
             Self::Sha1 => "SCRAM-SHA-1",
             Self::Sha256 => "SCRAM-SHA-256",
@@ -45,7 +45,7 @@ impl ScramHash {
 }
 
 /// An exchange. Errors have no value of a secret.
-pub(super) struct ScramClient {
+pub(in crate::kafka::wire) struct ScramClient {
     hash: ScramHash,
     nonce: String,
     /// The first message without its header.
@@ -53,14 +53,14 @@ pub(super) struct ScramClient {
 }
 
 /// What the broker must answer at last, because it knows the password too.
-pub(super) struct ServerSignature {
+pub(in crate::kafka::wire) struct ServerSignature {
     key: hmac::Key,
     signed: String,
 }
 
 impl ScramClient {
     /// Fails if the system provides no random numbers.
-    pub(super) fn new(hash: ScramHash, user: &str) -> Result<Self, String> {
+    pub(in crate::kafka::wire) fn new(hash: ScramHash, user: &str) -> Result<Self, String> {
         let mut random = [0; NONCE_LENGTH];
         SystemRandom::new().fill(&mut random).map_err(|_| "the system provides no random numbers".to_owned())?;
         Ok(Self::with_nonce(hash, user, STANDARD.encode(random)))
@@ -71,13 +71,17 @@ impl ScramClient {
         Self { hash, nonce, bare }
     }
 
-    pub(super) fn first_message(&self) -> Vec<u8> {
+    pub(in crate::kafka::wire) fn first_message(&self) -> Vec<u8> {
         format!("n,,{}", self.bare).into_bytes()
     }
 
     /// The last message, which proves that the client knows the password, in answer to the broker's
     /// first message.
-    pub(super) fn answer(&self, password: &str, message: &[u8]) -> Result<(Vec<u8>, ServerSignature), String> {
+    pub(in crate::kafka::wire) fn answer(
+        &self,
+        password: &str,
+        message: &[u8],
+    ) -> Result<(Vec<u8>, ServerSignature), String> {
         let message = text(message)?;
         if attribute(message, 'm').is_some() {
             return Err("the broker requires an extension of SCRAM that is not supported".to_owned());
@@ -113,7 +117,7 @@ impl ScramClient {
 
 impl ServerSignature {
     /// Fails if the broker refuses the login, or does not know the password either.
-    pub(super) fn verify(&self, message: &[u8]) -> Result<(), String> {
+    pub(in crate::kafka::wire) fn verify(&self, message: &[u8]) -> Result<(), String> {
         let message = text(message)?;
         if let Some(reason) = attribute(message, 'e') {
             return Err(format!("the broker refuses the login: {reason}"));

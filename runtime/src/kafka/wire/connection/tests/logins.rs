@@ -13,7 +13,7 @@ use super::certificates::{Identity, file};
 use super::*;
 use crate::kafka::wire::Lost;
 use crate::kafka::wire::brokers::Brokers;
-use crate::kafka::wire::login::LoginExchange;
+use crate::kafka::wire::connection::login::LoginExchange;
 
 /// Connects, logs in, and asks for metadata.
 fn ask(cluster: &Cluster) -> Result<(), Error> {

@@ -4,7 +4,23 @@
 //! and [`Connection::progress`] writes and reads what the socket permits. A broker answers the
 //! requests of a connection in their order.
 //!
+//! - [`stream`]: TCP or TLS; [`transport`]: opens streams; [`tls`]: certificates and handshakes;
+//!   [`settings`]: the properties as librdkafka understands them.
+//! - [`login`]: logs connections in; [`scram`] and [`unsecured_token`] are two of its mechanisms.
+//! - [`readiness`]: waits for several connections.
+//!
 //! Source: <https://kafka.apache.org/protocol>.
+
+mod login;
+pub(in crate::kafka) mod readiness;
+mod scram;
+mod settings;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod tls;
+pub(in crate::kafka) mod transport;
+mod unsecured_token;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read as _, Write as _};
@@ -21,14 +37,14 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::{Decodable as _, Encodable as _, HeaderVersion as _, Request, StrBytes};
 use trunkline_connector::Error;
 
-use super::Lost;
-use super::login::{Login, LoginExchange};
-use super::readiness::{Readiness, wait};
-use super::stream::Stream;
+use self::login::{Login, LoginExchange};
+use self::readiness::{Readiness, wait};
+use self::stream::Stream;
 use crate::kafka::client::Cluster;
+use crate::kafka::wire::Lost;
 
 /// A request that is not answered within this time is lost, and with it the connection.
-pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+pub(in crate::kafka::wire) const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// Bytes that are read at once, at least.
 const READ_BYTES: usize = 16 << 10;
@@ -44,9 +60,9 @@ static SERIAL: AtomicU64 = AtomicU64::new(0);
 
 /// A host and a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Address {
-    pub(super) host: String,
-    pub(super) port: u16,
+pub(in crate::kafka::wire) struct Address {
+    pub(in crate::kafka::wire) host: String,
+    pub(in crate::kafka::wire) port: u16,
 }
 
 impl std::fmt::Display for Address {
@@ -56,7 +72,7 @@ impl std::fmt::Display for Address {
 }
 
 /// An open connection, logged in.
-pub(super) struct Connection {
+pub(in crate::kafka::wire) struct Connection {
     stream: Stream,
     address: Address,
     /// Differs from every other connection of this process.
@@ -99,7 +115,12 @@ struct Waiting {
 impl Connection {
     /// Connects to a broker, asks for its versions, and logs in. Waits at most until `deadline`.
     /// The reason of a failure is noted for the errors of the cluster.
-    pub(super) fn open(cluster: &Cluster, client_id: &str, address: &Address, deadline: Instant) -> Result<Self, Lost> {
+    pub(in crate::kafka::wire) fn open(
+        cluster: &Cluster,
+        client_id: &str,
+        address: &Address,
+        deadline: Instant,
+    ) -> Result<Self, Lost> {
         let opened = Self::try_open(cluster, client_id, address, deadline);
         if let Err(Lost(reason)) = &opened {
             cluster.note_connection(reason);
@@ -139,7 +160,7 @@ impl Connection {
 
     /// Logs in again if the broker is about to end the session. Answers that arrive meanwhile are
     /// kept.
-    pub(super) fn renew_login(&mut self, cluster: &Cluster, deadline: Instant) -> Result<(), Lost> {
+    pub(in crate::kafka::wire) fn renew_login(&mut self, cluster: &Cluster, deadline: Instant) -> Result<(), Lost> {
         if self.login_due.is_none_or(|due| Instant::now() < due) {
             return Ok(());
         }
@@ -173,7 +194,7 @@ impl Connection {
     }
 
     /// The newest version of a request that this client (`ours`) and the broker support.
-    pub(super) fn version<R: Request>(&self, ours: RangeInclusive<i16>) -> Result<i16, Error> {
+    pub(in crate::kafka::wire) fn version<R: Request>(&self, ours: RangeInclusive<i16>) -> Result<i16, Error> {
         let theirs = self.versions.get(&R::KEY);
         let newest = theirs.map_or(-1, |theirs| *theirs.end()).min(*ours.end());
         if newest < *ours.start().max(theirs.map_or(&i16::MAX, RangeInclusive::start)) {
@@ -191,7 +212,7 @@ impl Connection {
     }
 
     /// Queues a request, and returns the number that its answer will have.
-    pub(super) fn send<R: Request>(&mut self, version: i16, request: &R) -> Result<i32, Lost> {
+    pub(in crate::kafka::wire) fn send<R: Request>(&mut self, version: i16, request: &R) -> Result<i32, Lost> {
         self.last_correlation = self.last_correlation.wrapping_add(1) & i32::MAX;
         let correlation = self.last_correlation;
         let header = RequestHeader::default()
@@ -221,7 +242,7 @@ impl Connection {
 
     /// Writes and reads what the socket permits. Returns an answer, if one is complete: its number
     /// and its body.
-    pub(super) fn progress(&mut self) -> Result<Option<(i32, Bytes)>, Lost> {
+    pub(in crate::kafka::wire) fn progress(&mut self) -> Result<Option<(i32, Bytes)>, Lost> {
         if let Some(early) = self.early.pop_front() {
             return Ok(Some(early));
         }
@@ -314,7 +335,7 @@ impl Connection {
     }
 
     /// Sends a request, and waits for its answer at most until `deadline`.
-    pub(super) fn call<R: Request>(
+    pub(in crate::kafka::wire) fn call<R: Request>(
         &mut self,
         version: i16,
         request: &R,
@@ -339,33 +360,37 @@ impl Connection {
     }
 
     /// Decodes the body of an answer.
-    pub(super) fn decode<R: Request>(&self, version: i16, mut body: Bytes) -> Result<R::Response, Lost> {
+    pub(in crate::kafka::wire) fn decode<R: Request>(
+        &self,
+        version: i16,
+        mut body: Bytes,
+    ) -> Result<R::Response, Lost> {
         R::Response::decode(&mut body, version)
             .map_err(|error| self.lost(format!("an answer that cannot be read: {error}")))
     }
 
     /// What poll(2) has to wait for.
-    pub(super) fn readiness(&self) -> Readiness {
+    pub(in crate::kafka::wire) fn readiness(&self) -> Readiness {
         let is_ready = !self.early.is_empty() || self.stream.has_buffered();
         Readiness { fd: self.fd(), for_writing: !self.unsent.is_empty(), is_ready }
     }
 
-    pub(super) fn fd(&self) -> RawFd {
+    pub(in crate::kafka::wire) fn fd(&self) -> RawFd {
         self.stream.as_raw_fd()
     }
 
     /// Whether a request is not answered.
-    pub(super) fn is_busy(&self) -> bool {
+    pub(in crate::kafka::wire) fn is_busy(&self) -> bool {
         !self.waiting.is_empty() || !self.early.is_empty()
     }
 
     /// The number of this connection. No other one of this process has it.
-    pub(super) fn serial(&self) -> u64 {
+    pub(in crate::kafka::wire) fn serial(&self) -> u64 {
         self.serial
     }
 
     /// Where the connection leads.
-    pub(super) fn address(&self) -> &Address {
+    pub(in crate::kafka::wire) fn address(&self) -> &Address {
         &self.address
     }
 
