@@ -114,8 +114,14 @@ fn codes_in_sources() -> BTreeMap<String, String> {
 
 /// Names of failpoints, files, options and metadata have the form of codes.
 fn is_other_literal(text: &str, start: usize, literal: &str) -> bool {
-    const OTHERS: [&str; 5] =
-        ["mysql.type", "worker.lock", "config.schema.json", "stage.url", "stage.storage_integration"];
+    const OTHERS: [&str; 6] = [
+        "mysql.type",
+        "worker.lock",
+        "config.schema.json",
+        "stage.url",
+        "stage.storage_integration",
+        "broker.address.family",
+    ];
     let before = String::from_utf8_lossy(&text.as_bytes()[start.saturating_sub(12)..=start]);
     let is_failpoint = before.contains("failpoint!(") || before.contains("at(");
     let is_file = [".rs", ".wasm", ".toml"].iter().any(|suffix| literal.ends_with(suffix));

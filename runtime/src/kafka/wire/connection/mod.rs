@@ -206,7 +206,7 @@ impl Connection {
                 ours.start(),
                 ours.end()
             );
-            return Err(Error::config("kafka.version", message));
+            return Err(Error::config("kafka.old_broker", message));
         }
         Ok(newest)
     }
