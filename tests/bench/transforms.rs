@@ -232,7 +232,8 @@ fn worker_count(kafka: &Kafka, topic: &str, records: u64) -> Run {
     let summary = exit.summary();
     let counted = summary.of(case.name(), "count");
     assert_eq!(counted.input, records, "{}", exit.describe());
-    assert!(counted.output > 0, "{}", exit.describe());
+    // The records of the short run may all be in one window, which stays open.
+    assert!(counted.output > 0 || records == SHORT, "{}", exit.describe());
     // A second run has no records to read: it measures the start.
     Run::of(records, &exit, &pipeline::run(&case))
 }
