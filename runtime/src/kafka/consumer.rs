@@ -258,11 +258,11 @@ impl GroupConsumer {
             }
         }
         self.consumer.context().rebootstrap().run_if_due(self.consumer.client());
-        Ok(self.tell_fetcher())
+        Ok(self.pass_rebalances())
     }
 
-    /// Tells the fetcher of rebalances. Returns whether the caller has to learn of one.
-    fn tell_fetcher(&self) -> bool {
+    /// Passes rebalances to the fetcher. Returns whether the caller has to handle one.
+    fn pass_rebalances(&self) -> bool {
         let events = self.events();
         let mut fetcher = self.fetcher.borrow_mut();
         for event in &events[self.known_events.replace(events.len())..] {
@@ -543,7 +543,7 @@ impl GroupConsumer {
         while !self.fetcher.borrow().is_unassigned() && deadline > Instant::now() {
             // Errors do not matter any more.
             self.consumer.poll(Duration::from_millis(5));
-            self.tell_fetcher();
+            self.pass_rebalances();
         }
     }
 

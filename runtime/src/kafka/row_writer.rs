@@ -1,18 +1,17 @@
 //! Writes single rows of a compacted topic, outside of transactions.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
-use kafka_protocol::messages::{ProduceRequest, TopicName};
-use kafka_protocol::protocol::StrBytes;
+use kafka_protocol::messages::produce_request::PartitionProduceData;
 use trunkline_connector::Result;
 
 use super::client::{Cluster, classify_code};
 use super::producer::ProducerRecord;
 use super::wire::brokers::{Brokers, Target};
 use super::wire::errors::code;
-use super::wire::produce::{BatchWriter, Codec};
+use super::wire::produce::{BatchWriter, Codec, VERSIONS, request};
 
 /// Rows that were not acknowledged within this time count as not written.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -84,12 +83,7 @@ impl RowWriter {
         let data = PartitionProduceData::default()
             .with_index(partition)
             .with_records(Some(batch.without_transaction().into()));
-        let name = TopicName(StrBytes::from_string(topic.to_owned()));
-        let topic_data = TopicProduceData::default().with_name(name).with_partition_data(vec![data]);
-        let request = ProduceRequest::default()
-            .with_acks(-1)
-            .with_timeout_ms(limit.as_millis() as i32)
-            .with_topic_data(vec![topic_data]);
+        let request = request(None, limit, BTreeMap::from([(topic.to_owned(), vec![data])]));
         let doing = format!("writing to topic `{topic}`");
         let first = |answer: &kafka_protocol::messages::ProduceResponse| {
             let mut partitions = answer.responses.iter().flat_map(|topic| &topic.partition_responses);
@@ -97,7 +91,7 @@ impl RowWriter {
         };
         let mut brokers = self.brokers.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = brokers
-            .ask(Target::Leader(topic, partition), 3..=9, &request, Instant::now() + limit, first)
+            .ask(Target::Leader(topic, partition), VERSIONS, &request, Instant::now() + limit, first)
             .map_err(|error| error.explain(&doing, brokers.cluster()))?;
         match first(&answer) {
             0 => Ok(()),

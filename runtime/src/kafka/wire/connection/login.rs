@@ -26,7 +26,7 @@ pub(in crate::kafka) enum Login {
     Scram(ScramHash),
     /// With the tokens of the cluster.
     OAuthBearer,
-    /// With tokens that nobody has signed. Only brokers for tests accept them.
+    /// With unsigned tokens. Only brokers for tests accept them.
     Unsecured(UnsecuredToken),
 }
 

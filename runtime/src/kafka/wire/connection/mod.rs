@@ -375,7 +375,7 @@ impl Connection {
         Readiness { fd: self.fd(), for_writing: !self.unsent.is_empty(), is_ready }
     }
 
-    pub(in crate::kafka::wire) fn fd(&self) -> RawFd {
+    fn fd(&self) -> RawFd {
         self.stream.as_raw_fd()
     }
 

@@ -1,4 +1,4 @@
-//! Tokens that nobody has signed (RFC 7515, appendix A.5), for brokers of tests: the properties
+//! Unsigned tokens (RFC 7515, appendix A.5), for brokers of tests: the properties
 //! `enable.sasl.oauthbearer.unsecure.jwt` and `sasl.oauthbearer.config` of librdkafka.
 
 use std::time::{Duration, SystemTime};

@@ -1,6 +1,6 @@
 //! Reads the committed records of assigned partitions, in the thread of a stage.
 //!
-//! Each broker has a connection of its own and at most one request on it. While a stage works on
+//! Each broker has one connection with at most one request on it. While a stage works on
 //! the records of an answer, the next one arrives: memory holds at most two answers of each broker
 //! (I6). A broker without records answers after a wait that grows up to [`MAX_WAIT`], so that an
 //! idle consumer costs next to nothing. A partition that must be asked meanwhile, because it was

@@ -31,7 +31,7 @@ const STEP_LIMIT: Duration = Duration::from_secs(5);
 
 /// The versions of Produce: from 2.5, the oldest broker; newer ones change the meaning of
 /// transactions (KIP-890).
-const VERSIONS: std::ops::RangeInclusive<i16> = 3..=9;
+pub(in crate::kafka) const VERSIONS: std::ops::RangeInclusive<i16> = 3..=9;
 
 /// The records of a producer on their way to the brokers.
 pub(in crate::kafka) struct Delivery {
@@ -196,16 +196,7 @@ impl Delivery {
                 PartitionProduceData::default().with_index(self.buffer.number(*at)).with_records(Some(batch.bytes));
             topics.entry(self.buffer.topic(*at).to_owned()).or_default().push(data);
         }
-        let topics = topics.into_iter().map(|(name, partitions)| {
-            TopicProduceData::default()
-                .with_name(TopicName(StrBytes::from_string(name)))
-                .with_partition_data(partitions)
-        });
-        let request = ProduceRequest::default()
-            .with_transactional_id(Some(self.transactional_id.clone()))
-            .with_acks(-1)
-            .with_timeout_ms(REPLICAS_LIMIT.as_millis() as i32)
-            .with_topic_data(topics.collect());
+        let request = request(Some(self.transactional_id.clone()), REPLICAS_LIMIT, topics);
         let sent = match self.brokers.open_connection(node) {
             Some(connection) => connection.send(version, &request).map(|number| (connection.serial(), number)),
             None => Err(Lost("the connection is closed".to_owned())),
@@ -362,6 +353,23 @@ impl Delivery {
         self.failure = None;
         self.buffer.discard()
     }
+}
+
+/// A request that writes batches of partitions, by topic. Without a transactional id, they belong
+/// to no transaction. All replicas in sync have to store them within `limit`.
+pub(in crate::kafka) fn request(
+    transactional_id: Option<TransactionalId>,
+    limit: Duration,
+    topics: BTreeMap<String, Vec<PartitionProduceData>>,
+) -> ProduceRequest {
+    let topics = topics.into_iter().map(|(name, partitions)| {
+        TopicProduceData::default().with_name(TopicName(StrBytes::from_string(name))).with_partition_data(partitions)
+    });
+    ProduceRequest::default()
+        .with_transactional_id(transactional_id)
+        .with_acks(-1)
+        .with_timeout_ms(limit.as_millis() as i32)
+        .with_topic_data(topics.collect())
 }
 
 /// The error of a step that a broker refused.

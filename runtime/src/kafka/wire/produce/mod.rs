@@ -13,6 +13,7 @@ mod transaction;
 use std::time::Duration;
 
 pub(in crate::kafka) use client::TransactionalClient;
+pub(in crate::kafka) use delivery::{VERSIONS, request};
 pub(in crate::kafka) use record_batch::{BatchWriter, Codec};
 pub(in crate::kafka) use send_buffer::SendBuffer;
 pub(in crate::kafka) use transaction::GroupMetadata;

@@ -198,7 +198,7 @@ fn check(doing: &str, error: i16) -> Result<()> {
     if error == 0 { Ok(()) } else { Err(failed(error, format!("{doing}: {}", code(error)))) }
 }
 
-/// The first topic that was refused for a reason of its own.
+/// The first topic that was refused. Those that were refused because of another one come last.
 fn first_refusal(answer: &AddPartitionsToTxnResponse) -> Option<(String, i16)> {
     let not_attempted = ResponseError::OperationNotAttempted.code();
     let refused = answer.results_by_topic_v3_and_below.iter().flat_map(|topic| {

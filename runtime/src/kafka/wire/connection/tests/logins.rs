@@ -49,7 +49,7 @@ fn the_embedded_broker_accepts_each_mechanism_with_and_without_tls() {
                 .unwrap()
             };
             ask(&settings("worker", PASSWORD)).unwrap();
-            for (user, password) in [("worker", "wrong-hunter2"), ("nobody", PASSWORD)] {
+            for (user, password) in [("worker", "wrong-hunter2"), ("anonymous", PASSWORD)] {
                 let error = ask(&settings(user, password)).unwrap_err();
                 assert_eq!((error.code, error.retry), ("kafka.connection_rejected", Retry::Never), "{error}");
                 let text = error.to_string();

@@ -40,7 +40,7 @@ fn server(identity: &Identity, client_authority: Option<&Identity>) -> Server {
 }
 
 fn client_name(stream: &SslStream<TcpStream>) -> String {
-    let Some(certificate) = stream.ssl().peer_certificate() else { return "nobody".to_owned() };
+    let Some(certificate) = stream.ssl().peer_certificate() else { return "anonymous".to_owned() };
     let name = certificate.subject_name().entries().next().unwrap();
     String::from_utf8(name.data().as_slice().to_vec()).unwrap()
 }
@@ -83,7 +83,7 @@ fn trusted_brokers_are_accepted() {
     ];
     for (host, settings) in cases {
         let cluster = cluster(broker.port, &[settings, &[TLS]].concat()).unwrap();
-        assert_eq!(greeting(&cluster, host, broker.port).as_deref(), Ok("nobody"), "{host} {settings:?}");
+        assert_eq!(greeting(&cluster, host, broker.port).as_deref(), Ok("anonymous"), "{host} {settings:?}");
     }
 }
 
@@ -137,7 +137,7 @@ fn revoked_certificates_are_refused() {
         let cluster = cluster(broker.port, &[TLS, ("ssl.ca.pem", &ca), ("ssl.crl.location", &list)]).unwrap();
         greeting(&cluster, "localhost", broker.port)
     };
-    assert_eq!(greeting("none.pem").as_deref(), Ok("nobody"));
+    assert_eq!(greeting("none.pem").as_deref(), Ok("anonymous"));
     let report = greeting("revoked.pem").unwrap_err();
     assert!(report.contains("the certificate was revoked"), "{report}");
 }
@@ -317,7 +317,7 @@ fn streams_carry_more_than_sockets_hold() {
     let bytes: Vec<u8> = (0..4 << 20).map(|index: u32| (index.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let tls = cluster(with_tls.port, &[&sizes[..], &[TLS, ("ssl.ca.pem", &trusted)]].concat()).unwrap();
     let mut stream = tls.transport().unwrap().connect("localhost", with_tls.port, deadline()).unwrap();
-    assert_eq!(read_some(&mut stream).unwrap(), b"nobody");
+    assert_eq!(read_some(&mut stream).unwrap(), b"anonymous");
     assert!(exchange(&mut stream, &bytes) == bytes);
     let cluster = cluster(plain.port, &sizes).unwrap();
     let mut stream = cluster.transport().unwrap().connect("localhost", plain.port, deadline()).unwrap();
