@@ -23,6 +23,7 @@ use super::security::Security;
 use super::timer_slack::with_timer_slack;
 use super::topic_limits::TopicLimits;
 use super::wire::connection::transport::Transport;
+use super::wire::group::Keepers;
 
 /// A Kafka cluster: its bootstrap servers and the properties of its clients. Cheap to clone.
 #[derive(Clone)]
@@ -41,6 +42,8 @@ pub struct Cluster {
     fenced_members: Arc<Mutex<HashMap<String, Instant>>>,
     /// How our own clients connect.
     transport: Arc<Mutex<Option<Arc<Transport>>>>,
+    /// Keeps the memberships of consumer groups.
+    keepers: Keepers,
 }
 
 impl Cluster {
@@ -65,6 +68,7 @@ impl Cluster {
             may_create_topics: true,
             fenced_members: Arc::default(),
             transport: Arc::default(),
+            keepers: Keepers::default(),
         };
         cluster.transport()?;
         Ok(cluster)
@@ -210,6 +214,11 @@ impl Cluster {
             }
             (Err(error), None) => Err(error),
         }
+    }
+
+    /// Keeps the memberships of consumer groups.
+    pub(super) fn keepers(&self) -> &Keepers {
+        &self.keepers
     }
 
     /// The current user name and password; empty if they are not set.

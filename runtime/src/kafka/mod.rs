@@ -1,5 +1,5 @@
-//! The Kafka layer: producers over a client of our own ([`wire`]), groups and administration over
-//! `rdkafka`. Its calls block, so only the threads of stages use it, never async code.
+//! The Kafka layer: producers and group consumers over a client of our own ([`wire`]), administration
+//! over `rdkafka`. Its calls block, so only the threads of stages use it, never async code.
 //!
 //! - [`client`]: settings that all clients share, and the classification of errors.
 //! - [`admin`]: looks up and creates topics, by the calls in `admin_api`; `admin_rights` asks what
@@ -7,8 +7,8 @@
 //!   their largest records.
 //! - [`producer`]: the transactional producer, which writes all records and their state.
 //!   `row_writer` writes single rows.
-//! - [`consumer`]: the group consumer, with its `rebalance` events; `queue_notifier` reports them,
-//!   `partition_batches` collects the records that `wire::fetch` reads.
+//! - [`consumer`]: the group consumer; `partition_batches` collects the records that `wire::fetch`
+//!   reads.
 //! - [`GroupOffsets`]: reads and changes the offsets of a group from outside.
 //! - `membership`, `unassigned`: a group's members, and its partitions without an owner.
 //! - [`topic_reader`]: reads topics outside of groups; [`table`]: compacted topics as key-value
@@ -35,8 +35,6 @@ mod packed_headers;
 mod partition_batches;
 pub mod producer;
 mod properties;
-mod queue_notifier;
-mod rebalance;
 mod rebootstrap;
 mod row_writer;
 mod secrets;
@@ -59,7 +57,7 @@ pub use group_offsets::{GroupOffsets, Watermarks};
 pub use membership::OtherMembers;
 pub use partition_batches::PartitionBatches;
 pub use producer::{ProducerRecord, TransactionalProducer};
-pub use rebalance::RebalanceEvent;
 pub use row_writer::RowWriter;
 pub use table_follower::TableFollower;
 pub use topic_limits::{MAX_RECORD_BYTES, RecordTooLarge, SendError};
+pub use wire::group::RebalanceEvent;

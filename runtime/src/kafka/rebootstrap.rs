@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use rdkafka::bindings::rd_kafka_brokers_add;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::ClientConfig;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::backoff::Backoff;
 
@@ -44,13 +43,6 @@ impl Rebootstrap {
         // No client can be created with a zero byte in the servers.
         let servers = CString::new(config.get("bootstrap.servers").unwrap_or_default()).unwrap_or_default();
         Self { servers, is_lost: AtomicBool::new(false), schedule: Mutex::new(Schedule::new()) }
-    }
-
-    /// Notes an error that the client reported.
-    pub(super) fn note(&self, error: &KafkaError) {
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
-            self.set_lost();
-        }
     }
 
     /// Notes that no broker could be asked.

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use trunkline_connector::TopicPartition;
 
-use super::membership::{Members, parse};
+use super::wire::group::partitions_of;
+use super::wire::group_lookups::GroupMember;
 use crate::backoff::{Backoff, jitter};
 
 /// Time between two checks. A rebalance takes less, unless a member that must revoke a partition is
@@ -25,23 +26,17 @@ const INTERVAL: Duration = Duration::from_secs(3);
 /// A busy member is interrupted by a check at most this often.
 const MAX_INTERVAL: Duration = Duration::from_secs(300);
 
-/// A member that owns nothing and has had no answer for this long needs a new client: this one may
-/// have lost the brokers.
-const CUT_OFF: Duration = Duration::from_secs(15);
-
 /// The time of the next check, and what the last one found.
 pub(super) struct UnassignedMonitor {
     due: Option<Instant>,
     interval: Backoff,
-    last: Option<Members>,
-    /// The first of the checks that failed since the last answer.
-    failing_since: Option<Instant>,
+    last: Option<Vec<GroupMember>>,
 }
 
 impl UnassignedMonitor {
     /// Starts with the first rebalance.
     pub(super) fn new() -> Self {
-        Self { due: None, interval: Backoff::new(INTERVAL, MAX_INTERVAL), last: None, failing_since: None }
+        Self { due: None, interval: Backoff::new(INTERVAL, MAX_INTERVAL), last: None }
     }
 
     /// Notes a rebalance.
@@ -55,21 +50,13 @@ impl UnassignedMonitor {
         self.due.is_some_and(|due| due <= Instant::now())
     }
 
-    /// Notes that a check got an answer.
-    pub(super) fn note_answer(&mut self) {
-        self.failing_since = None;
-    }
-
     /// Notes a check without an answer. A broker may be down, and each check delays a member that
-    /// has records to read. Returns whether a member that owns nothing may be cut off from all
-    /// brokers.
-    pub(super) fn note_failure(&mut self, owns_nothing: bool) -> bool {
-        let since = *self.failing_since.get_or_insert_with(Instant::now);
+    /// has records to read.
+    pub(super) fn note_failure(&mut self, owns_nothing: bool) {
         if !owns_nothing {
             self.interval.advance();
         }
         self.schedule();
-        owns_nothing && since.elapsed() >= CUT_OFF
     }
 
     /// Plans the next check.
@@ -83,13 +70,13 @@ impl UnassignedMonitor {
     /// rebalance in between agree.
     pub(super) fn find_unassigned(
         &mut self,
-        members: Members,
+        members: Vec<GroupMember>,
         subscribed: Vec<TopicPartition>,
     ) -> Option<Vec<TopicPartition>> {
         let mut owned = BTreeSet::new();
-        for (_, assignment) in &members {
+        for member in &members {
             // The format of another client: its member may own every partition.
-            owned.extend(parse(assignment).unwrap_or_else(|| subscribed.clone()));
+            owned.extend(partitions_of(&member.assignment).unwrap_or_else(|| subscribed.clone()));
         }
         let unassigned: Vec<TopicPartition> =
             subscribed.into_iter().filter(|partition| !owned.contains(partition)).collect();
@@ -115,7 +102,8 @@ mod tests {
 
     #[test]
     fn unassigned_partitions_are_reported_when_two_checks_agree() {
-        let members = |a: &[i32], b: &[i32]| vec![("a".to_owned(), assignment(a)), ("b".to_owned(), assignment(b))];
+        let member = |id: &str, owned: &[i32]| GroupMember { id: id.to_owned(), assignment: assignment(owned) };
+        let members = |a: &[i32], b: &[i32]| vec![member("a", a), member("b", b)];
         let all = || partitions(&[0, 1, 2]);
         let mut monitor = UnassignedMonitor::new();
         assert_eq!(monitor.find_unassigned(members(&[1, 2], &[]), all()), None);
@@ -131,20 +119,9 @@ mod tests {
     #[test]
     fn a_member_with_an_unknown_format_owns_every_partition() {
         let mut monitor = UnassignedMonitor::new();
-        let members = || vec![("a".to_owned(), vec![0])];
+        let members = || vec![GroupMember { id: "a".to_owned(), assignment: vec![0].into() }];
         assert_eq!(monitor.find_unassigned(members(), partitions(&[0])), None);
         assert_eq!(monitor.find_unassigned(members(), partitions(&[0])), None);
-    }
-
-    #[test]
-    fn a_member_that_owns_nothing_and_gets_no_answer_is_cut_off() {
-        let mut monitor = UnassignedMonitor::new();
-        assert!(!monitor.note_failure(true));
-        monitor.failing_since = Instant::now().checked_sub(CUT_OFF);
-        assert!(!monitor.note_failure(false));
-        assert!(monitor.note_failure(true));
-        monitor.note_answer();
-        assert!(!monitor.note_failure(true));
     }
 
     #[test]

@@ -4,7 +4,9 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
+use kafka_protocol::messages::metadata_response::MetadataResponseTopic;
 use kafka_protocol::messages::{
     FindCoordinatorRequest, FindCoordinatorResponse, MetadataRequest, MetadataResponse, TopicName,
 };
@@ -48,6 +50,14 @@ pub(in crate::kafka) struct Leader {
     pub(in crate::kafka) node: i32,
     /// -1 if the broker does not say.
     pub(in crate::kafka) epoch: i32,
+}
+
+/// What a broker says of a topic.
+pub(in crate::kafka) struct TopicState {
+    pub(in crate::kafka) name: String,
+    pub(in crate::kafka) partitions: i32,
+    /// The client may not read it.
+    pub(in crate::kafka) is_denied: bool,
 }
 
 /// The brokers of a cluster, for one client.
@@ -102,8 +112,7 @@ impl Brokers {
     /// The connection to a broker; opened if there is none.
     pub(in crate::kafka::wire) fn connection(&mut self, node: i32, deadline: Instant) -> Result<&mut Connection, Lost> {
         if !self.connections.contains_key(&node) {
-            let address =
-                self.addresses.get(&node).ok_or_else(|| Lost(format!("broker {node} is not in the cluster")))?;
+            let address = self.addresses.get(&node).ok_or_else(|| not_in_cluster(node))?;
             let is_first = self.first.as_ref().is_some_and(|first| first.address() == address);
             let connection = match self.first.take_if(|_| is_first) {
                 Some(first) => first,
@@ -124,6 +133,28 @@ impl Brokers {
     pub(in crate::kafka::wire) fn take_connection(&mut self, node: i32, deadline: Instant) -> Result<Connection, Lost> {
         self.connection(node, deadline)?;
         self.connections.remove(&node).ok_or_else(|| Lost(format!("broker {node} is not connected")))
+    }
+
+    /// A connection to a broker for the caller alone.
+    pub(in crate::kafka::wire) fn open_another(
+        &self,
+        node: i32,
+        client_id: &str,
+        deadline: Instant,
+    ) -> Result<Connection, Lost> {
+        let address = self.addresses.get(&node).ok_or_else(|| not_in_cluster(node))?;
+        Connection::open(&self.cluster, client_id, address, deadline)
+    }
+
+    /// The brokers to which a connection is open.
+    pub(in crate::kafka::wire) fn nodes(&self) -> Vec<i32> {
+        self.connections.keys().copied().collect()
+    }
+
+    /// Closes all connections. The next request opens the ones that it needs.
+    pub(in crate::kafka) fn disconnect(&mut self) {
+        self.connections.clear();
+        self.first = None;
     }
 
     /// The address of a broker, as far as it is known.
@@ -213,9 +244,7 @@ impl Brokers {
     /// does not know has no leaders afterwards; its error is returned by [`Brokers::refresh`] only
     /// if it is permanent.
     pub(in crate::kafka) fn refresh(&mut self, topics: &[&str], deadline: Instant) -> Result<(), CallError> {
-        let named = |topic: &&str| {
-            MetadataRequestTopic::default().with_name(Some(TopicName(StrBytes::from_string((*topic).to_owned()))))
-        };
+        let named = |topic: &&str| MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
         let request = MetadataRequest::default()
             .with_topics(Some(topics.iter().map(named).collect()))
             .with_allow_auto_topic_creation(false);
@@ -225,7 +254,30 @@ impl Brokers {
         self.note_metadata(topics, &answer)
     }
 
-    fn note_metadata(&mut self, topics: &[&str], answer: &MetadataResponse) -> Result<(), CallError> {
+    /// The topics with these names, or all topics. Those that do not exist have no partitions.
+    pub(in crate::kafka) fn topics(
+        &mut self,
+        names: Option<&[&str]>,
+        deadline: Instant,
+    ) -> Result<Vec<TopicState>, CallError> {
+        let named = |topic: &&str| MetadataRequestTopic::default().with_name(Some(topic_name(topic)));
+        let request = MetadataRequest::default()
+            .with_topics(names.map(|names| names.iter().map(named).collect()))
+            .with_allow_auto_topic_creation(false);
+        let answer = self.ask_any(5..=9, &request, deadline)?;
+        self.cluster.connection().set_reached();
+        self.note_brokers(&answer);
+        let state = |topic: &MetadataResponseTopic| {
+            Some(TopicState {
+                name: topic.name.as_ref()?.0.to_string(),
+                partitions: i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX),
+                is_denied: topic.error_code == ResponseError::TopicAuthorizationFailed.code(),
+            })
+        };
+        Ok(answer.topics.iter().filter_map(state).collect())
+    }
+
+    fn note_brokers(&mut self, answer: &MetadataResponse) {
         // A broker that has just started names no broker: those that are known may still be there.
         if !answer.brokers.is_empty() {
             self.addresses.clear();
@@ -239,6 +291,10 @@ impl Brokers {
             }
             self.addresses.insert(node, address);
         }
+    }
+
+    fn note_metadata(&mut self, topics: &[&str], answer: &MetadataResponse) -> Result<(), CallError> {
+        self.note_brokers(answer);
         topics.iter().for_each(|topic| drop(self.leaders.remove(*topic)));
         for topic in &answer.topics {
             let Some(name) = &topic.name else { continue };
@@ -335,6 +391,16 @@ impl Brokers {
         }
     }
 
+    /// The coordinator of a group; looked up if it is not known.
+    pub(in crate::kafka::wire) fn coordinator(&mut self, group: &str, deadline: Instant) -> Result<i32, CallError> {
+        self.find(Target::Coordinator(Coordinator::Group, group), deadline)
+    }
+
+    /// The coordinator of a group is looked up before it is used again.
+    pub(in crate::kafka::wire) fn forget_coordinator(&mut self, group: &str) {
+        self.forget(Target::Coordinator(Coordinator::Group, group));
+    }
+
     fn forget(&mut self, target: Target<'_>) {
         match target {
             Target::Coordinator(kind, key) => drop(self.coordinators.remove(&(kind, key.to_owned()))),
@@ -366,6 +432,14 @@ impl Brokers {
         self.coordinators.insert((kind, key.to_owned()), node);
         Ok(node)
     }
+}
+
+fn not_in_cluster(node: i32) -> Lost {
+    Lost(format!("broker {node} is not in the cluster"))
+}
+
+fn topic_name(topic: &str) -> TopicName {
+    TopicName(StrBytes::from_string(topic.to_owned()))
 }
 
 /// Why a call failed.

@@ -34,6 +34,7 @@ pub(in crate::kafka) fn is_transient(error: i16) -> bool {
                 | Code::UnknownLeaderEpoch
                 | Code::OffsetNotAvailable
                 | Code::CorruptMessage
+                | Code::UnstableOffsetCommit
         )
     )
 }
@@ -48,6 +49,7 @@ pub(in crate::kafka::wire) fn is_busy(error: i16) -> bool {
                 | Code::ConcurrentTransactions
                 | Code::UnknownTopicOrPartition
                 | Code::RequestTimedOut
+                | Code::UnstableOffsetCommit
         )
     )
 }

@@ -14,7 +14,7 @@
 mod login;
 pub(in crate::kafka) mod readiness;
 mod scram;
-mod settings;
+pub(in crate::kafka) mod settings;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -51,6 +51,9 @@ const READ_BYTES: usize = 16 << 10;
 
 /// Answers are at most this large: a broker limits batches, and a fetch its answer.
 const MAX_ANSWER_BYTES: usize = 1 << 30;
+
+/// Frames up to this size are copied together.
+const SMALL_FRAME: usize = 1 << 10;
 
 /// The buffer of answers is released if it has grown beyond this.
 const KEPT_BYTES: usize = 64 << 10;
@@ -94,6 +97,8 @@ pub(in crate::kafka::wire) struct Connection {
     /// Room for answers. `filled` bytes of it were read.
     received: BytesMut,
     filled: usize,
+    /// A request that is not answered within this time is lost.
+    answer_limit: Duration,
     /// Answers that [`Connection::call`] found before its own.
     early: VecDeque<(i32, Bytes)>,
 }
@@ -147,6 +152,7 @@ impl Connection {
             waiting: VecDeque::new(),
             received: BytesMut::new(),
             filled: 0,
+            answer_limit: ANSWER_LIMIT,
             early: VecDeque::new(),
         };
         this.learn_versions(deadline)?;
@@ -250,7 +256,9 @@ impl Connection {
         self.read()
     }
 
-    fn write(&mut self) -> Result<(), Lost> {
+    /// Writes what the socket permits.
+    pub(in crate::kafka::wire) fn write(&mut self) -> Result<(), Lost> {
+        self.gather();
         while let Some(frame) = self.unsent.front() {
             match self.stream.write(&frame[self.sent_of_first..]) {
                 Ok(0) => return Err(self.disconnected("connection closed by peer")),
@@ -268,6 +276,19 @@ impl Connection {
             }
         }
         Ok(())
+    }
+
+    /// Makes one frame of several small ones, so that they are written at once: the heartbeats of
+    /// all groups are due at the same time. A frame that is partly written stays as it is.
+    fn gather(&mut self) {
+        let small = self.unsent.iter().skip(1).take_while(|frame| frame.len() <= SMALL_FRAME).count();
+        if small < 2 {
+            return;
+        }
+        let bytes = self.unsent.iter().skip(1).take(small).map(Bytes::len).sum();
+        let mut gathered = BytesMut::with_capacity(bytes);
+        self.unsent.drain(1..=small).for_each(|frame| gathered.put(frame));
+        self.unsent.insert(1, gathered.freeze());
     }
 
     fn read(&mut self) -> Result<Option<(i32, Bytes)>, Lost> {
@@ -305,15 +326,16 @@ impl Connection {
             }
         }
         match self.waiting.front() {
-            Some(first) if first.since.elapsed() > self.answer_limit() => {
-                Err(self.lost(format!("no answer within {} s", self.answer_limit().as_secs())))
+            Some(first) if first.since.elapsed() > self.answer_limit => {
+                Err(self.lost(format!("no answer within {} s", self.answer_limit.as_secs())))
             }
             _ => Ok(None),
         }
     }
 
-    fn answer_limit(&self) -> Duration {
-        ANSWER_LIMIT
+    /// Changes the time after which a request counts as lost.
+    pub(in crate::kafka::wire) fn set_answer_limit(&mut self, limit: Duration) {
+        self.answer_limit = limit;
     }
 
     fn take_answer(&mut self, size: usize) -> Result<(i32, Bytes), Lost> {

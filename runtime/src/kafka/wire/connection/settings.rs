@@ -8,29 +8,29 @@ use trunkline_connector::Result;
 use crate::kafka::client::Cluster;
 
 /// The properties of a client of a cluster.
-pub(in crate::kafka::wire) struct Settings {
+pub(in crate::kafka) struct Settings {
     native: NativeClientConfig,
 }
 
 impl Settings {
     /// Fails if librdkafka does not accept a property.
-    pub(in crate::kafka::wire) fn of(cluster: &Cluster, config: &ClientConfig) -> Result<Self> {
+    pub(in crate::kafka) fn of(cluster: &Cluster, config: &ClientConfig) -> Result<Self> {
         let native = config.create_native_config().map_err(|error| cluster.creation_error(&error))?;
         Ok(Self { native })
     }
 
     /// A property's value, or its default. `None`: it has none.
-    pub(in crate::kafka::wire) fn get(&self, name: &str) -> Option<String> {
+    pub(in crate::kafka) fn get(&self, name: &str) -> Option<String> {
         self.native.get(name).ok().filter(|value| !value.is_empty())
     }
 
     /// A switch.
-    pub(in crate::kafka::wire) fn is(&self, name: &str) -> bool {
+    pub(in crate::kafka) fn is(&self, name: &str) -> bool {
         self.get(name).as_deref() == Some("true")
     }
 
     /// A size or another number that is not negative.
-    pub(in crate::kafka::wire) fn number(&self, name: &str) -> usize {
+    pub(in crate::kafka) fn number(&self, name: &str) -> usize {
         self.get(name).and_then(|value| value.parse().ok()).unwrap_or_default()
     }
 }

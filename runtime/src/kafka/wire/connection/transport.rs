@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use trunkline_connector::Result;
 
 use super::login::Login;
@@ -19,6 +19,10 @@ use crate::kafka::client::Cluster;
 const SETUP_LIMIT: Duration = Duration::from_secs(10);
 
 const SETUP_LIMIT_PROPERTY: &str = "socket.connection.setup.timeout.ms";
+
+/// When the system asks whether the other side is still there.
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(5));
 
 /// How a connection that took too long is reported; its state follows.
 pub(in crate::kafka::wire) const SETUP_TIMED_OUT: &str = "Connection setup timed out in state";
@@ -193,7 +197,10 @@ impl Transport {
         if self.receive_buffer > 0 {
             let _ = socket.set_recv_buffer_size(self.receive_buffer);
         }
-        socket.set_keepalive(self.has_keepalive)?;
+        if self.has_keepalive {
+            // The answer to a join may take minutes: a broker whose machine has vanished is noticed.
+            socket.set_tcp_keepalive(&KEEPALIVE)?;
+        }
         socket.set_tcp_nodelay(self.has_nodelay)?;
         let left = deadline.saturating_duration_since(Instant::now());
         socket.connect_timeout(&address.into(), left.max(Duration::from_millis(1)))?;

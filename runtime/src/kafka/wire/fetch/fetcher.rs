@@ -134,6 +134,11 @@ impl Fetcher {
         }
     }
 
+    /// The brokers that are asked for other things than records.
+    pub(in crate::kafka) fn brokers(&mut self) -> &mut Brokers {
+        &mut self.brokers
+    }
+
     /// Limits the wait of a broker without records, and with it the age of the watermarks.
     pub(in crate::kafka) fn limit_wait(&mut self, max_wait: Duration) {
         self.max_wait = max_wait.clamp(FIRST_WAIT, MAX_WAIT);

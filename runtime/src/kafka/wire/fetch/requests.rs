@@ -7,9 +7,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
-use kafka_protocol::messages::{FetchRequest, ListOffsetsRequest, TopicName};
+use kafka_protocol::messages::{FetchRequest, ListOffsetsRequest, ListOffsetsResponse, TopicName};
 use kafka_protocol::protocol::StrBytes;
 use trunkline_connector::TopicPartition;
 
@@ -26,6 +27,7 @@ const RACK_VERSION: i16 = 11;
 
 const READ_COMMITTED: i8 = 1;
 const EARLIEST: i64 = -2;
+const LATEST: i64 = -1;
 
 /// Compressed bytes of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +77,19 @@ pub(in crate::kafka::wire) fn first_offsets(wanted: &[(TopicPartition, Wanted)])
         .map(|(topic, asked)| ListOffsetsTopic::default().with_name(name(&topic)).with_partitions(asked))
         .collect();
     ListOffsetsRequest::default().with_topics(topics)
+}
+
+/// A request for the last stable offset of a partition: the end of what is committed.
+pub(in crate::kafka) fn stable_end(topic: &str, partition: i32) -> ListOffsetsRequest {
+    let asked = ListOffsetsPartition::default().with_partition_index(partition).with_timestamp(LATEST);
+    let topic = ListOffsetsTopic::default().with_name(name(topic)).with_partitions(vec![asked]);
+    ListOffsetsRequest::default().with_isolation_level(READ_COMMITTED).with_topics(vec![topic])
+}
+
+/// The error and the offset in the answer to [`stable_end`].
+pub(in crate::kafka) fn end_of(answer: &ListOffsetsResponse) -> (i16, i64) {
+    let found = answer.topics.iter().flat_map(|topic| &topic.partitions).next();
+    found.map_or((ResponseError::UnknownServerError.code(), -1), |found| (found.error_code, found.offset))
 }
 
 /// Groups items by topic, in the order in which the topics occur first.
