@@ -2,6 +2,7 @@
 //! groups and commits nothing.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -125,15 +126,16 @@ pub fn newest<T>(
         return Ok(Vec::new());
     }
     let mut open = starts.len();
-    let tail = Tail::new(cluster, &starts)?;
+    let mut tail = Tail::new(cluster, &starts);
     let mut found: Vec<((i64, i64), T)> = Vec::new();
     while open > 0 && Instant::now() < deadline {
-        let tailed = tail.next(WAIT, |record| {
+        let tailed = tail.next(WAIT, &mut |record| {
             let place = (record.timestamp().unwrap_or(0), record.entry().offset);
             found.extend(each(record).map(|shown| (place, shown)));
             if found.len() > 4 * limit {
                 keep_newest(&mut found, limit);
             }
+            Ok(ControlFlow::Continue(()))
         })?;
         // A partition that receives records meanwhile may end twice: an older record of another one
         // may then be missing.

@@ -61,6 +61,8 @@ impl Faults {
         ApiKey::AddOffsetsToTxn,
         ApiKey::EndTxn,
         ApiKey::InitProducerId,
+        ApiKey::JoinGroup,
+        ApiKey::SyncGroup,
         ApiKey::Heartbeat,
         ApiKey::Fetch,
         ApiKey::ListOffsets,
@@ -191,6 +193,13 @@ fn refuse(call: &Call<'_>, key: ApiKey, frame: Bytes, code: i16) -> Result<Respo
         ApiKey::InitProducerId => {
             let response = InitProducerIdResponse::default().with_error_code(code).with_producer_id(ProducerId(-1));
             call.envelope.answer::<InitProducerIdRequest>(&response.with_producer_epoch(-1))
+        }
+        ApiKey::JoinGroup => {
+            let response = JoinGroupResponse::default().with_error_code(code).with_generation_id(-1);
+            call.envelope.answer::<JoinGroupRequest>(&response)
+        }
+        ApiKey::SyncGroup => {
+            call.envelope.answer::<SyncGroupRequest>(&SyncGroupResponse::default().with_error_code(code))
         }
         ApiKey::Fetch => {
             let answer = |topic: fetch_request::FetchTopic| {

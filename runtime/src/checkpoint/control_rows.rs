@@ -149,7 +149,7 @@ impl ControlRows {
     }
 
     /// Reads all rows, and then their changes.
-    pub fn follow(&self) -> Result<TableFollower> {
+    pub fn follow(&self) -> TableFollower {
         TableFollower::new(&self.cluster, &self.topic, self.partition)
     }
 

@@ -92,7 +92,7 @@ impl StateChangelog {
     /// Restores the committed state of a topic partition. It may have `max_bytes`.
     pub fn restore(
         &self,
-        scanner: &PartitionScanner,
+        scanner: &mut PartitionScanner,
         facts: &ChangelogFacts,
         partition: &TopicPartition,
         disk: &StateDisk,
@@ -124,7 +124,7 @@ impl StateChangelog {
     /// Repeats the changes in a range of offsets. Returns the number of records.
     fn scan(
         &self,
-        scanner: &PartitionScanner,
+        scanner: &mut PartitionScanner,
         partition: &TopicPartition,
         range: (i64, i64),
         store: &mut StateStore,

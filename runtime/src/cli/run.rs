@@ -19,7 +19,6 @@ use super::{Exit, RunArgs};
 use crate::config::{HttpSetting, Settings};
 use crate::http::{self, HTTPS, HttpTls, LogLevels, Measured, Others, Samples, Served, SharedAnswers, Viewers};
 use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
-use crate::kafka::wait_for_closed_clients;
 use crate::plan::Loaded;
 use crate::stage::StopSignal;
 use crate::telemetry::{Counts, Observed, Telemetry};
@@ -107,7 +106,6 @@ pub(super) fn run(args: &RunArgs, settings: Settings) -> Exit {
     let outcome = worker::run(options, &data);
     telemetry.stop(&runtime);
     if let Some(broker) = embedded {
-        wait_for_closed_clients(CLOSE_LIMIT);
         broker.stop();
     }
     // Background work that is unfinished now has no effect.
@@ -247,9 +245,6 @@ fn first_set(reader: &mut Reader, args: &RunArgs) -> Option<PipelineSet> {
     }
     Some(PipelineSet { pipelines, retry_failed: false, kafka: None })
 }
-
-/// Time for the worker's clients to close before the embedded broker stops.
-const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Signals within this time are one request.
 const SAME_SIGNAL: Duration = Duration::from_millis(200);

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Write as _};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -184,11 +185,15 @@ fn follow(
     let topics: BTreeSet<&str> = starts.keys().map(|partition| &*partition.topic).collect();
     let topics: Vec<&str> = topics.into_iter().collect();
     print_error(format_args!("reading {}; stop with Ctrl-C", topics.join(", ")));
-    let tail = Tail::new(cluster, &starts)?;
+    let mut tail = Tail::new(cluster, &starts);
     loop {
-        let mut line = Ok(None);
-        tail.next(WAIT, |record| line = shown.line_of(record))?;
-        if !shown.print(line?)? {
+        let mut is_enough = false;
+        tail.next(WAIT, &mut |record| {
+            let line = shown.line_of(record)?;
+            is_enough = !shown.print(line)?;
+            Ok(if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        if is_enough {
             return Ok(Exit::Ok);
         }
     }
@@ -208,22 +213,21 @@ impl Shown<'_, '_> {
         if start >= end {
             return Ok(true);
         }
-        let tail = Tail::new(cluster, &BTreeMap::from([(partition.clone(), start)]))?;
+        let mut tail = Tail::new(cluster, &BTreeMap::from([(partition.clone(), start)]));
+        let (mut is_over, mut is_enough) = (false, false);
         loop {
-            let mut line = Ok(None);
-            let tailed = tail.next(WAIT, |record| {
-                if record.entry().offset < end {
-                    line = self.line_of(record);
+            let tailed = tail.next(WAIT, &mut |record| {
+                let offset = record.entry().offset;
+                if offset < end {
+                    let line = self.line_of(record)?;
+                    is_enough = !self.print(line)?;
                 }
+                is_over = offset + 1 >= end || is_enough;
+                Ok(if is_over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             })?;
-            if !self.print(line?)? {
-                return Ok(false);
-            }
-            match tailed {
-                // Markers of transactions may follow the last record.
-                Tailed::End => return Ok(true),
-                Tailed::Record(offset) if offset + 1 >= end => return Ok(true),
-                Tailed::Record(_) | Tailed::Nothing => {}
+            // Markers of transactions may follow the last record.
+            if is_over || tailed == Tailed::End {
+                return Ok(!is_enough);
             }
         }
     }

@@ -118,7 +118,7 @@ impl Tracer<'_> {
         let Place { partition, offset } = self.place;
         self.check_place()?;
         let mut batch = Batch::default();
-        let reader = RecordReader::new(self.cluster)?;
+        let mut reader = RecordReader::new(self.cluster);
         let copy = |record: RecordRef<'_>| batch.push_copy(record);
         if reader.read(&partition.topic, partition.partition, *offset, copy)? {
             return Ok(batch);

@@ -245,10 +245,7 @@ impl<'a> Redrive<'a> {
         if is_unchanged {
             copy(&mut self.batch, record);
         } else if let Some(origin) = &letter.origin {
-            let reader = match &self.originals {
-                Some(reader) => reader,
-                None => self.originals.insert(RecordReader::new(self.cluster)?),
-            };
+            let reader = self.originals.get_or_insert_with(|| RecordReader::new(self.cluster));
             let batch = &mut self.batch;
             let found = reader.read(&origin.topic, origin.partition, origin.offset, |original| {
                 copy(batch, original);

@@ -1,8 +1,7 @@
 //! Settings that all clients share, and the classification of librdkafka's errors.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -367,49 +366,6 @@ impl ClientContext for ClientLog {
 }
 
 impl ConsumerContext for ClientLog {}
-
-/// Clients that are being closed in separate threads.
-static CLOSING: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
-
-/// A client that is being closed.
-struct Closing;
-
-impl Closing {
-    fn begin() -> Self {
-        *CLOSING.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        Self
-    }
-}
-
-impl Drop for Closing {
-    fn drop(&mut self) {
-        *CLOSING.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        CLOSING.1.notify_all();
-    }
-}
-
-/// Waits until all clients that are being closed are closed, at most for `limit`. A broker that
-/// stops before its clients makes them report lost connections.
-pub fn wait_for_closed_clients(limit: Duration) {
-    let closing = CLOSING.0.lock().unwrap_or_else(PoisonError::into_inner);
-    // After the limit, the reports are harmless.
-    let _ = CLOSING.1.wait_timeout_while(closing, limit, |count| *count > 0);
-}
-
-/// Closes a client in a separate thread, because closing takes a tenth of a second and sometimes
-/// does not return. The receiver is disconnected once the client is closed.
-pub(super) fn close_in_background(client: impl Send + 'static) -> Receiver<()> {
-    let (sender, closed) = sync_channel(0);
-    let is_closing = Closing::begin();
-    let close = move || {
-        drop(client);
-        drop(is_closing);
-        drop(sender);
-    };
-    // Without a thread, the closure and with it the client are dropped here.
-    let _ = std::thread::Builder::new().name("close-client".to_owned()).spawn(close);
-    closed
-}
 
 /// The codes with which brokers, and the client itself, refuse a member or producer that was
 /// replaced.

@@ -150,7 +150,7 @@ impl ConnectionMonitor {
 
     /// Adds the current problem to the error of a call that found no broker.
     pub(super) fn explain(&self, error: Error) -> Error {
-        if !matches!(error.code, "kafka.unreachable" | "kafka.cut_off") {
+        if error.code != "kafka.unreachable" {
             return error;
         }
         // librdkafka reports an unchanged problem every 30 s.

@@ -25,7 +25,7 @@ use super::wire::brokers::{Brokers, Target};
 use super::wire::connection::readiness::wait;
 use super::wire::connection::settings::Settings;
 use super::wire::errors::code;
-use super::wire::fetch::{FetchLimits, FetchOptions, Fetcher, Room, end_of, stable_end};
+use super::wire::fetch::{Bound, FetchLimits, FetchOptions, Fetcher, Isolation, Room, bound, bound_of};
 use super::wire::group::{MemberOptions, Membership, RebalanceEvent};
 use super::wire::group_lookups::{self, GroupMember};
 use super::wire::produce::GroupMetadata;
@@ -104,7 +104,7 @@ impl GroupConsumer {
         let fetcher = Fetcher::new(
             cluster,
             FetchOptions {
-                group: group.to_owned(),
+                group: Some(group.to_owned()),
                 client_id: client_id.to_owned(),
                 rack: config.get("client.rack").unwrap_or_default().to_owned(),
                 limits: FetchLimits {
@@ -112,6 +112,7 @@ impl GroupConsumer {
                     answer_bytes: bytes("fetch.max.bytes"),
                 },
                 is_strict,
+                isolation: Isolation::Committed,
             },
         );
         let options = MemberOptions {
@@ -335,10 +336,11 @@ impl GroupConsumer {
     /// is open now wrote before it.
     pub fn stable_end(&self, topic: &str, partition: i32) -> Result<i64> {
         let doing = format!("reading the end of topic `{topic}` in group `{}`", self.group);
-        let (deadline, request) = (Instant::now() + CALL_TIMEOUT, stable_end(topic, partition));
+        let (deadline, request) = (Instant::now() + CALL_TIMEOUT, bound(topic, partition, Bound::End(Isolation::Committed)));
         let (error, end) = self.ask(|brokers| {
-            let answer = brokers.ask(Target::Leader(topic, partition), 2..=6, &request, deadline, |answer| end_of(answer).0);
-            Ok(end_of(&answer.map_err(|error| error.explain(&doing, brokers.cluster()))?))
+            let answer =
+                brokers.ask(Target::Leader(topic, partition), 2..=6, &request, deadline, |answer| bound_of(answer).0);
+            Ok(bound_of(&answer.map_err(|error| error.explain(&doing, brokers.cluster()))?))
         })?;
         if error == 0 { Ok(end) } else { Err(classify_code(Some(code(error)), format!("{doing}: {}", code(error)))) }
     }
@@ -350,7 +352,7 @@ impl GroupConsumer {
         let deadline = Instant::now() + CALL_TIMEOUT;
         let doing = format!("listing topics in group `{}`", self.group);
         let topics = self.ask(|brokers| {
-            let topics = brokers.topics(patterns.is_empty().then_some(names.as_slice()), deadline);
+            let topics = brokers.list_topics(patterns.is_empty().then_some(names.as_slice()), deadline);
             topics.map_err(|error| error.explain(&doing, brokers.cluster()))
         })?;
         let mut found = Vec::new();

@@ -11,7 +11,7 @@
 //!   reads.
 //! - [`GroupOffsets`]: reads and changes the offsets of a group from outside.
 //! - `membership`, `unassigned`: a group's members, and its partitions without an owner.
-//! - [`topic_reader`]: reads topics outside of groups; [`table`]: compacted topics as key-value
+//! - [`topic_reader`]: reads topics outside of groups, with a `reader`; [`table`]: compacted topics as key-value
 //!   tables; [`TableFollower`] receives the changes of such a table.
 //! - [`embedded`]: the broker in this process.
 //! - `connection`: explains failed connections; `rebootstrap`: recovers clients that lost all
@@ -35,6 +35,7 @@ mod packed_headers;
 mod partition_batches;
 pub mod producer;
 mod properties;
+mod reader;
 mod rebootstrap;
 mod row_writer;
 mod secrets;
@@ -51,7 +52,7 @@ mod wire;
 
 pub use admin::{Admin, EnsuredTopics, Permission, TopicIdentity, TopicSpec};
 pub use admin_facts::{BrokerFacts, TopicFacts};
-pub use client::{Cluster, DUPLICATE_WORKER, grant, wait_for_closed_clients};
+pub use client::{Cluster, DUPLICATE_WORKER, grant};
 pub use consumer::{FillLimits, GroupConsumer};
 pub use group_offsets::{GroupOffsets, Watermarks};
 pub use membership::OtherMembers;

@@ -6,6 +6,7 @@
 //! `docs/adr/022-lookup-tables.md`.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,8 @@ use crate::kafka::Cluster;
 use crate::kafka::topic_reader::{PartitionScanner, Tail, Tailed};
 use crate::plan::TablePlan;
 
-/// Rows that are read between two batches.
-const MAX_ROWS: usize = 10_000;
+/// Reads of up to 1,000 rows between two batches.
+const MAX_ROUNDS: usize = 10;
 
 /// A table that follows its topic.
 pub struct LookupTable {
@@ -75,7 +76,7 @@ impl LookupTable {
     /// Reads all rows that are committed now.
     pub fn load(cluster: &Cluster, plan: &TablePlan) -> Result<Self> {
         let begun = Instant::now();
-        let scanner = PartitionScanner::new(cluster)?;
+        let mut scanner = PartitionScanner::new(cluster);
         let partitions = scanner.partitions_of(&plan.topic)?;
         if partitions.is_empty() {
             let message = format!(
@@ -95,17 +96,22 @@ impl LookupTable {
             let partition = TopicPartition { topic: Arc::from(plan.topic.as_str()), partition };
             starts.insert(partition, end.unwrap_or(0));
         }
-        scanner.close();
         tracing::debug!(topic = %plan.topic, rows = rows.store.len(), took = ?begun.elapsed(), "table read");
-        Ok(Self { rows, tail: Tail::new(cluster, &starts)? })
+        Ok(Self { rows, tail: Tail::new(cluster, &starts) })
     }
 
     /// Adds the rows that have arrived. Does not wait.
     pub(super) fn update(&mut self) -> Result<()> {
         let mut read = 0;
         let Self { rows, tail } = self;
-        while read < MAX_ROWS && tail.next(Duration::ZERO, |record| rows.add(record))? != Tailed::Nothing {
+        let mut add = |record: RecordRef<'_>| {
+            rows.add(record);
             read += 1;
+            Ok(ControlFlow::Continue(()))
+        };
+        let mut rounds = 0;
+        while rounds < MAX_ROUNDS && tail.next(Duration::ZERO, &mut add)? != Tailed::Nothing {
+            rounds += 1;
         }
         if read > 0 { self.rows.check() } else { Ok(()) }
     }

@@ -415,7 +415,7 @@ impl TransformTask<'_> {
                     let committed =
                         if partitions.is_empty() { Vec::new() } else { self.consumer.committed(&partitions)? };
                     self.check_inputs(&partitions, &committed)?;
-                    // The same clients restore the state of all partitions.
+                    // The same client restores the state of all partitions.
                     let mut scanner = None;
                     let facts = match self.stage.plan.state {
                         Some(_) => Some(self.changelog.facts(&self.context.admin)?),
@@ -426,10 +426,8 @@ impl TransformTask<'_> {
                         let positions = Positions::load(&self.context.cluster, &self.component, &task)?;
                         let state = match self.stage.plan.state.zip(facts.as_ref()) {
                             Some((plan, facts)) => {
-                                let scanner = match &mut scanner {
-                                    Some(scanner) => scanner,
-                                    None => scanner.insert(PartitionScanner::new(&self.context.cluster)?),
-                                };
+                                let scanner =
+                                    scanner.get_or_insert_with(|| PartitionScanner::new(&self.context.cluster));
                                 Some(self.restore_state(scanner, facts, &partition, plan.max_bytes)?)
                             }
                             None => None,
@@ -446,8 +444,7 @@ impl TransformTask<'_> {
                         };
                         self.partitions.insert(partition, state);
                     }
-                    if let Some(scanner) = scanner {
-                        scanner.close();
+                    if scanner.is_some() {
                         self.show_states();
                     }
                     failpoint!("transform.assign.after")?;

@@ -65,10 +65,7 @@ impl<'a> Drain<'a> {
             return Ok(false);
         }
         self.asked = Some(Instant::now());
-        let probe = match &self.probe {
-            Some(probe) => probe,
-            None => self.probe.insert(EndProbe::new(self.cluster)?),
-        };
+        let probe = self.probe.get_or_insert_with(|| EndProbe::new(self.cluster));
         if self.targets.is_empty() {
             for partition in consumer.subscribed_partitions()? {
                 let high = probe.high(&partition.topic, partition.partition)?;

@@ -1,6 +1,7 @@
 //! The Kafka layer on the embedded broker.
 
 mod fetching;
+mod groups;
 mod moved_controller;
 mod producer_faults;
 
@@ -32,8 +33,14 @@ impl Fixture {
 
     /// A cluster that knows nothing of the broker's topics yet.
     fn cluster(&self) -> Cluster {
+        self.cluster_with(&[])
+    }
+
+    /// The same with settings.
+    fn cluster_with(&self, settings: &[(&str, &str)]) -> Cluster {
         let address = self.broker.as_ref().unwrap().address().to_string();
-        Cluster::new(&address, &BTreeMap::new()).unwrap()
+        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Cluster::new(&address, &settings).unwrap()
     }
 }
 

@@ -25,7 +25,10 @@ use crate::kafka::wire::connection::{ANSWER_LIMIT, Address, Connection};
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 
-/// The same, while the broker completes an earlier transaction, for example.
+/// Time of one attempt, where several brokers may be asked.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
+
+/// The same pauses, while the broker completes an earlier transaction, for example.
 const MAX_BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// A kind of coordinator. The numbers are those of FindCoordinator.
@@ -254,8 +257,53 @@ impl Brokers {
         self.note_metadata(topics, &answer)
     }
 
-    /// The topics with these names, or all topics. Those that do not exist have no partitions.
-    pub(in crate::kafka) fn topics(
+    /// Repeats a call while no broker answers, at most until `deadline`. Each attempt has a deadline
+    /// of its own.
+    pub(in crate::kafka) fn patiently<T>(
+        &mut self,
+        deadline: Instant,
+        mut call: impl FnMut(&mut Self, Instant) -> Result<T, CallError>,
+    ) -> Result<T, CallError> {
+        let mut backoff = Backoff::new(FIRST_PAUSE, MAX_PAUSE);
+        loop {
+            let lost = match call(self, deadline.min(Instant::now() + ATTEMPT_LIMIT)) {
+                Err(CallError::Lost(lost)) => lost,
+                result => return result,
+            };
+            let pause = jitter(backoff.advance());
+            let is_over = Instant::now() + pause >= deadline;
+            if is_over || self.cluster.connection().is_hopeless() || self.cluster.is_interrupted() {
+                return Err(lost.into());
+            }
+            std::thread::park_timeout(pause);
+        }
+    }
+
+    /// The id of the cluster.
+    pub(in crate::kafka) fn cluster_id(&mut self, deadline: Instant) -> Result<Option<String>, CallError> {
+        let request = MetadataRequest::default().with_topics(Some(Vec::new())).with_allow_auto_topic_creation(false);
+        let answer = self.ask_any(5..=9, &request, deadline)?;
+        self.note_brokers(&answer);
+        Ok(answer.cluster_id.map(|id| id.to_string()))
+    }
+
+    /// Whether a partition exists, as far as it is known.
+    pub(in crate::kafka) fn has_partition(&self, topic: &str, partition: i32) -> bool {
+        let known = self.leaders.get(topic).map_or(0, Vec::len);
+        usize::try_from(partition).is_ok_and(|partition| partition < known)
+    }
+
+    /// The topics with these names, or all topics, asked again while no broker answers.
+    pub(in crate::kafka) fn list_topics(
+        &mut self,
+        names: Option<&[&str]>,
+        deadline: Instant,
+    ) -> Result<Vec<TopicState>, CallError> {
+        self.patiently(deadline, |brokers, deadline| brokers.topics(names, deadline))
+    }
+
+    /// The topics with these names, or all topics, asked once. Those that do not exist have no partitions.
+    pub(in crate::kafka::wire) fn topics(
         &mut self,
         names: Option<&[&str]>,
         deadline: Instant,

@@ -19,7 +19,7 @@ impl TransformTask<'_> {
     /// Restores the state of a partition whose committed offset has been read.
     pub(super) fn restore_state(
         &mut self,
-        scanner: &PartitionScanner,
+        scanner: &mut PartitionScanner,
         facts: &ChangelogFacts,
         partition: &TopicPartition,
         max_bytes: usize,

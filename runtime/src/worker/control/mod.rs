@@ -249,9 +249,8 @@ pub fn rows_of(view: &View, request: &Request, target: &Target, known: &Componen
 /// Reads the rows of a cluster. Returns them, and the connection.
 pub fn read(cluster: &Cluster, name: &str) -> Result<(View, ControlRows)> {
     let rows = ControlRows::new(cluster, name)?;
-    let table = rows.follow()?;
+    let table = rows.follow();
     let view = load(&rows, &table)?;
-    table.close();
     Ok((view, rows))
 }
 
@@ -260,7 +259,7 @@ pub fn read(cluster: &Cluster, name: &str) -> Result<(View, ControlRows)> {
 /// was killed stay until another worker removes them.
 pub fn read_alive(cluster: &Cluster, name: &str) -> Result<View> {
     let rows = ControlRows::new(cluster, name)?;
-    let table = rows.follow()?;
+    let table = rows.follow();
     let mut view = load(&rows, &table)?;
     view.forget_signs();
     let begun = Instant::now();
@@ -274,7 +273,6 @@ pub fn read_alive(cluster: &Cluster, name: &str) -> Result<View> {
             view.apply(row, Instant::now());
         });
     }
-    table.close();
     Ok(view)
 }
 
@@ -299,7 +297,7 @@ impl Follower {
     /// Reads all rows, and starts the thread.
     pub(super) fn start(context: &WorkerContext, overview: &Overview, control: &Control) -> Result<Self> {
         let rows = ControlRows::new(&context.cluster, &context.names.cluster)?;
-        let table = rows.follow()?;
+        let table = rows.follow();
         let view = load(&rows, &table)?;
         let rows = Arc::new(Mutex::new(rows));
         let names = &context.names;
@@ -336,7 +334,6 @@ impl Follower {
                 }
             }
             publisher.finish();
-            table.close();
         };
         let thread = std::thread::Builder::new()
             .name("control".to_owned())

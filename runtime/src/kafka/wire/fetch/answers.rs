@@ -13,6 +13,7 @@ use super::batch::Defect;
 use super::fetcher::Fetcher;
 use super::partition::{Position, Wanted};
 use super::records::{Aborted, BadBatch, FetchedRecords};
+use super::requests::Isolation;
 use crate::kafka::client::classify_code;
 use crate::kafka::wire::errors::{code, is_transient};
 
@@ -68,7 +69,11 @@ impl Fetcher {
             aborted.map(|aborted| Aborted { producer_id: aborted.producer_id.0, first_offset: aborted.first_offset });
         let records = data.records.clone().unwrap_or_default();
         let fetched = FetchedRecords::new(asked.offset, records, aborted.collect(), token.clone());
-        partition.accept(fetched, data.high_watermark);
+        let end = match self.options.isolation {
+            Isolation::Committed if data.last_stable_offset >= 0 => data.last_stable_offset,
+            _ => data.high_watermark,
+        };
+        partition.accept(fetched, data.high_watermark, end);
         if partition.fetched.is_empty() {
             return Ok(false);
         }
@@ -120,7 +125,7 @@ impl Fetcher {
             tracing::warn!(
                 topic = %name.topic,
                 partition = name.partition,
-                group = self.options.group,
+                group = self.options.group.as_deref(),
                 ?position,
                 "the next offset no longer exists: the consumer continues with the first record"
             );
@@ -139,8 +144,8 @@ impl Fetcher {
 
     /// The error of a broker that refuses to answer.
     fn refused(&self, name: Option<&TopicPartition>, error: i16) -> Error {
-        let topic = name.map_or(String::new(), |name| format!(" topic `{}`", name.topic));
-        let message = format!("consuming{topic} in group `{}`: {}", self.options.group, code(error));
+        let doing = self.options.doing(name.map(|name| &*name.topic));
+        let message = format!("{doing}: {}", code(error));
         classify_code(Some(code(error)), message)
     }
 
@@ -149,7 +154,8 @@ impl Fetcher {
         let message = format!(
             "consuming topic `{}`: the next offset of group `{}` no longer exists, because retention deleted it or the topic \
              was created again",
-            name.topic, self.options.group
+            name.topic,
+            self.options.group.as_deref().unwrap_or_default()
         );
         Error::data("replay.deleted", message)
     }
@@ -158,9 +164,10 @@ impl Fetcher {
     pub(in crate::kafka::wire) fn unreadable(&self, name: &TopicPartition, bad: &BadBatch) -> Error {
         let TopicPartition { topic, partition } = name;
         let message = format!(
-            "consuming topic `{topic}` in group `{}`: the record batch at offset {} of partition {partition} cannot be read: \
-             {}",
-            self.options.group, bad.offset, bad.defect
+            "{}: the record batch at offset {} of partition {partition} cannot be read: {}",
+            self.options.doing(Some(topic)),
+            bad.offset,
+            bad.defect
         );
         let error = Error::external("kafka.unreadable", message);
         // Damage on the way is gone with the next attempt.

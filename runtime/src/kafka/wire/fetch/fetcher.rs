@@ -20,7 +20,7 @@ use trunkline_connector::{Result, TopicPartition};
 use super::decompressor::Decompressor;
 use super::partition::{FetchPartition, Position, Wanted};
 use super::records::Room;
-use super::requests::{FETCH_VERSIONS, FetchLimits, LIST_OFFSETS_VERSIONS, fetch, first_offsets};
+use super::requests::{FETCH_VERSIONS, FetchLimits, Isolation, LIST_OFFSETS_VERSIONS, fetch, first_offsets};
 use crate::backoff::{Backoff, jitter};
 use crate::kafka::client::Cluster;
 use crate::kafka::partition_batches::PartitionBatches;
@@ -47,7 +47,8 @@ const ANSWERS_BEFORE_REQUEST: usize = 1;
 
 /// What a fetcher needs to know of its consumer.
 pub(in crate::kafka) struct FetchOptions {
-    pub(in crate::kafka) group: String,
+    /// The group of the consumer, for messages; `None`: it is in no group.
+    pub(in crate::kafka) group: Option<String>,
     /// Brokers see this name.
     pub(in crate::kafka) client_id: String,
     /// A replica in this rack is read, if the brokers know one (KIP-392).
@@ -55,6 +56,18 @@ pub(in crate::kafka) struct FetchOptions {
     pub(in crate::kafka) limits: FetchLimits,
     /// An offset that no longer exists is an error.
     pub(in crate::kafka) is_strict: bool,
+    pub(in crate::kafka) isolation: Isolation,
+}
+
+impl FetchOptions {
+    /// What the consumer does, in messages.
+    pub(in crate::kafka::wire) fn doing(&self, topic: Option<&str>) -> String {
+        let topic = topic.map_or(String::new(), |topic| format!(" topic `{topic}`"));
+        match &self.group {
+            Some(group) => format!("consuming{topic} in group `{group}`"),
+            None => format!("reading{topic}"),
+        }
+    }
 }
 
 /// The assigned partitions of a consumer, and the connections over which they are read.
@@ -247,6 +260,14 @@ impl Fetcher {
         self.partitions.get(partition)?.high_watermark
     }
 
+    /// Whether a partition was handed over up to its end, as the last answer knew it.
+    pub(in crate::kafka) fn is_at_end(&self, partition: &TopicPartition) -> bool {
+        self.partitions.get(partition).is_some_and(|found| match (found.position, found.end) {
+            (Position::At(offset), Some(end)) => offset >= end,
+            _ => false,
+        })
+    }
+
     /// The number of answers to fetches so far.
     #[cfg(test)]
     pub(in crate::kafka) fn answers(&self) -> u64 {
@@ -349,7 +370,7 @@ impl Fetcher {
             }
             Err(CallError::Lost(lost)) => self.check_hope(lost),
             Err(CallError::Refused(error)) => {
-                Err(error.context(format!("consuming in group `{}`", self.options.group)))
+                Err(error.context(self.options.doing(None)))
             }
         }
     }
@@ -358,10 +379,9 @@ impl Fetcher {
     fn check_hope(&self, lost: Lost) -> Result<()> {
         let cluster = self.brokers.cluster();
         if cluster.connection().is_hopeless() {
-            let doing = format!("consuming in group `{}`", self.options.group);
-            return Err(CallError::Lost(lost).explain(&doing, cluster));
+            return Err(CallError::Lost(lost).explain(&self.options.doing(None), cluster));
         }
-        tracing::debug!(reason = lost.0, group = self.options.group, "the consumer continues without a broker");
+        tracing::debug!(reason = lost.0, doing = self.options.doing(None), "the consumer continues without a broker");
         Ok(())
     }
 
@@ -492,12 +512,11 @@ impl Fetcher {
             let Wants { mut records, .. } = wants;
             records.sort_by_key(|(last_answer, ..)| *last_answer);
             let wanted: Vec<_> = records.into_iter().map(|(_, name, wanted)| (name, wanted)).collect();
-            let FetchOptions { limits, rack, .. } = &self.options;
             let version = connection.version::<FetchRequest>(FETCH_VERSIONS)?;
             // A partition that is asked again later does not wait for this answer.
             let retry_at = self.partitions.values().filter_map(FetchPartition::retry_at).min();
             let wait = retry_at.map_or(link.wait, |at| at.saturating_duration_since(now).clamp(FIRST_WAIT, link.wait));
-            connection.send(version, &fetch(version, &wanted, *limits, wait, rack))?;
+            connection.send(version, &fetch(version, &wanted, &self.options, wait))?;
             let wanted = wanted.into_iter().collect();
             InFlight { version, request: Asked::Records, wanted, until: now + wait }
         } else {

@@ -15,4 +15,4 @@ mod requests;
 
 pub(in crate::kafka) use fetcher::{FetchOptions, Fetcher};
 pub(in crate::kafka) use records::Room;
-pub(in crate::kafka) use requests::{FetchLimits, end_of, stable_end};
+pub(in crate::kafka) use requests::{Bound, FetchLimits, Isolation, bound, bound_of};

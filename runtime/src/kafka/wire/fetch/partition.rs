@@ -37,6 +37,8 @@ pub(in crate::kafka::wire) struct FetchPartition {
     pub(in crate::kafka::wire) is_paused: bool,
     /// The offset after the last record, from the last answer.
     pub(in crate::kafka::wire) high_watermark: Option<i64>,
+    /// The end of what the consumer may see, from the last answer.
+    pub(in crate::kafka::wire) end: Option<i64>,
     /// A replica near this client that the leader has named, and until when it is used.
     replica: Option<(i32, Instant)>,
     /// Counts answers with records of any partition: those that waited longest come first.
@@ -54,6 +56,7 @@ impl FetchPartition {
             serial,
             is_paused: false,
             high_watermark: None,
+            end: None,
             replica: None,
             last_answer: 0,
             retry_at: None,
@@ -103,8 +106,9 @@ impl FetchPartition {
     }
 
     /// Takes what the answer to the last request has.
-    pub(in crate::kafka::wire) fn accept(&mut self, fetched: FetchedRecords, high_watermark: i64) {
+    pub(in crate::kafka::wire) fn accept(&mut self, fetched: FetchedRecords, high_watermark: i64, end: i64) {
         self.high_watermark = Some(high_watermark);
+        self.end = Some(end);
         self.backoff.reset();
         if fetched.has_batch() {
             self.next_fetch = fetched.end();

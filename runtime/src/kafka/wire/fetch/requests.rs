@@ -14,6 +14,7 @@ use kafka_protocol::messages::{FetchRequest, ListOffsetsRequest, ListOffsetsResp
 use kafka_protocol::protocol::StrBytes;
 use trunkline_connector::TopicPartition;
 
+use super::fetcher::FetchOptions;
 use super::partition::Wanted;
 
 /// The versions of Fetch that name topics. Later ones have the ids of topics.
@@ -25,7 +26,6 @@ pub(in crate::kafka::wire) const LIST_OFFSETS_VERSIONS: std::ops::RangeInclusive
 /// The first version with the client's rack (KIP-392).
 const RACK_VERSION: i16 = 11;
 
-const READ_COMMITTED: i8 = 1;
 const EARLIEST: i64 = -2;
 const LATEST: i64 = -1;
 
@@ -38,20 +38,19 @@ pub(in crate::kafka) struct FetchLimits {
     pub(in crate::kafka) answer_bytes: i32,
 }
 
-/// A request for committed records of these partitions. The broker answers at once if it has any,
+/// A request for records of these partitions. The broker answers at once if it has any,
 /// and otherwise after `wait`. Partitions that come first have precedence.
 pub(in crate::kafka::wire) fn fetch(
     version: i16,
     wanted: &[(TopicPartition, Wanted)],
-    limits: FetchLimits,
+    options: &FetchOptions,
     wait: Duration,
-    rack: &str,
 ) -> FetchRequest {
     let asked = |(TopicPartition { topic, partition }, wanted): &(TopicPartition, Wanted)| {
         let asked = FetchPartition::default()
             .with_partition(*partition)
             .with_fetch_offset(wanted.offset)
-            .with_partition_max_bytes(limits.partition_bytes);
+            .with_partition_max_bytes(options.limits.partition_bytes);
         (topic.clone(), asked)
     };
     let topics = by_topic(wanted.iter().map(asked))
@@ -61,10 +60,10 @@ pub(in crate::kafka::wire) fn fetch(
     let request = FetchRequest::default()
         .with_max_wait_ms(i32::try_from(wait.as_millis()).unwrap_or(i32::MAX))
         .with_min_bytes(1)
-        .with_max_bytes(limits.answer_bytes)
-        .with_isolation_level(READ_COMMITTED)
+        .with_max_bytes(options.limits.answer_bytes)
+        .with_isolation_level(options.isolation as i8)
         .with_topics(topics);
-    if version < RACK_VERSION { request } else { request.with_rack_id(StrBytes::from_string(rack.to_owned())) }
+    if version < RACK_VERSION { request } else { request.with_rack_id(StrBytes::from_string(options.rack.clone())) }
 }
 
 /// A request for the first offsets of these partitions.
@@ -79,15 +78,36 @@ pub(in crate::kafka::wire) fn first_offsets(wanted: &[(TopicPartition, Wanted)])
     ListOffsetsRequest::default().with_topics(topics)
 }
 
-/// A request for the last stable offset of a partition: the end of what is committed.
-pub(in crate::kafka) fn stable_end(topic: &str, partition: i32) -> ListOffsetsRequest {
-    let asked = ListOffsetsPartition::default().with_partition_index(partition).with_timestamp(LATEST);
-    let topic = ListOffsetsTopic::default().with_name(name(topic)).with_partitions(vec![asked]);
-    ListOffsetsRequest::default().with_isolation_level(READ_COMMITTED).with_topics(vec![topic])
+/// Which records a reader sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::kafka) enum Isolation {
+    /// Those of open and of aborted transactions, too. The numbers are those of the protocol.
+    Uncommitted = 0,
+    Committed = 1,
 }
 
-/// The error and the offset in the answer to [`stable_end`].
-pub(in crate::kafka) fn end_of(answer: &ListOffsetsResponse) -> (i16, i64) {
+/// An end of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::kafka) enum Bound {
+    /// The first offset.
+    First,
+    /// The offset after the last record, or the last stable offset: the end of what is decided.
+    End(Isolation),
+}
+
+/// A request for an end of a partition.
+pub(in crate::kafka) fn bound(topic: &str, partition: i32, which: Bound) -> ListOffsetsRequest {
+    let (timestamp, isolation) = match which {
+        Bound::First => (EARLIEST, Isolation::Uncommitted),
+        Bound::End(isolation) => (LATEST, isolation),
+    };
+    let asked = ListOffsetsPartition::default().with_partition_index(partition).with_timestamp(timestamp);
+    let topic = ListOffsetsTopic::default().with_name(name(topic)).with_partitions(vec![asked]);
+    ListOffsetsRequest::default().with_isolation_level(isolation as i8).with_topics(vec![topic])
+}
+
+/// The error and the offset in the answer to [`bound`].
+pub(in crate::kafka) fn bound_of(answer: &ListOffsetsResponse) -> (i16, i64) {
     let found = answer.topics.iter().flat_map(|topic| &topic.partitions).next();
     found.map_or((ResponseError::UnknownServerError.code(), -1), |found| (found.error_code, found.offset))
 }
