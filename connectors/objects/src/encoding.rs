@@ -20,6 +20,7 @@ use tokio::runtime::Handle;
 use trunkline_connector::{Error, Result, io_error};
 
 use crate::columns::conform_batch;
+use crate::dictionaries::outgrown;
 use crate::options::WriterOptions;
 
 /// Limit on the bytes of waiting rows: one or two batches, so that both threads stay busy.
@@ -97,10 +98,15 @@ struct State {
 }
 
 impl Encoding {
-    /// Creates the file.
-    pub fn create(temp: PathBuf, schema: &SchemaRef, encoders: &Arc<Encoders>) -> Result<Self> {
+    /// Creates the file, for rows of which `first` are the first ones.
+    pub fn create(
+        temp: PathBuf,
+        schema: &SchemaRef,
+        encoders: &Arc<Encoders>,
+        first: &[RecordBatch],
+    ) -> Result<Self> {
         let file = File::create_new(&temp).map_err(|error| io_error("create", &temp, &error))?;
-        let properties = properties(schema, &encoders.options);
+        let properties = properties(schema, &encoders.options, first);
         let mut shared = Shared {
             encoders: Arc::clone(encoders),
             schema: Arc::clone(schema),
@@ -262,19 +268,23 @@ impl Drop for Work {
     }
 }
 
-/// How a file with these columns is written. In a wide file, the first columns of text have a
-/// dictionary, because text repeats more often than numbers.
-fn properties(schema: &SchemaRef, options: &WriterOptions) -> WriterProperties {
+/// How a file with these columns is written. Columns whose values do not repeat have no dictionary.
+/// In a wide file, the first columns of text have one, because text repeats more often than numbers.
+fn properties(schema: &SchemaRef, options: &WriterOptions, first: &[RecordBatch]) -> WriterProperties {
     let properties = WriterProperties::builder()
         .set_compression(options.compression)
         .set_created_by(concat!("trunkline version ", env!("CARGO_PKG_VERSION")).to_owned());
+    let column = |name: &str| ColumnPath::new(vec![name.to_owned()]);
     if schema.flattened_fields().len() <= MAX_DICTIONARIES {
+        let without = outgrown(schema, first).into_iter();
+        let properties =
+            without.fold(properties, |properties, name| properties.set_column_dictionary_enabled(column(name), false));
         return properties.build();
     }
     let texts = schema.fields().iter().filter(|field| *field.data_type() == DataType::Utf8).take(MAX_DICTIONARIES);
     texts
         .fold(properties.set_dictionary_enabled(false), |properties, field| {
-            properties.set_column_dictionary_enabled(ColumnPath::from(field.name().as_str()), true)
+            properties.set_column_dictionary_enabled(column(field.name()), true)
         })
         .build()
 }
@@ -318,7 +328,7 @@ mod tests {
             (format!("c{index}"), Arc::clone(column))
         });
         let batch = RecordBatch::try_from_iter(columns).unwrap();
-        let encoding = Encoding::create(folder.path().join("wide"), &batch.schema(), &encoders).unwrap();
+        let encoding = Encoding::create(folder.path().join("wide"), &batch.schema(), &encoders, &[]).unwrap();
         encoding.add(batch).unwrap();
         drop(encoding.idle().unwrap());
         let memory = encoding.memory();

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | `columns/` | JSON to columns: types, inference, widening |
 //! | `encoding` | rows to Parquet, in a thread of the runtime |
+//! | `dictionaries` | columns of Parquet files that get no dictionary |
 //! | `options` | options of Parquet files and object stores |
 //! | `client`, `errors` | the S3 client, and the meaning of a store's answers |
 
 mod client;
 pub mod columns;
+mod dictionaries;
 mod encoding;
 mod errors;
 mod options;

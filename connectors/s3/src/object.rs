@@ -131,7 +131,7 @@ impl OpenObject {
         *bytes = 0;
         let batches = std::mem::take(batches);
         let schema = file_schema(&self.fields);
-        let encoding = Encoding::create(self.temp.clone(), &schema, &self.encoders)?;
+        let encoding = Encoding::create(self.temp.clone(), &schema, &self.encoders, &batches)?;
         batches.into_iter().try_for_each(|batch| encoding.add(batch))?;
         self.content = Content::Writing(encoding);
         Ok(())

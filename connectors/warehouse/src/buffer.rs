@@ -211,7 +211,8 @@ impl OpenFile {
     fn encode(&mut self, context: &FileContext<'_>) -> Result<()> {
         let Some(schema) = &self.schema else { return Ok(()) };
         if self.encoding.is_none() {
-            self.encoding = Some(Encoding::create(context.folder.join(&self.temp), schema, context.encoders)?);
+            let temp = context.folder.join(&self.temp);
+            self.encoding = Some(Encoding::create(temp, schema, context.encoders, &self.batches)?);
         }
         self.bytes = 0;
         let batches = std::mem::take(&mut self.batches);
