@@ -415,7 +415,7 @@ fn group_config(cluster: &Cluster, instance: &str, prefetch_bytes: usize) -> Cli
     // Per partition and answer, compressed: a broker sends no more than this at once.
     let fetch = (prefetch_bytes / 32).clamp(65_536, 1 << 20).to_string();
     // For all partitions of a broker together. Memory holds two answers of each broker.
-    let answer = (prefetch_bytes / 8).max(1 << 20).to_string();
+    let answer = (prefetch_bytes / 8).max(256 << 10).to_string();
     cluster.config(&[
         // Brokers name it in their logs and quotas.
         ("client.id", instance),

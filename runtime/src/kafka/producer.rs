@@ -49,6 +49,9 @@ pub struct TransactionalProducer {
     packed: LastPacked,
 }
 
+/// Batches of less than this would compress worse.
+const MIN_BATCH_BYTES: usize = 256 << 10;
+
 /// Time for a group coordinator to accept offsets. It may be moving to another node.
 const OFFSETS_LIMIT: Duration = Duration::from_secs(20);
 
@@ -61,7 +64,10 @@ impl TransactionalProducer {
     /// wait to be sent (I6).
     pub fn new(cluster: &Cluster, transactional_id: &str, buffer_bytes: usize) -> Result<Self> {
         let settings = Settings::of(cluster, transactional_id);
-        let batch_bytes = cluster.limits().batch_bytes().min(settings.batch_bytes);
+        // A batch that is filled is not larger than what may wait to be sent: many pipelines share the
+        // memory.
+        let largest = buffer_bytes.max(MIN_BATCH_BYTES);
+        let batch_bytes = cluster.limits().batch_bytes().min(settings.batch_bytes).min(largest);
         let buffer = SendBuffer::new(settings.codec, batch_bytes, settings.batch_records);
         failpoint!("producer.init.before")?;
         let client = TransactionalClient::new(
