@@ -20,8 +20,8 @@ mod disk;
 #[cfg(test)]
 mod disk_tests;
 mod index;
-mod key_filter;
 mod slots;
+mod tables;
 #[cfg(test)]
 mod tests;
 
@@ -190,9 +190,6 @@ impl StateStore {
     pub fn check_restored(&mut self) -> Result<(), Error> {
         if let Some(failure) = self.failure.take() {
             return Err(failure);
-        }
-        if let Some(disk) = &mut self.disk {
-            disk.end_restore();
         }
         if self.bytes <= self.max_bytes { Ok(()) } else { Err(self.full_error()) }
     }

@@ -32,10 +32,8 @@ use std::time::Duration;
 use trunkline_connector::Error;
 
 use super::disk::{
-    Checkpoint, DiskStore, Position, StateDisk, StateIdentity, encode_entry, entry_key, expiry_key, key_and_value,
-    key_of_expiry, now_ms,
+    Checkpoint, DiskStore, Position, StateDisk, StateIdentity, expiry_key, key_and_value, key_of_expiry, now_ms,
 };
-use super::key_filter::KeyFilter;
 use super::slots::{SlotId, value_bytes};
 use super::{ENTRY_OVERHEAD_BYTES, KeyAndValue, StateEntry, StateError, StateStore};
 
@@ -68,8 +66,6 @@ pub(super) struct DiskCache {
     position: Option<Position>,
     /// Memory that finds the rows on disk.
     pinned: usize,
-    /// The keys on disk, while a store is restored from the start of its changelog.
-    restored: Option<KeyFilter>,
 }
 
 impl DiskCache {
@@ -87,14 +83,7 @@ impl DiskCache {
             next_expiry: i64::MIN,
             position: None,
             pinned: 0,
-            restored: None,
         }
-    }
-
-    /// Keys are looked up on disk from now on.
-    pub(super) fn end_restore(&mut self) {
-        self.restored = None;
-        self.pinned = self.store.pinned_bytes();
     }
 
     /// Rows of expiries are looked at again from there on.
@@ -139,8 +128,8 @@ impl DiskCache {
     }
 
     #[cfg(test)]
-    pub(super) fn is_compacting(&self) -> bool {
-        self.store.is_compacting()
+    pub(super) fn is_merging(&self) -> bool {
+        self.store.is_merging()
     }
 }
 
@@ -159,7 +148,7 @@ impl StateStore {
         max_age: Duration,
     ) -> Result<Self, Error> {
         let store = disk.open(component, topic, partition)?;
-        let checkpoint = store.checkpoint()?;
+        let checkpoint = store.checkpoint();
         let mut this = Self::new(max_bytes);
         this.disk = Some(Box::new(DiskCache::new(store, identity)));
         match checkpoint {
@@ -185,7 +174,7 @@ impl StateStore {
             self.restore_time(time);
         }
         let Some(disk) = &mut self.disk else { return Ok(()) };
-        disk.pinned = disk.store.pinned_bytes();
+        disk.pinned = disk.store.index_bytes();
         if checkpoint.bytes > disk.share() / 2 {
             (disk.is_whole, self.len, self.bytes) = (false, checkpoint.len, checkpoint.bytes);
             return Ok(());
@@ -208,8 +197,7 @@ impl StateStore {
         *self = Self::new(self.max_bytes);
         let Some(mut disk) = disk else { return Ok(()) };
         disk.store.clear()?;
-        let empty = DiskCache::new(disk.store, disk.identity);
-        self.disk = Some(Box::new(DiskCache { restored: Some(KeyFilter::default()), ..empty }));
+        self.disk = Some(Box::new(DiskCache::new(disk.store, disk.identity)));
         Ok(())
     }
 
@@ -264,22 +252,19 @@ impl StateStore {
             let slot = &slots[*slot as usize];
             let after = slot.entry.as_ref().and_then(|entry| entry.expires_at);
             if *before != after {
-                before.map(|time| expiries.insert(expiry_key(time, &slot.key), None));
-                after.map(|time| expiries.insert(expiry_key(time, &slot.key), Some(Vec::new())));
+                before.map(|time| expiries.insert(expiry_key(time, &slot.key), false));
+                after.map(|time| expiries.insert(expiry_key(time, &slot.key), true));
                 disk.next_expiry = disk.next_expiry.min(after.unwrap_or(i64::MAX));
             }
         }
         let entries = dirty.iter().map(|(slot, _)| {
             let slot = &slots[*slot as usize];
-            (entry_key(&slot.key), slot.entry.as_ref().map(encode_entry))
+            (&*slot.key, slot.entry.as_ref())
         });
         let checkpoint = Checkpoint { position: disk.position.clone(), time, len, bytes };
-        disk.store.write(&checkpoint, entries.chain(expiries))?;
+        disk.store.write(&checkpoint, entries, expiries.into_iter())?;
         disk.dirty_bytes = 0;
-        if let Some(restored) = &mut disk.restored {
-            dirty.iter().for_each(|(slot, _)| restored.insert(&slots[*slot as usize].key));
-        }
-        disk.pinned = disk.store.pinned_bytes() + disk.restored.as_ref().map_or(0, KeyFilter::bytes);
+        disk.pinned = disk.store.index_bytes();
         for (slot, _) in dirty {
             self.slots[slot as usize].is_dirty = false;
             self.free_unused(slot);
@@ -302,9 +287,9 @@ impl StateStore {
         self.disk.as_ref().map_or(0, |disk| disk.store.bytes())
     }
 
-    /// Its memory: of its entries, and of blocks of the disk.
+    /// Its memory: of its entries, and of what finds them on disk.
     pub fn memory(&self) -> usize {
-        self.disk.as_ref().map_or(self.bytes, |disk| disk.memory + disk.pinned + disk.store.disk().block_share())
+        self.disk.as_ref().map_or(self.bytes, |disk| disk.memory + disk.pinned)
     }
 
     /// An error of the disk. The caller of the plugin takes it.
@@ -330,11 +315,9 @@ impl StateStore {
     /// Reads a key with this hash that is not in memory. `None`: the key has no entry, and no slot
     /// either.
     pub(super) fn load(&mut self, key: &[u8], hash: u32) -> Result<Option<SlotId>, StateError> {
-        let Some(disk) = &self.disk else { return Ok(None) };
-        let is_new = || disk.restored.as_ref().is_some_and(|restored| !restored.may_contain(key));
+        let Some(disk) = &mut self.disk else { return Ok(None) };
         let entry = match disk.is_whole {
             true => None,
-            false if is_new() => Some(None),
             false => Some(disk.store.get(key).map_err(|error| self.fail(error))?),
         };
         self.evict(MAX_STEPS);

@@ -1,63 +1,44 @@
-//! The committed entries of a topic partition on disk: a log-structured merge tree of the crate
-//! `lsm-tree`. `docs/adr/031-state-on-disk.md` has the reasons.
+//! The committed entries of a topic partition on disk: rows in sorted tables.
 //!
 //! # Rows
 //! | key | value |
 //! |---|---|
-//! | `c` | the checkpoint: what the rows hold |
 //! | `e`, key | when the entry expires, and its value |
 //! | `x`, time, key | an entry that expires at this time; empty |
 //!
-//! # Writes The committed changes are written as one sorted table with the checkpoint. The tree
-//!   registers a table by renaming a file, so that a process that dies, or a machine, leaves the
-//!   rows of before or of after. There is no log of its own: the changelog in Kafka has what was
-//!   not written.
+//! A write stores the committed changes and the checkpoint together (see `tables.rs`).
 //!
 //! # Folders
 //! `{component}/{topic}/{partition}` in the folder for state. `lock` in it is locked while the
-//! state is open. `tree` is removed when it cannot be trusted; `damaged` marks one that was damaged
-//! while it was open.
+//! state is open. `tables` is removed when it cannot be trusted; `damaged` marks one that was
+//! damaged while it was open.
 
 use std::fmt;
 use std::fs::{File, TryLockError};
-use std::ops::Bound;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use lsm_tree::compaction::Leveled;
-use lsm_tree::config::{CompressionPolicy, PartitioningPolicy, PinningPolicy};
-use lsm_tree::{AbstractTree, AnyTree, Cache, Config, DescriptorTable, Guard, SeqNo, SequenceNumberCounter};
 use serde_json::{Value, json};
 use trunkline_connector::{Error, io_error};
 
+use super::tables::{MANIFEST, TableError, Tables};
 use super::{KeyAndValue, StateEntry};
 
-/// Greatest size of a key. The tree stores the length of its keys, with a prefix, in 16 bits.
+/// Greatest size of a key. A table stores the length of its keys, with a prefix, in 16 bits.
 pub(crate) const MAX_KEY_BYTES: usize = 64_000;
 
-const CHECKPOINT: &[u8] = b"c";
 const ENTRY: u8 = b'e';
 const EXPIRY: u8 = b'x';
-/// The row after all expiries.
-const PAST_EXPIRIES: &[u8] = b"y";
 
-/// The file that marks a tree in which damage was found.
+/// The folder of the tables.
+const TABLES: &str = "tables";
+/// The file that marks tables in which damage was found.
 const DAMAGED: &str = "damaged";
-/// Size of the tables of the tree. Smaller ones make compactions shorter.
-const TABLE_BYTES: u64 = 16 << 20;
-/// A smaller cache holds no block of each kind.
-const MIN_BLOCK_CACHE: usize = 64 << 10;
-/// Open files of all trees.
-const MAX_OPEN_FILES: usize = 200;
-/// Written tables that are merged.
-const COMPACT_AT: usize = 16;
-/// Written tables from which on a write waits for the compaction: each read looks at all of them.
-const MAX_RUNS: usize = 32;
-/// Time between two looks at a compaction or a lock that another thread holds.
+/// Time between two looks at a lock that another thread holds.
 const POLL: Duration = Duration::from_millis(2);
 /// Time for an earlier owner in this process to close the state.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -68,8 +49,6 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 pub struct StateDisk {
     folder: PathBuf,
     cache_bytes: usize,
-    blocks: Arc<Cache>,
-    files: Arc<DescriptorTable>,
     /// Number of open states.
     open: Arc<AtomicUsize>,
 }
@@ -106,9 +85,6 @@ pub(super) struct Position {
     pub(super) since: i64,
 }
 
-/// A row to be written; without a value, to be removed.
-pub(super) type Row = (Vec<u8>, Option<Vec<u8>>);
-
 /// A folder that is locked while it exists.
 struct LockedFolder {
     path: PathBuf,
@@ -117,41 +93,22 @@ struct LockedFolder {
 
 /// The open state of a topic partition.
 pub(super) struct DiskStore {
-    tree: AnyTree,
-    numbers: SequenceNumberCounter,
+    tables: Tables,
     folder: Arc<LockedFolder>,
     disk: StateDisk,
-    compaction: Arc<Compaction>,
-}
-
-/// A compaction in a thread.
-#[derive(Default)]
-struct Compaction {
-    is_running: AtomicBool,
-    error: Mutex<Option<lsm_tree::Error>>,
+    /// For a row that is looked up or written.
+    key: Vec<u8>,
 }
 
 impl StateDisk {
     /// The caches of all states in this folder may use `cache_bytes` of memory.
     pub fn new(folder: &Path, cache_bytes: usize) -> Self {
-        Self {
-            folder: folder.to_owned(),
-            cache_bytes,
-            blocks: Arc::new(Cache::with_capacity_bytes((cache_bytes / 4).max(MIN_BLOCK_CACHE) as u64)),
-            files: Arc::new(DescriptorTable::new(MAX_OPEN_FILES)),
-            open: Arc::default(),
-        }
+        Self { folder: folder.to_owned(), cache_bytes, open: Arc::default() }
     }
 
-    /// The memory that each open state may use for entries.
+    /// The memory that each open state may use.
     pub(super) fn share(&self) -> usize {
-        (self.cache_bytes - self.cache_bytes / 4) / self.open.load(Ordering::Relaxed).max(1)
-    }
-
-    /// The memory that each open state uses for blocks of the disk.
-    pub(super) fn block_share(&self) -> usize {
-        let used = usize::try_from(self.blocks.size()).unwrap_or(usize::MAX);
-        used / self.open.load(Ordering::Relaxed).max(1)
+        self.cache_bytes / self.open.load(Ordering::Relaxed).max(1)
     }
 
     /// Removes the states of a component: of a run that is over.
@@ -169,11 +126,11 @@ impl StateDisk {
         for partition in
             folders(&self.folder).iter().flat_map(|component| folders(component)).flat_map(|it| folders(&it))
         {
-            let written = std::fs::metadata(partition.join("tree/current")).and_then(|file| file.modified());
+            let written = std::fs::metadata(partition.join(TABLES).join(MANIFEST)).and_then(|file| file.modified());
             let is_old = written.is_ok_and(|at| at.elapsed().is_ok_and(|elapsed| elapsed > age));
             // While it is locked, no task of this worker opens it.
             if is_old && let Ok(Some(locked)) = LockedFolder::try_new(&partition) {
-                match remove_folder(&partition.join("tree")) {
+                match remove_folder(&partition.join(TABLES)) {
                     Ok(()) => tracing::info!(folder = %locked.path.display(), "removed an outdated copy of state"),
                     Err(error) => tracing::warn!("an outdated copy of state remains: {error}"),
                 }
@@ -184,20 +141,24 @@ impl StateDisk {
     /// Opens the state of a topic partition of a component. An unreadable one is removed.
     pub(super) fn open(&self, component: &str, topic: &str, partition: i32) -> Result<DiskStore, Error> {
         let folder = Arc::new(LockedFolder::new(&self.folder.join(component).join(topic).join(partition.to_string()))?);
-        let (path, mark) = (folder.path.join("tree"), folder.path.join(DAMAGED));
+        let (path, mark) = (folder.path.join(TABLES), folder.path.join(DAMAGED));
         if mark.exists() {
             remove_folder(&path)?;
             std::fs::remove_file(&mark).map_err(|error| io_error("remove", &mark, &error))?;
         }
-        match DiskStore::new(self, folder.clone()) {
-            Err(lsm_tree::Error::Io(error)) if !is_damage(&error) => Err(io_error("open the state in", &path, &error)),
+        let tables = match Tables::open(&path) {
+            Err(TableError::Io(error)) if !is_damage(&error) => {
+                return Err(io_error("open the state in", &path, &error));
+            }
             Err(error) => {
                 tracing::warn!(folder = %path.display(), "a copy of state is unreadable and is restored from Kafka: {error}");
                 remove_folder(&path)?;
-                DiskStore::new(self, folder).map_err(|error| disk_error("open", &path, error))
+                Tables::open(&path).map_err(|error| disk_error("open", &path, error))?
             }
-            Ok(store) => Ok(store),
-        }
+            Ok(tables) => tables,
+        };
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Ok(DiskStore { tables, folder, disk: self.clone(), key: Vec::new() })
     }
 }
 
@@ -241,73 +202,48 @@ impl LockedFolder {
 }
 
 impl DiskStore {
-    fn new(disk: &StateDisk, folder: Arc<LockedFolder>) -> lsm_tree::Result<Self> {
-        let numbers = SequenceNumberCounter::default();
-        let tree = Config::new(folder.path.join("tree"), numbers.clone(), SequenceNumberCounter::default())
-            .use_cache(disk.blocks.clone())
-            .use_descriptor_table(Some(disk.files.clone()))
-            .data_block_compression_policy(CompressionPolicy::disabled())
-            // Ten bits for each key. A filter that is not in memory is read from its file, and
-            // checked, as a whole for each key that is looked up.
-            .filter_block_pinning_policy(PinningPolicy::all(true))
-            .filter_block_partitioning_policy(PartitioningPolicy::all(false))
-            .index_block_pinning_policy(PinningPolicy::all(true))
-            .index_block_partitioning_policy(PartitioningPolicy::all(false))
-            .open()?;
-        // Tables with a greater number hide those with a lower one.
-        numbers.set(tree.get_highest_seqno().map_or(0, |highest| highest + 1));
-        disk.open.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { tree, numbers, folder, disk: disk.clone(), compaction: Arc::default() })
-    }
-
     pub(super) fn disk(&self) -> &StateDisk {
         &self.disk
     }
 
     /// Bytes of its files.
     pub(super) fn bytes(&self) -> u64 {
-        self.tree.disk_space()
+        self.tables.bytes()
     }
 
-    /// Memory of what finds the rows: the filters and indexes of the tables, about two bytes for
-    /// each row.
-    pub(super) fn pinned_bytes(&self) -> usize {
-        self.tree.pinned_filter_size() + self.tree.pinned_block_index_size()
+    /// Memory of what finds the rows: two to three bytes for each row.
+    pub(super) fn index_bytes(&self) -> usize {
+        self.tables.index_bytes()
     }
 
     /// Removes all rows, with their files.
     pub(super) fn clear(&mut self) -> Result<(), Error> {
-        if self.tree.table_count() == 0 {
+        if self.tables.is_empty() {
             return Ok(());
         }
-        while self.compaction.is_running.load(Ordering::Acquire) {
-            thread::park_timeout(POLL);
-        }
-        let path = self.folder.path.join("tree");
+        self.tables.stop_merge();
+        let path = self.folder.path.join(TABLES);
         remove_folder(&path)?;
-        let cleared = Self::new(&self.disk, self.folder.clone());
-        *self = cleared.map_err(|error| disk_error("clear", &path, error))?;
+        self.tables = Tables::open(&path).map_err(|error| disk_error("clear", &path, error))?;
         Ok(())
     }
 
-    pub(super) fn checkpoint(&self) -> Result<Option<Checkpoint>, Error> {
-        let row = self.tree.get(CHECKPOINT, SeqNo::MAX).map_err(|error| self.failed("read", error))?;
-        Ok(row.and_then(|row| Checkpoint::from_json(&row)))
+    pub(super) fn checkpoint(&self) -> Option<Checkpoint> {
+        Checkpoint::from_json(self.tables.checkpoint()?)
     }
 
-    pub(super) fn get(&self, key: &[u8]) -> Result<Option<StateEntry>, Error> {
-        let mut buffer = [0; 128];
-        // Most keys are short, and a row of them needs no allocation.
-        let row = match buffer.get_mut(..=key.len()) {
-            Some(row_key) => {
-                row_key[0] = ENTRY;
-                row_key[1..].copy_from_slice(key);
-                self.tree.get(&*row_key, SeqNo::MAX)
-            }
-            None => self.tree.get(entry_key(key), SeqNo::MAX),
-        };
-        let row = row.map_err(|error| self.failed("read", error))?;
-        row.map(|row| decode_entry(&row).ok_or_else(|| self.damaged())).transpose()
+    pub(super) fn get(&mut self, key: &[u8]) -> Result<Option<StateEntry>, Error> {
+        self.key.clear();
+        self.key.push(ENTRY);
+        self.key.extend_from_slice(key);
+        match self.tables.get(&self.key) {
+            Ok(None) => Ok(None),
+            Ok(Some(row)) => match decode_entry(row) {
+                Some(entry) => Ok(Some(entry)),
+                None => Err(self.damaged()),
+            },
+            Err(error) => Err(self.failed("read", error)),
+        }
     }
 
     /// The entries from `start` on, before `end`, in the order of their keys.
@@ -317,93 +253,93 @@ impl DiskStore {
         end: Option<&[u8]>,
     ) -> impl Iterator<Item = Result<(Arc<[u8]>, StateEntry), Error>> {
         let end = end.map_or_else(|| vec![ENTRY + 1], entry_key);
-        let rows = self.tree.range((Bound::Included(entry_key(start)), Bound::Excluded(end)), SeqNo::MAX, None);
-        rows.map(|row| {
-            let (key, value) = row.into_inner().map_err(|error| self.failed("read", error))?;
-            let entry = decode_entry(&value).ok_or_else(|| self.damaged())?;
-            Ok((Arc::from(key.get(1..).unwrap_or_default()), entry))
+        self.rows(entry_key(start), move |key, row| {
+            let key = key.get(1..).filter(|_| *key < *end)?;
+            Some(decode_entry(row).map(|entry| (Arc::from(key), entry)))
         })
     }
 
     /// The rows of expiries after a row, in the order of their times, each with its time and key.
     pub(super) fn expiries(&self, after: Option<&[u8]>) -> impl Iterator<Item = Result<(Arc<[u8]>, i64), Error>> {
-        let start = after.map_or_else(|| Bound::Included([EXPIRY].as_slice()), Bound::Excluded);
-        let rows = self.tree.range::<&[u8], _>((start, Bound::Excluded(PAST_EXPIRIES)), SeqNo::MAX, None);
-        rows.map(|row| {
-            let key = row.key().map_err(|error| self.failed("read", error))?;
-            let time = key.get(1..9).and_then(|time| time.try_into().ok()).ok_or_else(|| self.damaged())?;
-            Ok((Arc::from(&*key), ordered_time(i64::from_be_bytes(time))))
+        // No row is between a key and the key with a zero behind it.
+        let start = after.map_or_else(|| vec![EXPIRY], |after| [after, &[0]].concat());
+        self.rows(start, |key, _| {
+            let (&EXPIRY, rest) = key.split_first()? else { return None };
+            let time = rest.first_chunk().map(|time| ordered_time(i64::from_be_bytes(*time)));
+            Some(time.map(|time| (Arc::from(key), time)))
         })
     }
 
-    /// Writes rows and the checkpoint. The rows are sorted by their keys, and no key comes twice.
-    pub(super) fn write(&self, checkpoint: &Checkpoint, rows: impl Iterator<Item = Row>) -> Result<(), Error> {
-        let error = self.compaction.error.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(error) = error {
-            return Err(self.failed("write", error));
-        }
-        let write = || {
-            let mut ingestion = self.tree.ingestion()?;
-            ingestion.write(CHECKPOINT, checkpoint.to_json())?;
-            for (key, value) in rows {
-                match value {
-                    Some(value) => ingestion.write(key, value)?,
-                    None => ingestion.write_tombstone(key)?,
+    /// The rows from `start` on, until `parse` returns `None`. It returns `Some(None)` for a row of
+    /// an unknown format.
+    fn rows<T>(
+        &self,
+        start: Vec<u8>,
+        parse: impl Fn(&[u8], &[u8]) -> Option<Option<T>>,
+    ) -> impl Iterator<Item = Result<T, Error>> {
+        let (mut rows, mut failure) = match self.tables.rows_from(&start) {
+            Ok(rows) => (Some(rows), None),
+            Err(error) => (None, Some(error)),
+        };
+        std::iter::from_fn(move || {
+            if let Some(error) = failure.take() {
+                return Some(Err(self.failed("read", error)));
+            }
+            match rows.as_mut()?.next() {
+                Ok(Some((key, value))) => Some(parse(key, value)?.ok_or_else(|| self.damaged())),
+                Ok(None) => None,
+                Err(error) => {
+                    rows = None;
+                    Some(Err(self.failed("read", error)))
                 }
             }
-            ingestion.finish()
-        };
-        write().map_err(|error| self.failed("write", error))?;
-        if self.tree.l0_run_count() >= COMPACT_AT {
-            self.compact()?;
-        }
-        Ok(())
+        })
     }
 
-    /// Starts a compaction, unless one is running. Waits for it when too many tables are to be
-    /// merged.
-    fn compact(&self) -> Result<(), Error> {
-        if !self.compaction.is_running.swap(true, Ordering::AcqRel) {
-            let (tree, numbers, compaction) = (self.tree.clone(), self.numbers.clone(), self.compaction.clone());
-            // The folder stays locked until the thread has ended.
-            let folder = self.folder.clone();
-            let work = move || {
-                // A strategy without work ends the loop, too: nothing remains to be merged.
-                let mut runs = usize::MAX;
-                while (COMPACT_AT..runs).contains(&tree.l0_run_count()) {
-                    runs = tree.l0_run_count();
-                    let strategy = Arc::new(Leveled::default().with_table_target_size(TABLE_BYTES));
-                    if let Err(error) = tree.compact(strategy, numbers.get()) {
-                        *compaction.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                        break;
-                    }
-                }
-                drop((tree, folder));
-                compaction.is_running.store(false, Ordering::Release);
-            };
-            thread::Builder::new().name("state-compaction".to_owned()).spawn(work).map_err(|error| {
-                self.compaction.is_running.store(false, Ordering::Release);
-                Error::external("plugin.state_thread", format!("cannot start a thread: {error}"))
-            })?;
-        }
-        while self.tree.l0_run_count() >= MAX_RUNS && self.compaction.is_running.load(Ordering::Acquire) {
-            thread::park_timeout(POLL);
-        }
-        Ok(())
+    /// Writes changed entries, rows of expiries (false: to be removed), and the checkpoint. Entries
+    /// and expiries are sorted, and no key comes twice.
+    pub(super) fn write<'e>(
+        &mut self,
+        checkpoint: &Checkpoint,
+        entries: impl Iterator<Item = (&'e [u8], Option<&'e StateEntry>)>,
+        expiries: impl Iterator<Item = (Vec<u8>, bool)>,
+    ) -> Result<(), Error> {
+        let (key_buffer, mut row) = (&mut self.key, Vec::new());
+        let written = self.tables.write(checkpoint.to_json(), |writer| {
+            for (key, entry) in entries {
+                key_buffer.clear();
+                key_buffer.push(ENTRY);
+                key_buffer.extend_from_slice(key);
+                let row = entry.map(|entry| encode_entry(entry, &mut row));
+                writer.add(key_buffer, row)?;
+            }
+            for (key, expires) in expiries {
+                writer.add(&key, expires.then_some(&[]))?;
+            }
+            Ok(())
+        });
+        // The folder stays locked until the merge has ended.
+        let written = written.and_then(|()| self.tables.merge_if_due(self.folder.clone()));
+        written.map_err(|error| self.failed("write", error))
     }
 
     #[cfg(test)]
-    pub(super) fn is_compacting(&self) -> bool {
-        self.compaction.is_running.load(Ordering::Acquire)
+    pub(super) fn is_merging(&self) -> bool {
+        self.tables.is_merging()
     }
 
     fn damaged(&self) -> Error {
-        self.failed("read", lsm_tree::Error::Unrecoverable)
+        self.failed("read", TableError::Damaged("a row has an unknown format".to_owned()))
     }
 
-    /// An error of the tree. After damage, the tree is removed when the state is opened again.
-    fn failed(&self, doing: &str, error: lsm_tree::Error) -> Error {
-        if !matches!(&error, lsm_tree::Error::Io(error) if !is_damage(error)) {
+    /// An error of the tables. After damage, they are removed when the state is opened again.
+    fn failed(&self, doing: &str, error: TableError) -> Error {
+        let is_damage = match &error {
+            TableError::Io(error) => is_damage(error),
+            TableError::Damaged(_) => true,
+            TableError::Thread(_) | TableError::Stopped => false,
+        };
+        if is_damage {
             // Best effort: without the mark, the damage is found again.
             let _ = File::create(self.folder.path.join(DAMAGED));
         }
@@ -424,18 +360,16 @@ impl fmt::Debug for DiskStore {
 }
 
 impl Checkpoint {
-    fn to_json(&self) -> Vec<u8> {
+    fn to_json(&self) -> Value {
         let position = self.position.as_ref().map(|position| {
             let StateIdentity { cluster, topic } = &position.identity;
             json!({ "cluster": cluster, "topic": topic, "offset": position.offset, "since": position.since })
         });
-        let row = json!({ "position": position, "time": self.time, "len": self.len, "bytes": self.bytes });
-        row.to_string().into_bytes()
+        json!({ "position": position, "time": self.time, "len": self.len, "bytes": self.bytes })
     }
 
     /// `None` if another version wrote it.
-    fn from_json(row: &[u8]) -> Option<Self> {
-        let row: Value = serde_json::from_slice(row).ok()?;
+    fn from_json(row: &Value) -> Option<Self> {
         let size = |name: &str| usize::try_from(row[name].as_u64()?).ok();
         let position = || {
             let position = &row["position"];
@@ -448,7 +382,7 @@ impl Checkpoint {
 }
 
 /// The key of the row of an entry.
-pub(super) fn entry_key(key: &[u8]) -> Vec<u8> {
+fn entry_key(key: &[u8]) -> Vec<u8> {
     [&[ENTRY], key].concat()
 }
 
@@ -467,9 +401,9 @@ fn ordered_time(time: i64) -> i64 {
     time ^ i64::MIN
 }
 
-/// The row of an entry.
-pub(super) fn encode_entry(entry: &StateEntry) -> Vec<u8> {
-    let mut row = Vec::with_capacity(9 + entry.value.len());
+/// The row of an entry, in a buffer.
+fn encode_entry<'b>(entry: &StateEntry, row: &'b mut Vec<u8>) -> &'b [u8] {
+    row.clear();
     row.push(u8::from(entry.expires_at.is_some()));
     if let Some(time) = entry.expires_at {
         row.extend_from_slice(&time.to_le_bytes());
@@ -489,15 +423,18 @@ fn decode_entry(row: &[u8]) -> Option<StateEntry> {
     }
 }
 
-/// Whether a file is shorter than the tree expects, or absent, or has another content.
+/// Whether a file is shorter than the manifest says, or absent, or has another content.
 fn is_damage(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{InvalidData, InvalidInput, NotFound, UnexpectedEof};
     matches!(error.kind(), InvalidData | InvalidInput | NotFound | UnexpectedEof)
 }
 
-fn disk_error(doing: &str, folder: &Path, error: lsm_tree::Error) -> Error {
+fn disk_error(doing: &str, folder: &Path, error: TableError) -> Error {
     match error {
-        lsm_tree::Error::Io(error) => io_error(&format!("{doing} the state in"), folder, &error),
+        TableError::Io(error) => io_error(&format!("{doing} the state in"), folder, &error),
+        TableError::Thread(error) => {
+            Error::external("plugin.state_thread", format!("cannot start a thread that merges state: {error}"))
+        }
         error => {
             let message = format!(
                 "cannot {doing} the state in {}: {error}. It is restored from Kafka when the stage starts again; \

@@ -21,7 +21,7 @@ const PARTITION: (&str, &str, i32) = ("cluster.pipeline.transform", "in", 3);
 /// The cache of the model: a few entries.
 const SMALL_CACHE: usize = 1_500;
 
-/// In memory where that is possible: the tree syncs its files.
+/// In memory where that is possible: writes sync their files.
 fn folder() -> TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
@@ -209,24 +209,24 @@ impl Pair {
         }
     }
 
-    /// Replaces the tree by its copy from before a write, with a half-written file.
+    /// Replaces the tables by their copy from before a write, with half-written files.
     fn kill_in_write(&mut self) {
         self.store().abort();
-        let tree = self.folder.path().join("cluster.pipeline.transform/in/3/tree");
+        let tables = self.folder.path().join("cluster.pipeline.transform/in/3/tables");
         let before: PathBuf = self.folder.path().join("before");
-        while self.store().disk.as_ref().unwrap().is_compacting() {
+        while self.store().disk.as_ref().unwrap().is_merging() {
             std::thread::yield_now();
         }
-        copy_folder(&tree, &before);
+        copy_folder(&tables, &before);
         self.store().write().unwrap();
         self.store = None;
-        while fs::File::open(tree.with_file_name("lock")).unwrap().try_lock().is_err() {
+        while fs::File::open(tables.with_file_name("lock")).unwrap().try_lock().is_err() {
             std::thread::yield_now();
         }
-        fs::remove_dir_all(&tree).unwrap();
-        fs::rename(&before, &tree).unwrap();
-        fs::write(tree.join("tables/99999"), b"half of a table").unwrap();
-        fs::write(tree.join("v99999"), b"").unwrap();
+        fs::remove_dir_all(&tables).unwrap();
+        fs::rename(&before, &tables).unwrap();
+        fs::write(tables.join("99999"), b"half of a table").unwrap();
+        fs::write(tables.join("manifest.new"), b"{\"version\":").unwrap();
         self.reopen(YOUNG);
     }
 
@@ -456,15 +456,18 @@ fn damaged_tables_are_discarded() {
     }
     store.commit();
     store.close().unwrap();
-    for entry in fs::read_dir(folder.path().join("cluster.pipeline.transform/in/3/tree/tables")).unwrap() {
+    for entry in fs::read_dir(folder.path().join("cluster.pipeline.transform/in/3/tables")).unwrap() {
         let path = entry.unwrap().path();
+        if path.ends_with("manifest") {
+            continue;
+        }
         let mut bytes = fs::read(&path).unwrap();
         let middle = bytes.len() / 3;
         bytes[middle..middle + 64].fill(0xff);
         fs::write(&path, bytes).unwrap();
     }
     let open = || StateStore::on_disk(1 << 20, &disk, PARTITION, Some(identity(0)), YOUNG);
-    // The damage is found when the tree is opened, or when the blocks are read.
+    // The damage is found when the tables are opened, or when the blocks are read.
     let outcome = open().and_then(|mut store| {
         let failed = (0..2_000u32).any(|key| store.get(&key.to_be_bytes()).is_err());
         assert!(failed || store.position().is_none());
@@ -529,7 +532,8 @@ fn outdated_copies_are_removed_unless_they_are_open() {
     };
     let (_open, closed) = (open(0), open(1));
     drop(closed);
-    let exists = || [0, 1].map(|partition| folder.path().join(format!("c.p.t/in/{partition}/tree/current")).exists());
+    let exists =
+        || [0, 1].map(|partition| folder.path().join(format!("c.p.t/in/{partition}/tables/manifest")).exists());
     disk.remove_older_than(YOUNG);
     assert_eq!(exists(), [true, true]);
     disk.remove_older_than(Duration::ZERO);
