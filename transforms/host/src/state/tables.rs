@@ -1,11 +1,12 @@
 //! Rows on disk: a log-structured merge tree. `docs/adr/040-state-tables.md` has the reasons.
 //!
-//! - A write adds a table ([`table`]) with all its rows. The manifest names the tables, newest first,
-//!   and has the checkpoint; it is replaced by renaming a file, after the table is on the disk. So a
-//!   process that dies, or a machine, leaves the rows and the checkpoint of before or of after.
+//! - A write adds a table ([`table`]) with all its rows. The manifest names the tables, newest
+//!   first, and has the checkpoint; it is replaced by renaming a file, after the table is on the
+//!   disk. So a process that dies, or a machine, leaves the rows and the checkpoint of before or of
+//!   after.
 //! - A thread merges tables into one when there are many. The next write puts it into the manifest.
-//! - A lookup asks the filter of each table, newest first, and reads one block of the first that may
-//!   have the key.
+//! - A lookup asks the filter of each table, newest first, and reads one block of the first that
+//!   may have the key.
 //! - What is read is verified with checksums. Anything unexpected is [`TableError::Damaged`].
 //!
 //! There is one owner, no log and no transaction: the changelog in Kafka has what was not written.
@@ -161,8 +162,8 @@ impl Tables {
         Ok(())
     }
 
-    /// Starts a merge if there are many tables, and none is running. Waits for it when there are too
-    /// many. `guard` is dropped when the thread does not use the folder any more.
+    /// Starts a merge if there are many tables, and none is running. Waits for it when there are
+    /// too many. `guard` is dropped when the thread does not use the folder any more.
     pub(super) fn merge_if_due(&mut self, guard: impl Send + 'static) -> Result<(), TableError> {
         if self.tables.len() >= MERGE_AT && self.merging.is_none() {
             self.start_merge(guard)?;
@@ -294,8 +295,8 @@ fn read_manifest(bytes: &[u8]) -> Option<Manifest> {
 }
 
 /// How many of the newest tables to merge, by their sizes: as many as possible, of which the oldest
-/// is at most twice as large as the others together. So a row is copied a number of times that grows
-/// with the logarithm of the state, and the number of tables that remain does, too.
+/// is at most twice as large as the others together. So a row is copied a number of times that
+/// grows with the logarithm of the state, and the number of tables that remain does, too.
 fn merged_tables(sizes: &[u64]) -> usize {
     let mut newer = 0;
     let mut count = sizes.len() / 2;

@@ -1,7 +1,7 @@
 //! Where the blocks of a table are, and which block may have a key.
 //!
-//! The index of a table stays in memory, so it is small: 13 bytes for a block, and the filter. Together,
-//! two to three bytes for a row of 80 bytes.
+//! The index of a table stays in memory, so it is small: 13 bytes for a block, and the filter.
+//! Together, two to three bytes for a row of 80 bytes.
 
 use std::cmp::Ordering;
 use std::ops::Range;

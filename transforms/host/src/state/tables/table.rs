@@ -1,11 +1,11 @@
 //! A table: a file of rows in the order of their keys, which never changes.
 //!
 //! # File
-//! - Blocks of about [`BLOCK_BYTES`], one after the other: rows (length of the key in 2 bytes, of the
-//!   value in 4, key, value; the length `u32::MAX` marks a removed key), where each row starts (2
-//!   bytes), their number (2 bytes), and a checksum (8 bytes).
-//! - The index: for each part of the table, where its blocks are, what separates them, and a filter of
-//!   its keys.
+//! - Blocks of about [`BLOCK_BYTES`], one after the other: rows (length of the key in 2 bytes, of
+//!   the value in 4, key, value; the length `u32::MAX` marks a removed key), where each row starts
+//!   (2 bytes), their number (2 bytes), and a checksum (8 bytes).
+//! - The index: for each part of the table, where its blocks are, what separates them, and a filter
+//!   of its keys.
 //! - The tail of [`TAIL_BYTES`]: the offset of the index, its checksum, a seed, [`MAGIC`].
 //!
 //! Numbers are little-endian. The seed is random, and part of each checksum, so that a block of

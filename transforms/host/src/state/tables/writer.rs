@@ -97,8 +97,8 @@ impl TableWriter {
         if self.hashes.len() >= PART_ROWS || self.part.bytes() >= PART_BYTES {
             self.end_part();
         }
-        // As much of the key as is needed to be greater than the key before. The first key of a part
-        // is whole, so that its separators have as many bytes in common as possible.
+        // As much of the key as is needed to be greater than the key before. The first key of a
+        // part is whole, so that its separators have as many bytes in common as possible.
         let shared = self.last_key.iter().zip(key).take_while(|(a, b)| a == b).count();
         let len = if self.part.is_empty() { key.len() } else { key.len().min(shared + 1) };
         self.part.begin_block(&key[..len]);
