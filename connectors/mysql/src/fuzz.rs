@@ -18,13 +18,13 @@ use trunkline_connector::{Error, SourceBatch, SourceConnector, SourceSpec};
 use crate::binlog::follower::Follower;
 use crate::config::MysqlOptions;
 use crate::connection::dialect::ServerFlavor;
+use crate::connection::protocol::packet::tests::block_on;
 use crate::connection::server_info::ServerInfo;
 use crate::gtid::{Domains, GtidSet, UuidSet};
 use crate::position::StreamPosition;
 use crate::replication::ReplicationError;
 use crate::replication::event_frame::Header;
 use crate::replication::event_stream::tests::{connection, events_of, packet_of};
-use crate::replication::packet::tests::block_on;
 use crate::schema::charset::{Charset, Charsets};
 use crate::snapshot::tracker::SnapshotTracker;
 

@@ -1,6 +1,6 @@
 //! The replication protocol with real servers: TLS modes, authentication plugins, and interrupted
-//! connections. A source opens its query connection (sqlx) first; the tests change the server
-//! before it opens the replication connection.
+//! connections. A source opens its query connection first; the tests change the server before it
+//! opens the replication connection.
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking that something is wrong")]
 
@@ -183,7 +183,7 @@ fn each_authentication_plugin_is_supported() {
             for flush in client {
                 let proxy = Proxy::new(port, port, move || drop(server.run(&flush)));
                 open(&to(proxy.port, "s%C3%ABcret", "prefer")).unwrap();
-                // sqlx lacks RSA, so a user of sha256_password fails at the query connection.
+                // The query connection sends the password of sha256_password over TLS only.
                 if *plugin != "sha256_password" {
                     open(&to(proxy.port, "s%C3%ABcret", "disable")).unwrap();
                 }

@@ -1,8 +1,8 @@
 //! Connections to a server: where it is, how they are protected, and which facts a source asks of
 //! it before it reads.
 //!
-//! [`query`] runs SQL through sqlx. [`crate::replication`] speaks the replication protocol over the
-//! same [`tls::ServerStream`].
+//! [`query`] runs SQL over the client/server [`protocol`]. [`crate::replication`] speaks the
+//! replication protocol over the same packets.
 
 pub(crate) mod address;
 pub(crate) mod binlog_state;
@@ -10,6 +10,7 @@ pub(crate) mod charsets;
 pub(crate) mod dialect;
 pub(crate) mod logging;
 pub(crate) mod options;
+pub(crate) mod protocol;
 pub(crate) mod query;
 pub(crate) mod quote;
 pub(crate) mod server_info;

@@ -1,4 +1,4 @@
-//! The byte stream below the replication protocol: TCP, with TLS as the option `tls` demands.
+//! The byte stream below the protocol: TCP, with TLS as the option `tls` demands.
 
 use std::io;
 use std::pin::Pin;
@@ -151,6 +151,16 @@ fn roots(files: &TlsOptions) -> Result<RootCertStore, StreamError> {
 /// options or certificates help.
 pub(crate) fn tls_error(options: &ConnectionOptions, problem: &str) -> Error {
     Error::external("mysql.tls", format!("{}: {problem}", options.server_label())).retry(Retry::Never)
+}
+
+/// The error of a server that demands the password itself from a client without TLS.
+pub(crate) fn password_needs_tls(options: &ConnectionOptions) -> Error {
+    let (server, user) = (options.server_label(), &options.address.user);
+    let message = format!(
+        "{server} has not cached the password of `{user}`, and accepts it over TLS only; set `tls` to \"require\" or a \
+         stricter value"
+    );
+    Error::config("mysql.tls", message)
 }
 
 /// Accepts any certificate: protects against eavesdroppers, not against impostors.

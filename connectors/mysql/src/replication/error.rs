@@ -4,49 +4,48 @@ use trunkline_connector::Error;
 
 use crate::connection::dialect::Dialect;
 use crate::connection::options::ConnectionOptions;
-use crate::connection::tls::{StreamError, tls_error};
-use crate::decode::{Malformed, little};
+use crate::connection::protocol::{ProtocolError, ServerError};
+use crate::connection::tls::{password_needs_tls, tls_error};
+use crate::decode::Malformed;
 
 /// The reason why a connection ended or could not be opened.
 #[derive(Debug)]
 pub(crate) enum ReplicationError {
-    /// The server reported an error.
-    Server { code: u16, message: String },
-    /// The connection broke, or its bytes violate the protocol.
-    Broken(String),
+    Protocol(ProtocolError),
     /// The server ended the stream of events.
     Closed,
-    /// TLS failed.
-    Tls(String),
     /// The checksum of an event does not match.
-    Checksum { event_type: u8, ends_at: u32 },
+    Checksum {
+        event_type: u8,
+        ends_at: u32,
+    },
     /// An event is invalid.
     Malformed(Malformed),
     /// A compressed transaction cannot be unpacked: its end, and the reason.
-    Payload { file: String, ends_at: u32, why: String },
+    Payload {
+        file: String,
+        ends_at: u32,
+        why: String,
+    },
     /// The scratch folder cannot be written.
     Scratch(String),
-    /// An error that already has its message for the user.
-    Connector(Error),
 }
 
 impl ReplicationError {
-    pub(super) fn broken(why: &str) -> Self {
-        Self::Broken(why.to_owned())
-    }
-
     /// The error for the user.
     pub(crate) fn into_error(self, options: &ConnectionOptions, dialect: Dialect) -> Error {
         let server = options.server_label();
         match self {
-            Self::Server { code, message } => error_of_server(options, code, &message),
-            Self::Broken(why) => {
+            Self::Protocol(ProtocolError::Server(error)) => error_of_server(options, &error),
+            Self::Protocol(ProtocolError::Broken(why)) => {
                 Error::external("mysql.unreachable", format!("{server}: the replication connection broke: {why}"))
             }
+            Self::Protocol(ProtocolError::Tls(why)) => tls_error(options, &why),
+            Self::Protocol(ProtocolError::PasswordNeedsTls) => password_needs_tls(options),
+            Self::Protocol(ProtocolError::Connector(error)) => error,
             Self::Closed => {
                 Error::external("mysql.unreachable", format!("{server}: the server closed the replication connection"))
             }
-            Self::Tls(why) => tls_error(options, &why),
             Self::Checksum { event_type, ends_at } => {
                 let message = format!(
                     "{server}: the checksum of the event of type {event_type} that ends at {ends_at} does not match"
@@ -65,7 +64,6 @@ impl ReplicationError {
                 Error::data("mysql.payload", message)
             }
             Self::Scratch(why) => Error::external("mysql.scratch", format!("{server}: {why}; free up to 1 GiB there")),
-            Self::Connector(error) => error,
         }
     }
 }
@@ -76,34 +74,20 @@ impl From<Malformed> for ReplicationError {
     }
 }
 
-impl From<StreamError> for ReplicationError {
-    fn from(error: StreamError) -> Self {
-        match error {
-            StreamError::Io(error) => Self::Broken(error.to_string()),
-            StreamError::Tls(why) => Self::Tls(why),
-            StreamError::Config(error) => Self::Connector(error),
-        }
+impl From<ProtocolError> for ReplicationError {
+    fn from(error: ProtocolError) -> Self {
+        Self::Protocol(error)
     }
 }
 
-/// Decodes an error packet, after its first byte.
-pub(super) fn server_error(bytes: &[u8]) -> ReplicationError {
-    let Some((code, rest)) = bytes.split_first_chunk::<2>() else {
-        return ReplicationError::broken("the server sent an error without a number");
-    };
-    // The SQL state, which the server omits before authentication.
-    const STATE: usize = 6;
-    let message = if rest.first() == Some(&b'#') { rest.get(STATE..).unwrap_or_default() } else { rest };
-    ReplicationError::Server { code: little(code) as u16, message: String::from_utf8_lossy(message).into_owned() }
-}
-
 /// The meaning of an error that the server reported.
-fn error_of_server(options: &ConnectionOptions, code: u16, answer: &str) -> Error {
+fn error_of_server(options: &ConnectionOptions, error: &ServerError) -> Error {
     const NO_PRIVILEGE: [u16; 2] = [1227, 1045];
     // One number for every reason to end a replication connection: only the text distinguishes
     // them.
     const REPLICATION: u16 = 1236;
     let server = options.server_label();
+    let (code, answer) = (error.number, &error.message);
     let says = |text: &str| code == REPLICATION && answer.contains(text);
     if NO_PRIVILEGE.contains(&code) {
         let user = &options.address.user;
@@ -141,23 +125,4 @@ fn error_of_server(options: &ConnectionOptions, code: u16, answer: &str) -> Erro
         return Error::external("mysql.server_id", message);
     }
     Error::external("mysql.binlog", format!("{server}: error {code}: {answer}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_error_packet_is_decoded_with_and_without_sql_state() {
-        for bytes in [&b"\xd4\x04#HY000gone"[..], b"\xd4\x04gone"] {
-            let error = server_error(bytes);
-            assert!(
-                matches!(&error, ReplicationError::Server { code: 1236, message } if message == "gone"),
-                "{error:?}"
-            );
-        }
-        for bytes in [&b""[..], b"\xd4", b"\xd4\x04", b"\xd4\x04#", b"\xd4\x04#HY00"] {
-            server_error(bytes);
-        }
-    }
 }

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 
 use tokio::io::AsyncRead;
 
-use super::error::server_error;
+use super::ReplicationError;
 use super::event_frame::{Event, Header};
-use super::packet::Packets;
 use super::payload::{Packed, Payload};
-use super::{ERROR, MAX_PACKET, OK, ReplicationError};
+use crate::connection::protocol::packet::Packets;
+use crate::connection::protocol::{ERROR, MAX_PACKET, OK, ProtocolError, server_error};
 use crate::decode::{Bytes, Malformed};
 
 /// A compressed transaction of more bytes is spooled to disk.
@@ -111,13 +111,12 @@ impl<S: AsyncRead + Unpin> EventStream<S> {
         let EventBuffer { header: head, header_bytes, mut data, spool, left } = received;
         match head[0] {
             OK if header_bytes == HEADER => {}
-            ERROR => return Err(server_error(&[&head[1..header_bytes], &data].concat())),
+            ERROR => return Err(server_error(&[&head[1..header_bytes], &data].concat()).into()),
             CLOSED if header_bytes < 9 => return Err(ReplicationError::Closed),
             first => {
                 let bytes = header_bytes + data.len();
-                return Err(ReplicationError::Broken(format!(
-                    "a packet of {bytes} bytes starts with {first:#x} in place of an event"
-                )));
+                let why = format!("a packet of {bytes} bytes starts with {first:#x} in place of an event");
+                return Err(ProtocolError::Broken(why).into());
             }
         }
         let (header, size) = Header::read(&mut Bytes::new(&head[1..]))?;
@@ -274,7 +273,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::replication::packet::tests::{Portions, block_on, framed};
+    use crate::connection::protocol::packet::tests::{Portions, block_on, framed};
     use crate::replication::payload::tests::{compressed, event};
 
     /// An event as a server sends it: with its size and, if `has_checksum`, a checksum.
@@ -458,7 +457,7 @@ pub(crate) mod tests {
             [format(true), b"\xff\xd4\x04#HY000Could not find first log file name in binary log index file".to_vec()];
         let (_, failure) = read(events(&packets, vec![7], WHOLE));
         assert!(
-            matches!(&failure, ReplicationError::Server { code: 1236, message } if message.ends_with("index file"))
+            matches!(&failure, ReplicationError::Protocol(ProtocolError::Server(error)) if error.number == 1236 && error.message.ends_with("index file"))
         );
     }
 

@@ -3,16 +3,13 @@
 //!
 //! The implementation is ours because a client library's choices decide whether changes are lost:
 //! it must verify the checksum of every event and the number of every packet, and unpack a
-//! compressed transaction event by event up to its announced end. [`packet`] frames bytes,
-//! [`handshake`] and [`auth`] open the connection, [`event_stream`] reads events, and [`payload`]
-//! unpacks compressed transactions.
+//! compressed transaction event by event up to its announced end. [`event_stream`] reads events
+//! from the packets of a [connection](crate::connection::protocol), and [`payload`] unpacks
+//! compressed transactions.
 
-mod auth;
 mod error;
 pub(crate) mod event_frame;
 pub(crate) mod event_stream;
-mod handshake;
-pub(crate) mod packet;
 pub(crate) mod payload;
 
 use std::path::PathBuf;
@@ -22,22 +19,14 @@ use mysql_common::proto::MySerialize;
 use trunkline_connector::Result;
 
 pub(crate) use self::error::ReplicationError;
-use self::error::server_error;
 use self::event_stream::EventStream;
-use self::handshake::bytes_of;
-use self::packet::Packets;
 use crate::connection::dialect::Dialect;
 use crate::connection::options::ConnectionOptions;
+use crate::connection::protocol::handshake::{self, KeyUse, bytes_of};
+use crate::connection::protocol::packet::Packets;
+use crate::connection::protocol::{ERROR, OK, ProtocolError, server_error};
 use crate::connection::tls::ServerStream;
 use crate::connection::{call_with_deadline, session};
-
-/// The maximum packet size of a client, which no server exceeds; a row can be as large.
-pub(crate) const MAX_PACKET: u32 = 1 << 30;
-
-/// The first byte of a successful answer.
-const OK: u8 = 0;
-/// The first byte of an error.
-const ERROR: u8 = 0xff;
 
 /// An authenticated connection.
 pub(crate) struct ReplicationConnection {
@@ -49,8 +38,9 @@ pub(crate) struct ReplicationConnection {
 impl ReplicationConnection {
     /// Connects, authenticates, and sets the [session variables](session).
     pub(crate) async fn open(options: &Arc<ConnectionOptions>) -> Result<Self> {
-        let connected = call_with_deadline(options, handshake::connect(options)).await?;
-        let (packets, dialect) = connected.map_err(|error| error.into_error(options, Dialect::MySql))?;
+        let connected = call_with_deadline(options, handshake::connect(options, KeyUse::Allowed)).await?;
+        let (packets, dialect) =
+            connected.map_err(|error| ReplicationError::from(error).into_error(options, Dialect::MySql))?;
         let mut connection = Self { options: Arc::clone(options), dialect, packets };
         for sql in session::common_statements().into_iter().chain(session::vendor_statements(dialect)) {
             connection.run(&sql).await?;
@@ -80,11 +70,11 @@ impl ReplicationConnection {
             match answer.split_first() {
                 Some((&OK, _)) => Ok(()),
                 Some((&ERROR, rest)) => Err(server_error(rest)),
-                _ => Err(ReplicationError::broken("the server sent an invalid answer to a command")),
+                _ => Err(ProtocolError::broken("the server sent an invalid answer to a command")),
             }
         };
         let answered = call_with_deadline(&self.options, call).await?;
-        answered.map_err(|error| error.into_error(&self.options, self.dialect))
+        answered.map_err(|error| ReplicationError::from(error).into_error(&self.options, self.dialect))
     }
 
     /// Sends the command that starts the stream of events. Events too large for memory go to the
@@ -96,7 +86,7 @@ impl ReplicationConnection {
             packets.send(&bytes_of(command)).await
         };
         let sent = call_with_deadline(&self.options, call).await?;
-        sent.map_err(|error| error.into_error(&self.options, self.dialect))?;
+        sent.map_err(|error| ReplicationError::from(error).into_error(&self.options, self.dialect))?;
         let events = EventStream::new(self.packets, scratch);
         Ok(BinlogEvents { options: self.options, dialect: self.dialect, events })
     }

@@ -9,7 +9,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read, Seek as _, SeekFrom};
 
-use super::MAX_PACKET;
+use crate::connection::protocol::MAX_PACKET;
 use crate::decode::{Bytes, Malformed};
 use crate::replication::event_frame::{Event, Header as EventHeader};
 

@@ -8,7 +8,7 @@ use trunkline_connector::{Error, Result};
 use super::describe::{self, TableDescription};
 use super::select::quoted_table;
 use crate::config::MysqlOptions;
-use crate::connection::query::{QueryConnection, is_server_error};
+use crate::connection::query::QueryConnection;
 use crate::format::table::Table;
 use crate::schema::charset::Charsets;
 use crate::schema::table_name::TableName;
@@ -115,18 +115,18 @@ async fn probe(connection: &mut QueryConnection, name: &TableName) -> Result<Pro
     const DATABASE_DENIED: u16 = 1044;
     const NO_SUCH_TABLE: u16 = 1146;
     const NO_SUCH_DATABASE: u16 = 1049;
-    // One integer as the result: the client library does not know the types of all columns.
+    // One integer as the result: clients do not know the types of all columns.
     let sql = format!("SELECT COUNT(*) FROM (SELECT * FROM {} LIMIT 0) AS readable", quoted_table(name));
     match connection.try_execute(&sql).await {
         Ok(()) => Ok(Probe::Readable),
-        Err(error) if [NO_SUCH_TABLE, NO_SUCH_DATABASE].iter().any(|number| is_server_error(&error, *number)) => {
+        Err(error) if [NO_SUCH_TABLE, NO_SUCH_DATABASE].iter().any(|number| error.is_server_error(*number)) => {
             Ok(Probe::Gone)
         }
         Err(error)
-            if [TABLE_DENIED, COLUMN_DENIED, DATABASE_DENIED].iter().any(|number| is_server_error(&error, *number)) =>
+            if [TABLE_DENIED, COLUMN_DENIED, DATABASE_DENIED].iter().any(|number| error.is_server_error(*number)) =>
         {
             Ok(Probe::Denied)
         }
-        Err(error) => Err(connection.error(&sql, &error)),
+        Err(error) => Err(connection.error(&sql, error)),
     }
 }

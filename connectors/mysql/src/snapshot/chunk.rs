@@ -26,6 +26,7 @@ use super::reads::ChunkSize;
 use super::select::{self, KeyRange};
 use super::tracker::TableRequest;
 use crate::connection::binlog_state::binlog_end;
+use crate::connection::protocol::ProtocolError;
 use crate::connection::query::QueryConnection;
 use crate::connection::quote::string_literal;
 use crate::connection::session::LOCK_WAIT_TIMEOUT_SECONDS;
@@ -125,7 +126,7 @@ enum ReadFailure {
 /// The reason why rows could not be read.
 enum ReadError {
     /// The server rejected the query, or the connection broke.
-    Query(sqlx::Error),
+    Query(ProtocolError),
     Malformed(Malformed),
 }
 
@@ -215,6 +216,10 @@ impl Reader {
         let range = KeyRange { after, until };
         let sql = select::rows(description, condition.as_deref(), range, Some(chunk.max_rows));
         let mut encoder = self.encoder(description, &chunk.position.end, chunk.page);
+        // The first chunk of a table is small: most tables have no other one.
+        if after.is_some() {
+            encoder = encoder.expecting(chunk.size.target);
+        }
         let is_complete = encode_rows(&sql, &description.table, &mut encoder, chunk.size.most, connection).await;
         let is_complete = is_complete.map_err(ReadFailure::Rows)?;
         Ok((upper_bound, encoder, !is_complete))
@@ -248,7 +253,7 @@ impl Reader {
         if is_schema_change(&error) {
             return Ok(ReadResult::Changed);
         }
-        Err(connection.error(&format!("read {}", table.name), &error))
+        Err(connection.error(&format!("read {}", table.name), error))
     }
 
     /// Returns when a query sees everything that the follower has seen.
@@ -350,13 +355,13 @@ async fn mariadb_snapshot_position(connection: &mut QueryConnection) -> Result<B
 async fn rejection(
     table: &Table,
     condition: &str,
-    error: &sqlx::Error,
+    error: &ProtocolError,
     connection: &mut QueryConnection,
 ) -> Result<Option<String>> {
     if let Some(why) = condition_error(error) {
         return Ok(Some(why));
     }
-    if error.as_database_error().is_none() {
+    if error.server().is_none() {
         return Ok(None);
     }
     Ok(try_on_server(connection, &table.name, condition).await?.err())
@@ -371,17 +376,13 @@ async fn encode_rows(
     max_bytes: usize,
     connection: &mut QueryConnection,
 ) -> std::result::Result<bool, ReadError> {
-    let mut rows = connection.fetch(sql);
-    while let Some(row) = rows.next().await {
-        let row = row.map_err(ReadError::Query)?;
+    connection.select(sql).await.map_err(ReadError::Query)?;
+    while let Some(row) = connection.next_row().await.map_err(ReadError::Query)? {
         if encoder.bytes() >= max_bytes {
-            // The connection is used again, so the rest is received and dropped.
-            while let Some(row) = rows.next().await {
-                row.map_err(ReadError::Query)?;
-            }
+            connection.skip_rows().await.map_err(ReadError::Query)?;
             return Ok(false);
         }
-        encoder.add(table, &row).map_err(ReadError::Malformed)?;
+        encoder.add(table, row).map_err(ReadError::Malformed)?;
     }
     Ok(true)
 }
@@ -392,9 +393,7 @@ async fn look_up_key(
     description: &TableDescription,
     connection: &mut QueryConnection,
 ) -> std::result::Result<Option<Vec<String>>, ReadError> {
-    let mut rows = connection.fetch(sql);
-    match rows.next().await {
-        Some(row) => key_literals(description, &row.map_err(ReadError::Query)?).map(Some).map_err(ReadError::Malformed),
-        None => Ok(None),
-    }
+    connection.select(sql).await.map_err(ReadError::Query)?;
+    let row = connection.next_row().await.map_err(ReadError::Query)?;
+    row.map(|row| key_literals(description, row)).transpose().map_err(ReadError::Malformed)
 }

@@ -7,7 +7,8 @@
 use trunkline_connector::{Error, Result};
 
 use super::select::quoted_table;
-use crate::connection::query::{QueryConnection, is_server_error};
+use crate::connection::protocol::ProtocolError;
+use crate::connection::query::QueryConnection;
 use crate::position::table_of;
 use crate::schema::table_name::TableName;
 
@@ -70,14 +71,15 @@ pub(super) async fn try_on_server(
 ) -> Result<Result<(), String>> {
     // A prepared statement is a single statement, whatever the condition contains.
     let sql = format!("SELECT 1 FROM {} WHERE ({condition}) LIMIT 0", quoted_table(table));
-    let mut rows = connection.fetch(&sql);
-    let result = rows.next().await;
-    drop(rows);
+    let result = match connection.select(&sql).await {
+        Ok(()) => connection.skip_rows().await,
+        failed => failed,
+    };
     match result {
-        None | Some(Ok(_)) => Ok(Ok(())),
-        Some(Err(error)) if is_server_error(&error, NO_SUCH_TABLE) => Ok(Ok(())),
-        Some(Err(sqlx::Error::Database(error))) => Ok(Err(error.message().to_owned())),
-        Some(Err(error)) => Err(connection.error("try a condition", &error)),
+        Ok(()) => Ok(Ok(())),
+        Err(error) if error.is_server_error(NO_SUCH_TABLE) => Ok(Ok(())),
+        Err(ProtocolError::Server(error)) => Ok(Err(error.message)),
+        Err(error) => Err(connection.error("try a condition", error)),
     }
 }
 

@@ -150,15 +150,17 @@ impl Reader {
         let table = &description.table;
         connection.set_application_session(description.has_virtual_columns).await?;
         let sql = select::rows(&description, condition.as_deref(), KeyRange::default(), None);
-        let mut rows = connection.fetch(&sql);
+        let mut selected = connection.select(&sql).await;
         let result = loop {
-            match rows.next().await {
-                None => break Ok(()),
-                Some(Err(error)) => break Err(error),
-                Some(Ok(row)) => {
+            if let Err(error) = std::mem::replace(&mut selected, Ok(())) {
+                break Err(error);
+            }
+            match connection.next_row().await {
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+                Ok(Some(row)) => {
                     let had_malformed = encoder.has_malformed;
-                    if let Err(error) = encoder.add(table, &row) {
-                        drop(rows);
+                    if let Err(error) = encoder.add(table, row) {
                         return Err(malformed_row(connection, &table.name, &error));
                     }
                     if encoder.has_malformed && !had_malformed {
@@ -172,11 +174,13 @@ impl Reader {
                 }
             }
         };
-        drop(rows);
-        let rejection = result.as_ref().err().and_then(|error| condition.as_ref().and_then(|_| condition_error(error)));
-        if let (Err(error), None) = (&result, &rejection) {
-            return Err(connection.error(&format!("read {}", table.name), error));
-        }
+        let rejection = match result {
+            Ok(()) => None,
+            Err(error) => match condition.and_then(|_| condition_error(&error)) {
+                None => return Err(connection.error(&format!("read {}", table.name), error)),
+                rejection => rejection,
+            },
+        };
         let rest = encoder.finish().into_iter().map(|page| PageMessage::Rows(Box::new(page)));
         let rejection = rejection.map(|why| PageMessage::Rejected(table.name.clone(), why));
         for message in rest.chain(rejection) {

@@ -2,13 +2,12 @@
 
 use std::collections::VecDeque;
 
-use sqlx::Row as _;
-use sqlx::mysql::MySqlRow;
-use trunkline_connector::SourceBatch;
+use trunkline_connector::{Batch, SourceBatch};
 
 use super::describe::TableDescription;
 use super::select;
 use super::tracker::ChangedKeys;
+use crate::connection::protocol::result_set::Row;
 use crate::decode::protocol::{self, TimestampEncoding};
 use crate::decode::{Malformed, Value};
 use crate::format::envelope::{Change, Emitter, Op, SourceBlock};
@@ -44,6 +43,12 @@ pub(crate) struct RowPage {
 }
 
 impl RowPage {
+    /// An empty page with room for records.
+    fn with_capacity(bytes: usize, records: usize) -> Self {
+        let records = SourceBatch { records: Batch::with_capacity(bytes, records), ..SourceBatch::default() };
+        Self { records, ..Self::default() }
+    }
+
     /// The number of rows.
     pub(crate) fn rows(&self) -> usize {
         self.rejected.len()
@@ -154,6 +159,8 @@ pub(crate) struct RowEncoder {
     count: u64,
     /// The size of the full pages.
     full_bytes: usize,
+    /// The memory of the values of a row.
+    values: Vec<Value<'static>>,
 }
 
 impl RowEncoder {
@@ -176,11 +183,18 @@ impl RowEncoder {
             page: RowPage::default(),
             count: 0,
             full_bytes: 0,
+            values: Vec::new(),
         }
     }
 
+    /// Allocates a page for this number of bytes at once, instead of step by step.
+    pub(crate) fn expecting(mut self, bytes: usize) -> Self {
+        self.page = RowPage::with_capacity(bytes.min(self.limits.bytes), 0);
+        self
+    }
+
     /// Adds a row.
-    pub(crate) fn add(&mut self, table: &Table, row: &MySqlRow) -> Result<(), Malformed> {
+    pub(crate) fn add(&mut self, table: &Table, row: Row<'_>) -> Result<(), Malformed> {
         match self.encode(table, row) {
             Err(error) if self.rejects_malformed => self.reject(table, row, &error)?,
             result => result?,
@@ -189,13 +203,15 @@ impl RowEncoder {
         let RowPage { records, rejected, .. } = &self.page;
         if records.bytes() >= self.limits.bytes || rejected.len() >= self.limits.rows {
             self.full_bytes += records.bytes();
-            self.full.push_back(std::mem::take(&mut self.page));
+            let next = RowPage::with_capacity(records.records.arena_bytes(), records.records.len());
+            self.full.push_back(std::mem::replace(&mut self.page, next));
         }
         Ok(())
     }
 
-    fn encode(&mut self, table: &Table, row: &MySqlRow) -> Result<(), Malformed> {
-        let mut values = Vec::with_capacity(table.columns.len());
+    fn encode(&mut self, table: &Table, row: Row<'_>) -> Result<(), Malformed> {
+        let mut values: Vec<Value<'_>> = std::mem::take(&mut self.values);
+        values.reserve(table.columns.len());
         for (index, column) in table.columns.iter().enumerate() {
             values.push(read_value(row, index, column, self.timestamps)?);
         }
@@ -205,12 +221,15 @@ impl RowEncoder {
         let change = Change { op: Op::Read, before: None, after: Some(&values), row: self.count };
         self.emitter.change(records, table, &self.source_block, change, |_| {})?;
         rejected.push(records.rejected.len() > before);
+        // The same allocation, for values of another row.
+        values.clear();
+        self.values = values.into_iter().map(|_| Value::Null).collect();
         Ok(())
     }
 
     /// Rejects a row that cannot be decoded. A row whose position among the others is unknown stops
     /// the snapshot: it could not continue after it.
-    fn reject(&mut self, table: &Table, row: &MySqlRow, error: &Malformed) -> Result<(), Malformed> {
+    fn reject(&mut self, table: &Table, row: Row<'_>, error: &Malformed) -> Result<(), Malformed> {
         let RowPage { records, rejected, keys, .. } = &mut self.page;
         keys.truncate(rejected.len());
         let mut values = vec![Value::Null; table.columns.len()];
@@ -269,7 +288,7 @@ impl RowEncoder {
 }
 
 /// The key in a row that has nothing else, as SQL literals.
-pub(crate) fn key_literals(description: &TableDescription, row: &MySqlRow) -> Result<Vec<String>, Malformed> {
+pub(crate) fn key_literals(description: &TableDescription, row: Row<'_>) -> Result<Vec<String>, Malformed> {
     let (table, timestamps) = (&description.table, description.timestamps());
     let literal = |(index, column): (usize, &usize)| {
         let column = &table.columns[*column];
@@ -282,12 +301,12 @@ pub(crate) fn key_literals(description: &TableDescription, row: &MySqlRow) -> Re
 
 /// The value of a column at this index of a row.
 fn read_value<'a>(
-    row: &'a MySqlRow,
+    row: Row<'a>,
     index: usize,
     column: &Column,
     timestamps: TimestampEncoding,
 ) -> Result<Value<'a>, Malformed> {
-    match raw_bytes(row, index).map_err(|error| Malformed(error.to_string()))? {
+    match row.value(index)? {
         Some(bytes) => protocol::read(&column.column_type, timestamps, bytes)
             .map_err(|error| Malformed(format!("column `{}`: {error}", column.name))),
         None => Ok(Value::Null),
@@ -295,16 +314,15 @@ fn read_value<'a>(
 }
 
 /// The columns of a row as the protocol's length-encoded strings; the byte 0xfb stands for null.
-fn packed_row(row: &MySqlRow) -> Vec<u8> {
+fn packed_row(row: Row<'_>) -> Vec<u8> {
     let mut packed = Vec::new();
-    for index in 0..row.len() {
-        // A value that cannot be taken from its packet has no bytes.
-        match raw_bytes(row, index) {
-            Ok(Some(bytes)) => {
+    for value in row.values() {
+        match value {
+            Some(bytes) => {
                 write_packed_length(&mut packed, bytes.len());
                 packed.extend_from_slice(bytes);
             }
-            Ok(None) | Err(_) => packed.push(0xfb),
+            None => packed.push(0xfb),
         }
     }
     packed
@@ -328,10 +346,4 @@ fn write_packed_length(out: &mut Vec<u8>, length: usize) {
             out.extend_from_slice(&bytes);
         }
     }
-}
-
-/// The raw bytes of a value. sqlx reports a zero date as null, but has its bytes.
-fn raw_bytes(row: &MySqlRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
-    let raw = row.try_get_raw(index)?;
-    Ok(<&[u8] as sqlx::Decode<'_, sqlx::MySql>>::decode(raw).ok())
 }

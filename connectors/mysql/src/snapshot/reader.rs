@@ -16,7 +16,8 @@ use super::select::quoted_table;
 use super::tracker::TableRequest;
 use crate::config::MysqlOptions;
 use crate::connection::dialect::{Dialect, ServerFlavor};
-use crate::connection::query::{NO_CONNECTION, QueryConnection, is_server_error};
+use crate::connection::protocol::ProtocolError;
+use crate::connection::query::{NO_CONNECTION, QueryConnection};
 use crate::decode::Malformed;
 use crate::format::envelope::{Emitter, SourceBlock, SourceFields};
 use crate::format::table::Table;
@@ -131,7 +132,7 @@ impl Reader {
         let sql = format!("LOCK TABLES {}", locks.join(", "));
         match connection.try_execute(&sql).await {
             Ok(()) => Ok(()),
-            Err(error) if is_server_error(&error, LOCK_WAIT_TIMEOUT) => {
+            Err(error) if error.is_server_error(LOCK_WAIT_TIMEOUT) => {
                 let server = connection.server_label();
                 let tables = match tables {
                     [table] => table.to_string(),
@@ -143,7 +144,7 @@ impl Reader {
                 );
                 Err(Error::external("mysql.lock", message))
             }
-            Err(error) => Err(connection.error(&sql, &error)),
+            Err(error) => Err(connection.error(&sql, error)),
         }
     }
 
@@ -181,18 +182,18 @@ pub(super) fn malformed_row(connection: &QueryConnection, table: &TableName, err
 }
 
 /// Whether an error of the server results from a schema change.
-pub(super) fn is_schema_change(error: &sqlx::Error) -> bool {
-    SCHEMA_CHANGED.iter().any(|number| is_server_error(error, *number))
+pub(super) fn is_schema_change(error: &ProtocolError) -> bool {
+    SCHEMA_CHANGED.iter().any(|number| error.is_server_error(*number))
 }
 
 /// The server's message, if it rejects the text or the values of a query, and would reject them
 /// again.
-pub(super) fn condition_error(error: &sqlx::Error) -> Option<String> {
+pub(super) fn condition_error(error: &ProtocolError) -> Option<String> {
     // SQLSTATE classes: cardinality (a subquery with several rows), data, and syntax or names.
     // Names also change with the table.
     const CLASSES: [&str; 3] = ["21", "22", "42"];
-    let database_error = error.as_database_error()?;
-    let state = database_error.code()?;
+    let server_error = error.server()?;
+    let state = server_error.state.as_deref()?;
     let is_rejected = !is_schema_change(error) && CLASSES.iter().any(|class| state.starts_with(class));
-    is_rejected.then(|| database_error.message().to_owned())
+    is_rejected.then(|| server_error.message.clone())
 }

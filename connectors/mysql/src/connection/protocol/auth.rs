@@ -1,7 +1,7 @@
 //! Password authentication. The server names the plugin of the user.
 //!
-//! The client sends a clear-text password over TLS only. Without TLS it encrypts the password with
-//! the server's RSA key, for plugins that require the whole password.
+//! The client sends a clear-text password over TLS only. Without TLS, a plugin that requires the
+//! whole password gets it encrypted with the server's RSA key, if the caller permits that.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,9 +12,8 @@ use tokio_rustls::rustls::pki_types::SubjectPublicKeyInfoDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use trunkline_connector::Error;
 
-use super::error::server_error;
 use super::packet::Packets;
-use super::{ERROR, OK, ReplicationError};
+use super::{ERROR, OK, ProtocolError, server_error};
 use crate::connection::options::ConnectionOptions;
 use crate::decode::{Bytes, Malformed, big};
 
@@ -24,6 +23,16 @@ pub(super) enum Plugin {
     Native,
     CachingSha2,
     Sha256,
+}
+
+/// The protection of a password that the server demands as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protection {
+    Tls,
+    /// The RSA key that the server sends.
+    ServerKey,
+    /// The client does not send it.
+    None,
 }
 
 impl Plugin {
@@ -37,15 +46,20 @@ impl Plugin {
     }
 
     /// The first message of the client. An empty password has an empty message.
-    pub(super) fn first_message(self, password: &str, nonce: &[u8], is_secure: bool) -> Vec<u8> {
+    pub(super) fn first_message(
+        self,
+        password: &str,
+        nonce: &[u8],
+        protection: Protection,
+    ) -> Result<Vec<u8>, ProtocolError> {
         const REQUEST_KEY: u8 = 1;
         let bytes = password.as_bytes();
-        match self {
+        Ok(match self {
             Self::Native => scramble_native(nonce, bytes).map_or(Vec::new(), Vec::from),
             Self::CachingSha2 => scramble_sha256(nonce, bytes).map_or(Vec::new(), Vec::from),
-            Self::Sha256 if password.is_empty() || is_secure => clear_text(password),
-            Self::Sha256 => vec![REQUEST_KEY],
-        }
+            Self::Sha256 if password.is_empty() => clear_text(password),
+            Self::Sha256 => whole_password(password, protection, REQUEST_KEY)?,
+        })
     }
 
     /// The answer to a further message of the server; `None` if the server continues.
@@ -54,22 +68,30 @@ impl Plugin {
         message: &[u8],
         password: &str,
         nonce: &[u8],
-        is_secure: bool,
-    ) -> Result<Option<Vec<u8>>, ReplicationError> {
+        protection: Protection,
+    ) -> Result<Option<Vec<u8>>, ProtocolError> {
         const REQUEST_KEY: u8 = 2;
         match (self, message) {
             // The server has cached the password.
             (Self::CachingSha2, [3]) => Ok(None),
-            (Self::CachingSha2, [4]) if is_secure => Ok(Some(clear_text(password))),
-            (Self::CachingSha2, [4]) => Ok(Some(vec![REQUEST_KEY])),
-            (Self::CachingSha2 | Self::Sha256, key) if !is_secure && key.len() > 1 => {
+            (Self::CachingSha2, [4]) => whole_password(password, protection, REQUEST_KEY).map(Some),
+            (Self::CachingSha2 | Self::Sha256, key) if protection == Protection::ServerKey && key.len() > 1 => {
                 encrypted(password, nonce, key).map(Some)
             }
-            _ => Err(ReplicationError::Broken(format!(
+            _ => Err(ProtocolError::Broken(format!(
                 "an unexpected message of {} bytes during {self:?} authentication",
                 message.len()
             ))),
         }
+    }
+}
+
+/// The password over TLS, or the request for the server's key.
+fn whole_password(password: &str, protection: Protection, request_key: u8) -> Result<Vec<u8>, ProtocolError> {
+    match protection {
+        Protection::Tls => Ok(clear_text(password)),
+        Protection::ServerKey => Ok(vec![request_key]),
+        Protection::None => Err(ProtocolError::PasswordNeedsTls),
     }
 }
 
@@ -86,8 +108,8 @@ pub(super) async fn authenticate<L: AsyncRead + AsyncWrite + Unpin>(
     options: &ConnectionOptions,
     mut plugin: Plugin,
     mut nonce: Vec<u8>,
-    is_secure: bool,
-) -> Result<(), ReplicationError> {
+    protection: Protection,
+) -> Result<(), ProtocolError> {
     const MORE: u8 = 1;
     const SWITCH: u8 = 0xfe;
     // A server sends at most three messages before its decision: another plugin, a request for the
@@ -100,27 +122,27 @@ pub(super) async fn authenticate<L: AsyncRead + AsyncWrite + Unpin>(
             Some((&OK, _)) => return Ok(()),
             Some((&ERROR, rest)) => return Err(server_error(rest)),
             Some((&MORE, rest)) => {
-                if let Some(answer) = plugin.next(rest, password, &nonce, is_secure)? {
+                if let Some(answer) = plugin.next(rest, password, &nonce, protection)? {
                     packets.send(&answer).await?;
                 }
             }
             Some((&SWITCH, rest)) => {
                 let (name, rest) = split_at_zero(rest);
                 plugin =
-                    Plugin::of_name(name).ok_or_else(|| ReplicationError::Connector(unknown_plugin(options, name)))?;
+                    Plugin::of_name(name).ok_or_else(|| ProtocolError::Connector(unknown_plugin(options, name)))?;
                 nonce = rest.strip_suffix(&[0]).unwrap_or(rest).to_vec();
                 if nonce.len() != NONCE {
-                    return Err(ReplicationError::Broken(format!(
+                    return Err(ProtocolError::Broken(format!(
                         "the server sent a challenge of {} bytes instead of {NONCE}",
                         nonce.len()
                     )));
                 }
-                packets.send(&plugin.first_message(password, &nonce, is_secure)).await?;
+                packets.send(&plugin.first_message(password, &nonce, protection)?).await?;
             }
-            _ => return Err(ReplicationError::broken("the server sent an invalid answer to the password")),
+            _ => return Err(ProtocolError::broken("the server sent an invalid answer to the password")),
         }
     }
-    Err(ReplicationError::Broken(format!("the server sent {MAX_MESSAGES} messages without a decision on the password")))
+    Err(ProtocolError::Broken(format!("the server sent {MAX_MESSAGES} messages without a decision on the password")))
 }
 
 /// Splits at the first zero byte.
@@ -146,15 +168,14 @@ fn unknown_plugin(options: &ConnectionOptions, name: &[u8]) -> Error {
 }
 
 /// The password, encrypted for the owner of the key and for this connection only.
-fn encrypted(password: &str, nonce: &[u8], key: &[u8]) -> Result<Vec<u8>, ReplicationError> {
+fn encrypted(password: &str, nonce: &[u8], key: &[u8]) -> Result<Vec<u8>, ProtocolError> {
     // The minimum size of the padding.
     const PADDING: usize = 42;
-    let (key, size) =
-        checked(key).map_err(|error| ReplicationError::Broken(format!("the server's RSA key: {error}")))?;
+    let (key, size) = checked(key).map_err(|error| ProtocolError::Broken(format!("the server's RSA key: {error}")))?;
     let masked: Vec<u8> =
         clear_text(password).iter().zip(nonce.iter().cycle()).map(|(byte, nonce)| byte ^ nonce).collect();
     if masked.len() + PADDING > size {
-        return Err(ReplicationError::Broken(format!(
+        return Err(ProtocolError::Broken(format!(
             "the server's RSA key of {size} bytes is too small for the password"
         )));
     }
@@ -212,8 +233,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::connection::protocol::packet::tests::block_on;
     use crate::fuzz::options;
-    use crate::replication::packet::tests::block_on;
 
     const KEY: &str = "-----BEGIN PUBLIC KEY-----
 MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAxSKOcxiet8lLMn8ImyUE
@@ -229,12 +250,16 @@ YQIDAQAB
     #[test]
     fn a_clear_text_password_is_sent_over_tls_only() {
         for plugin in [Plugin::Native, Plugin::CachingSha2, Plugin::Sha256] {
-            let nonce = [7; NONCE];
-            let mut sent = plugin.first_message("secret", &nonce, false);
-            for more in [&[4][..], KEY.as_bytes()] {
-                sent.extend(plugin.next(more, "secret", &nonce, false).ok().flatten().unwrap_or_default());
+            for protection in [Protection::ServerKey, Protection::None] {
+                let nonce = [7; NONCE];
+                let mut sent = plugin.first_message("secret", &nonce, protection).unwrap_or_default();
+                for more in [&[4][..], KEY.as_bytes()] {
+                    sent.extend(plugin.next(more, "secret", &nonce, protection).ok().flatten().unwrap_or_default());
+                }
+                assert!(!sent.windows(6).any(|part| part == b"secret"), "{plugin:?}");
+                // Nothing that depends on the whole password.
+                assert!(protection == Protection::ServerKey || sent.len() <= 32, "{plugin:?}");
             }
-            assert!(!sent.windows(6).any(|part| part == b"secret"), "{plugin:?}");
         }
         assert_eq!(encrypted("secret", &[7; NONCE], KEY.as_bytes()).unwrap().len(), 256);
     }
@@ -246,14 +271,14 @@ YQIDAQAB
     /// answers of the client.
     fn log_in(
         plugin: Plugin,
-        is_secure: bool,
+        protection: Protection,
         messages: &[Message<'_>],
-    ) -> (Result<(), ReplicationError>, Vec<Vec<u8>>) {
+    ) -> (Result<(), ProtocolError>, Vec<Vec<u8>>) {
         let (client, server) = tokio::io::duplex(1 << 16);
         let (mut client, mut server) = (Packets::resume(client, 2), Packets::resume(server, 2));
         let options = options();
         let user =
-            async move { authenticate(&mut client, &options.connection, plugin, vec![1; NONCE], is_secure).await };
+            async move { authenticate(&mut client, &options.connection, plugin, vec![1; NONCE], protection).await };
         let server = async move {
             let mut answers = Vec::new();
             for (packet, is_answered) in messages {
@@ -281,50 +306,61 @@ YQIDAQAB
         let sha2 = scramble_sha256(&[7; NONCE], b"p").unwrap().to_vec();
         let [to_native, to_sha2, to_sha256] =
             ["mysql_native_password", "caching_sha2_password", "sha256_password"].map(switch);
-        let expect = |is_secure, messages: &[Message<'_>], answers: &[&[u8]]| {
-            let (verdict, heard) = log_in(Plugin::CachingSha2, is_secure, messages);
+        let expect = |protection, messages: &[Message<'_>], answers: &[&[u8]]| {
+            let (verdict, heard) = log_in(Plugin::CachingSha2, protection, messages);
             assert!(verdict.is_ok(), "{verdict:?}");
             assert_eq!(heard, answers);
         };
-        expect(false, &[ok], &[]);
-        expect(false, &[cached, ok], &[]);
-        expect(true, &[whole, ok], &[b"p\0"]);
-        expect(false, &[(&to_native, true), ok], &[&native]);
-        expect(false, &[(&to_sha2, true), cached, ok], &[&sha2]);
-        expect(true, &[(&to_sha2, true), whole, ok], &[&sha2, b"p\0"]);
-        expect(true, &[(&to_sha256, true), ok], &[b"p\0"]);
+        expect(Protection::ServerKey, &[ok], &[]);
+        expect(Protection::ServerKey, &[cached, ok], &[]);
+        expect(Protection::Tls, &[whole, ok], &[b"p\0"]);
+        expect(Protection::ServerKey, &[(&to_native, true), ok], &[&native]);
+        expect(Protection::ServerKey, &[(&to_sha2, true), cached, ok], &[&sha2]);
+        expect(Protection::Tls, &[(&to_sha2, true), whole, ok], &[&sha2, b"p\0"]);
+        expect(Protection::Tls, &[(&to_sha256, true), ok], &[b"p\0"]);
         // Without TLS the client sends only an encrypted password after the key.
         for (messages, request) in [([whole, (&key, true), ok], 2), ([(&to_sha256, true), (&key, true), ok], 1)] {
-            let (verdict, heard) = log_in(Plugin::CachingSha2, false, &messages);
+            let (verdict, heard) = log_in(Plugin::CachingSha2, Protection::ServerKey, &messages);
             assert!(verdict.is_ok(), "{verdict:?}");
             assert_eq!((heard[0].as_slice(), heard[1].len()), (&[request][..], 256));
+        }
+        // A cached password needs neither TLS nor the key.
+        for messages in [&[cached, ok][..], &[(&to_sha2, true), cached, ok], &[(&to_native, true), ok]] {
+            let (verdict, _) = log_in(Plugin::CachingSha2, Protection::None, messages);
+            assert!(verdict.is_ok(), "{verdict:?}");
+        }
+        for messages in [[whole, (&key, true), ok], [(&to_sha256, true), (&key, true), ok]] {
+            let (verdict, heard) = log_in(Plugin::CachingSha2, Protection::None, &messages);
+            assert!(matches!(verdict, Err(ProtocolError::PasswordNeedsTls)), "{verdict:?}");
+            assert!(heard.is_empty());
         }
     }
 
     #[test]
     fn unsupported_and_invalid_exchanges_are_reported() {
         let unknown = b"\xfeclient_ed25519\x001234567890123456789012\0";
-        let (verdict, _) = log_in(Plugin::Native, true, &[(unknown, false)]);
-        let Err(ReplicationError::Connector(error)) = verdict else { panic!("{verdict:?}") };
+        let (verdict, _) = log_in(Plugin::Native, Protection::Tls, &[(unknown, false)]);
+        let Err(ProtocolError::Connector(error)) = verdict else { panic!("{verdict:?}") };
         assert_eq!(error.code, "mysql.auth");
         for word in ["`client_ed25519`", "`u`", "caching_sha2_password", "ALTER USER 'u'"] {
             assert!(error.message().contains(word), "{error}");
         }
         // The server requests the plugin of MySQL 4.0 without a name.
-        let (verdict, _) = log_in(Plugin::Native, true, &[(b"\xfe", false)]);
+        let (verdict, _) = log_in(Plugin::Native, Protection::Tls, &[(b"\xfe", false)]);
         assert!(
-            matches!(&verdict, Err(ReplicationError::Connector(error)) if error.message().contains("mysql_old_password"))
+            matches!(&verdict, Err(ProtocolError::Connector(error)) if error.message().contains("mysql_old_password"))
         );
-        let (verdict, _) = log_in(Plugin::Native, false, &[(b"\xff\x15\x04#28000Access denied", false)]);
-        assert!(matches!(verdict, Err(ReplicationError::Server { code: 1045, .. })));
+        let (verdict, _) =
+            log_in(Plugin::Native, Protection::ServerKey, &[(b"\xff\x15\x04#28000Access denied", false)]);
+        assert!(matches!(verdict, Err(error) if error.is_server_error(1045)));
         let short = b"\xfemysql_native_password\x0012345\0";
         for message in [&short[..], b"", b"\x01\x04", b"\x05", b"\x01"] {
-            let (verdict, _) = log_in(Plugin::Native, false, &[(message, false)]);
-            assert!(matches!(verdict, Err(ReplicationError::Broken(_))), "{message:?}: {verdict:?}");
+            let (verdict, _) = log_in(Plugin::Native, Protection::ServerKey, &[(message, false)]);
+            assert!(matches!(verdict, Err(ProtocolError::Broken(_))), "{message:?}: {verdict:?}");
         }
-        let (verdict, _) = log_in(Plugin::CachingSha2, false, &[(&[1, 3][..], false); 20]);
+        let (verdict, _) = log_in(Plugin::CachingSha2, Protection::ServerKey, &[(&[1, 3][..], false); 20]);
         assert!(
-            matches!(&verdict, Err(ReplicationError::Broken(why)) if why.contains("without a decision")),
+            matches!(&verdict, Err(ProtocolError::Broken(why)) if why.contains("without a decision")),
             "{verdict:?}"
         );
     }
@@ -334,7 +370,7 @@ YQIDAQAB
         let longest = "x".repeat(256 - 42 - 1);
         assert_eq!(encrypted(&longest, &[7; NONCE], KEY.as_bytes()).unwrap().len(), 256);
         let failure = encrypted(&format!("{longest}x"), &[7; NONCE], KEY.as_bytes()).unwrap_err();
-        assert!(matches!(failure, ReplicationError::Broken(why) if why.contains("too small")));
+        assert!(matches!(failure, ProtocolError::Broken(why) if why.contains("too small")));
     }
 
     proptest! {

@@ -4,10 +4,9 @@ use mysql_common::constants::CapabilityFlags;
 use mysql_common::packets::{AuthPlugin, HandshakeResponse, SslRequest};
 use mysql_common::proto::MySerialize;
 
-use super::auth::{NONCE, Plugin, authenticate, split_at_zero};
-use super::error::server_error;
+use super::auth::{NONCE, Plugin, Protection, authenticate, split_at_zero};
 use super::packet::Packets;
-use super::{ERROR, MAX_PACKET, ReplicationError};
+use super::{ERROR, MAX_PACKET, ProtocolError, server_error};
 use crate::connection::dialect::Dialect;
 use crate::connection::options::{ConnectionOptions, Tls};
 use crate::connection::tls::ServerStream;
@@ -52,8 +51,21 @@ impl Greeting {
     }
 }
 
+/// Whether a client without TLS encrypts a password with the RSA key that the server sends.
+///
+/// Nothing proves that the key is the server's. The first connection of a source therefore needs
+/// TLS for a password that the server has not cached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KeyUse {
+    Allowed,
+    Refused,
+}
+
 /// Connects and authenticates.
-pub(super) async fn connect(options: &ConnectionOptions) -> Result<(Packets<ServerStream>, Dialect), ReplicationError> {
+pub(crate) async fn connect(
+    options: &ConnectionOptions,
+    key_use: KeyUse,
+) -> Result<(Packets<ServerStream>, Dialect), ProtocolError> {
     const PROTOCOL: u8 = 10;
     // Every server since MySQL 5.6 and MariaDB 10 has these.
     const NEEDED: CapabilityFlags = CapabilityFlags::CLIENT_PROTOCOL_41
@@ -64,12 +76,12 @@ pub(super) async fn connect(options: &ConnectionOptions) -> Result<(Packets<Serv
     let greeting = match packet.split_first() {
         Some((&ERROR, rest)) => return Err(server_error(rest)),
         Some((&PROTOCOL, rest)) => {
-            Greeting::read(rest).map_err(|error| ReplicationError::Broken(format!("the greeting: {error}")))?
+            Greeting::read(rest).map_err(|error| ProtocolError::Broken(format!("the greeting: {error}")))?
         }
-        _ => return Err(ReplicationError::broken("the greeting does not have MySQL's protocol version 10")),
+        _ => return Err(ProtocolError::broken("the greeting does not have MySQL's protocol version 10")),
     };
     if !greeting.capabilities.contains(NEEDED) {
-        return Err(ReplicationError::broken("the server is older than MySQL 5.6 and MariaDB 10"));
+        return Err(ProtocolError::broken("the server is older than MySQL 5.6 and MariaDB 10"));
     }
     let mut capabilities = NEEDED | CapabilityFlags::CLIENT_TRANSACTIONS;
     // MariaDB does not offer it: a client without it has MariaDB's extended capabilities, of which
@@ -83,18 +95,22 @@ pub(super) async fn connect(options: &ConnectionOptions) -> Result<(Packets<Serv
         let (stream, sequence) = packets.into_stream()?;
         packets = Packets::resume(stream.secure(options).await?, sequence);
     } else if !matches!(options.tls, Tls::Disable | Tls::Prefer) {
-        return Err(ReplicationError::Tls(
+        return Err(ProtocolError::Tls(
             "the server does not offer TLS; give it a certificate, or set `tls = \"prefer\"`".to_owned(),
         ));
     }
-    let is_secure = capabilities.contains(CapabilityFlags::CLIENT_SSL);
+    let protection = match key_use {
+        _ if capabilities.contains(CapabilityFlags::CLIENT_SSL) => Protection::Tls,
+        KeyUse::Allowed => Protection::ServerKey,
+        KeyUse::Refused => Protection::None,
+    };
     let password = options.address.password.as_deref().unwrap_or_default();
     let plugin = match greeting.plugin {
         Plugin::CachingSha2 => AuthPlugin::CachingSha2Password,
         _ => AuthPlugin::MysqlNativePassword,
     };
     let response = HandshakeResponse::new(
-        Some(greeting.plugin.first_message(password, &greeting.nonce, is_secure)),
+        Some(greeting.plugin.first_message(password, &greeting.nonce, protection)?),
         // Any version that has utf8mb4.
         (8, 0, 0),
         Some(options.address.user.as_bytes()),
@@ -105,12 +121,12 @@ pub(super) async fn connect(options: &ConnectionOptions) -> Result<(Packets<Serv
         MAX_PACKET,
     );
     packets.send(&bytes_of(&response)).await?;
-    authenticate(&mut packets, options, greeting.plugin, greeting.nonce, is_secure).await?;
+    authenticate(&mut packets, options, greeting.plugin, greeting.nonce, protection).await?;
     Ok((packets, greeting.dialect))
 }
 
 /// The bytes of a packet of the library.
-pub(super) fn bytes_of(packet: &impl MySerialize) -> Vec<u8> {
+pub(crate) fn bytes_of(packet: &impl MySerialize) -> Vec<u8> {
     let mut bytes = Vec::new();
     packet.serialize(&mut bytes);
     bytes
