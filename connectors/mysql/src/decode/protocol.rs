@@ -14,6 +14,7 @@ pub(crate) enum TimestampEncoding {
 }
 
 /// Reads a value that is not null.
+#[inline]
 pub(crate) fn read<'a>(
     column_type: &ColumnType,
     timestamps: TimestampEncoding,
@@ -44,12 +45,14 @@ pub(crate) fn read<'a>(
     })
 }
 
+#[inline]
 fn number(bytes: &[u8], most: usize) -> Result<&[u8], Malformed> {
-    if (1..=most).contains(&bytes.len()) {
-        Ok(bytes)
-    } else {
-        Err(Malformed(format!("a number of {} bytes", bytes.len())))
-    }
+    if (1..=most).contains(&bytes.len()) { Ok(bytes) } else { Err(wrong_number(bytes.len())) }
+}
+
+#[cold]
+fn wrong_number(bytes: usize) -> Malformed {
+    Malformed(format!("a number of {bytes} bytes"))
 }
 
 /// A length, then date, time and microseconds without trailing zero parts.

@@ -203,7 +203,9 @@ impl RowEncoder {
         let RowPage { records, rejected, .. } = &self.page;
         if records.bytes() >= self.limits.bytes || rejected.len() >= self.limits.rows {
             self.full_bytes += records.bytes();
-            let next = RowPage::with_capacity(records.records.arena_bytes(), records.records.len());
+            // Pages differ by the size of a row.
+            let (bytes, rows) = (records.records.arena_bytes(), records.records.len());
+            let next = RowPage::with_capacity(bytes + bytes / 16, rows + rows / 16);
             self.full.push_back(std::mem::replace(&mut self.page, next));
         }
         Ok(())
@@ -300,6 +302,7 @@ pub(crate) fn key_literals(description: &TableDescription, row: Row<'_>) -> Resu
 }
 
 /// The value of a column at this index of a row.
+#[inline]
 fn read_value<'a>(
     row: Row<'a>,
     index: usize,
@@ -307,10 +310,16 @@ fn read_value<'a>(
     timestamps: TimestampEncoding,
 ) -> Result<Value<'a>, Malformed> {
     match row.value(index)? {
-        Some(bytes) => protocol::read(&column.column_type, timestamps, bytes)
-            .map_err(|error| Malformed(format!("column `{}`: {error}", column.name))),
+        Some(bytes) => {
+            protocol::read(&column.column_type, timestamps, bytes).map_err(|error| in_column(column, &error))
+        }
         None => Ok(Value::Null),
     }
+}
+
+#[cold]
+fn in_column(column: &Column, error: &Malformed) -> Malformed {
+    Malformed(format!("column `{}`: {error}", column.name))
 }
 
 /// The columns of a row as the protocol's length-encoded strings; the byte 0xfb stands for null.

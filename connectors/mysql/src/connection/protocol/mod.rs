@@ -1,8 +1,8 @@
 //! The client/server protocol of MySQL and MariaDB.
 //!
-//! [`packet`] frames bytes, [`handshake`] and [`auth`] open a connection, [`client`] runs statements
-//! on it, and [`result_set`] finds the values of their rows. [`crate::replication`] reads the binlog
-//! over the same packets.
+//! [`packet`] frames bytes, [`handshake`] and [`auth`] open a connection, [`client`] runs
+//! statements on it, and [`result_set`] finds the values of their rows. [`crate::replication`]
+//! reads the binlog over the same packets.
 //!
 //! The implementation is ours because a client library's choices decide whether changes are lost
 //! (ADR 009), and what a row of a snapshot costs (ADR 041).

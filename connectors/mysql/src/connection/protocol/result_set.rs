@@ -40,7 +40,8 @@ impl WireType {
             6 => Self::Fixed(0),
             // TIMESTAMP, DATE, TIME, DATETIME, and DATE as tables store it.
             7 | 10..=12 | 14 => Self::Temporal,
-            // DECIMAL, VARCHAR, BIT, VECTOR, JSON, DECIMAL since 5.0, ENUM, SET, BLOBs, texts, GEOMETRY.
+            // DECIMAL, VARCHAR, BIT, VECTOR, JSON, newer DECIMAL, ENUM, SET, BLOB,
+            // texts, GEOMETRY.
             0 | 15 | 16 | 242 | 245..=255 => Self::String,
             other => return Err(Malformed(format!("a column of the unknown type {other}"))),
         })
@@ -99,25 +100,35 @@ impl RowReader {
         let mut bytes = Bytes::new(packet);
         bytes.take(1)?;
         let nulls = bytes.take((types.len() + UNUSED_BITS).div_ceil(8))?;
-        self.places.clear();
-        self.places.reserve(types.len());
-        for (index, wire_type) in types.iter().enumerate() {
+        let mut at = packet.len() - bytes.rest().len();
+        self.places.resize(types.len(), None);
+        for (index, (place, wire_type)) in self.places.iter_mut().zip(types).enumerate() {
             let bit = index + UNUSED_BITS;
             if nulls[bit / 8] >> (bit % 8) & 1 == 1 {
-                self.places.push(None);
+                *place = None;
                 continue;
             }
-            let value = match wire_type {
-                WireType::Fixed(count) => bytes.take(usize::from(*count))?,
-                WireType::Temporal => {
-                    let count = usize::from(*bytes.rest().first().unwrap_or(&0));
-                    bytes.take(1 + count)?
+            let count = match (wire_type, packet.get(at)) {
+                (WireType::Fixed(count), _) => usize::from(*count),
+                (WireType::Temporal, Some(length)) => 1 + usize::from(*length),
+                (WireType::String, Some(length @ 0..=0xfa)) => {
+                    at += 1;
+                    usize::from(*length)
                 }
-                WireType::String => bytes.packed_bytes()?,
+                (WireType::String, Some(_)) => {
+                    let mut long = Bytes::new(&packet[at..]);
+                    let count = long.packed()?;
+                    at = packet.len() - long.rest().len();
+                    usize::try_from(count).unwrap_or(usize::MAX)
+                }
+                (_, None) => return Err(short_row(index)),
             };
-            self.places.push(place(packet, bytes.rest(), value));
+            let end = at.checked_add(count).filter(|end| *end <= packet.len()).ok_or_else(|| short_row(index))?;
+            // A packet has at most 1 GiB.
+            *place = Some((at as u32, end as u32));
+            at = end;
         }
-        self.end(packet, bytes)
+        self.end(packet, at)
     }
 
     /// A row of texts.
@@ -131,26 +142,24 @@ impl RowReader {
                 self.places.push(None);
             } else {
                 let value = bytes.packed_bytes()?;
-                self.places.push(place(packet, bytes.rest(), value));
+                let end = packet.len() - bytes.rest().len();
+                self.places.push(Some(((end - value.len()) as u32, end as u32)));
             }
         }
-        self.end(packet, bytes)
+        self.end(packet, packet.len() - bytes.rest().len())
     }
 
-    fn end<'a>(&'a self, packet: &'a [u8], rest: Bytes<'_>) -> Result<Row<'a>, Malformed> {
-        if !rest.is_empty() {
-            return Err(Malformed(format!("a row has {} bytes after its last value", rest.rest().len())));
+    fn end<'a>(&'a self, packet: &'a [u8], end: usize) -> Result<Row<'a>, Malformed> {
+        match packet.len() - end {
+            0 => Ok(Row { packet, places: &self.places }),
+            rest => Err(Malformed(format!("a row has {rest} bytes after its last value"))),
         }
-        Ok(Row { packet, places: &self.places })
     }
 }
 
-/// The place of a value that ends where the rest of its packet begins.
-#[inline]
-fn place(packet: &[u8], rest: &[u8], value: &[u8]) -> Place {
-    // A packet has at most 1 GiB.
-    let end = packet.len() - rest.len();
-    Some(((end - value.len()) as u32, end as u32))
+#[cold]
+fn short_row(index: usize) -> Malformed {
+    Malformed(format!("a row ends within value {}", index + 1))
 }
 
 #[cfg(test)]
