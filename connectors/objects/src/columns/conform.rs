@@ -10,6 +10,7 @@ use arrow::datatypes::{DataType, Fields, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::json::writer::{EncoderOptions, make_encoder};
 
+use super::finder::FieldFinder;
 use super::layout::source_name;
 
 /// The batch with the columns of `schema`, a [file's](super::file_schema) of a layout that holds
@@ -23,6 +24,7 @@ pub fn conform_batch(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBa
 }
 
 fn conform_columns(from: &Fields, columns: &[ArrayRef], to: &Fields, rows: usize) -> Result<Vec<ArrayRef>, ArrowError> {
+    let mut from = FieldFinder::new(from);
     let conform_one = |field: &Arc<arrow::datatypes::Field>| match from.find(source_name(field)) {
         Some((index, _)) => conform(&columns[index], field.data_type()),
         None => Ok(new_null_array(field.data_type(), rows)),

@@ -1,6 +1,7 @@
 //! Infers types from values. Only values that the known columns cannot hold reach this code, so it
 //! need not be fast. It uses the decoder's tokenizer, so that both agree on the values.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{ArrayRef, NullArray};
@@ -10,6 +11,7 @@ use arrow::json::ReaderBuilder;
 use arrow::json::reader::{ArrayDecoder, Decoder, DecoderContext, DecoderFactory, Tape, TapeElement};
 use trunkline_connector::Reason;
 
+use super::finder::FieldFinder;
 use super::layout::{inferred, inferred_list, is_inferred, union_type};
 use super::types::{Hints, KnownTypes};
 
@@ -123,7 +125,9 @@ impl ArrayDecoder for WalkDecoder {
         let mut walk = self.walk.lock().unwrap_or_else(PoisonError::into_inner);
         for position in pos {
             if let TapeElement::StartObject(end) = tape.get(*position) {
-                if let Some(fields) = observe_object(tape, *position, end, &walk.fields, Hints::of(&walk.types), 0)? {
+                if let Some(fields) =
+                    observe_object(tape, *position, end, &walk.fields, &mut Hints::of(&walk.types), 0)?
+                {
                     walk.fields = fields;
                 }
             } else {
@@ -159,16 +163,19 @@ fn observe_object(
     start: u32,
     end: u32,
     fields: &Fields,
-    hints: Hints<'_>,
+    hints: &mut Hints<'_>,
     depth: usize,
 ) -> Result<Option<Fields>, ArrowError> {
     let mut changed: Option<Vec<FieldRef>> = None;
+    let mut finder = FieldFinder::new(fields);
+    // Indices of the fields that are not among the known ones.
+    let mut added: HashMap<&str, usize> = HashMap::new();
     let mut at = start + 1;
     while at < end {
         let TapeElement::String(name) = tape.get(at) else { return Err(tape.error(at, "field name")) };
         let name = tape.get_string(name);
         let known = changed.as_deref().unwrap_or(fields);
-        let found = known.iter().position(|field| field.name() == name);
+        let found = finder.find(name).map(|(index, _)| index).or_else(|| added.get(name).copied());
         let observed = match found {
             None => Some(hints.field(name, value_type(tape, at + 1, depth + 1)?)),
             Some(index) => observe_value(tape, at + 1, &known[index], hints, depth + 1)?,
@@ -177,7 +184,10 @@ fn observe_object(
             let changed = changed.get_or_insert_with(|| fields.iter().cloned().collect());
             match found {
                 Some(index) => changed[index] = field,
-                None => changed.push(field),
+                None => {
+                    added.insert(name, changed.len());
+                    changed.push(field);
+                }
             }
         }
         at = tape.next(at + 1, "field value")?;
@@ -191,7 +201,7 @@ fn observe_value(
     tape: &Tape<'_>,
     index: u32,
     field: &FieldRef,
-    hints: Hints<'_>,
+    hints: &mut Hints<'_>,
     depth: usize,
 ) -> Result<Option<FieldRef>, ArrowError> {
     if is_inferred(field) {
@@ -203,13 +213,13 @@ fn observe_value(
     }
     let wider = match (field.data_type(), tape.get(index)) {
         (DataType::Struct(members), TapeElement::StartObject(end)) => {
-            observe_object(tape, index, end, members, hints.member(field.name()), depth)?.map(DataType::Struct)
+            observe_object(tape, index, end, members, &mut hints.member(field.name()), depth)?.map(DataType::Struct)
         }
         (DataType::List(item), TapeElement::StartList(end)) => {
             let mut known = Arc::clone(item);
             let mut at = index + 1;
             while at < end {
-                if let Some(wider) = observe_value(tape, at, &known, Hints::default(), depth + 1)? {
+                if let Some(wider) = observe_value(tape, at, &known, &mut Hints::default(), depth + 1)? {
                     known = wider;
                 }
                 at = tape.next(at, "list value")?;
@@ -227,7 +237,7 @@ fn value_type(tape: &Tape<'_>, index: u32, depth: usize) -> Result<DataType, Arr
         TapeElement::True | TapeElement::False => DataType::Boolean,
         TapeElement::Number(text) => number_type(tape.get_string(text)),
         TapeElement::StartObject(end) if depth < MAX_DEPTH => {
-            let members = observe_object(tape, index, end, &Fields::empty(), Hints::default(), depth)?;
+            let members = observe_object(tape, index, end, &Fields::empty(), &mut Hints::default(), depth)?;
             DataType::Struct(members.unwrap_or_default())
         }
         TapeElement::StartList(end) if depth < MAX_DEPTH => {
@@ -279,6 +289,8 @@ mod tests {
             (&[r#"{"a":1}"#, r#"{"a":2.5}"#][..], DataType::Float64),
             (&[r#"{"a":null}"#, r#"{"a":true}"#], DataType::Boolean),
             (&[r#"{"a":1}"#, r#"{"a":"x"}"#], DataType::Utf8),
+            (&[r#"{"b":0,"a":1,"a":2.5,"b":1}"#], DataType::Float64),
+            (&[r#"{"a":1,"b":0}"#, r#"{"c":0,"b":1,"a":2.5}"#], DataType::Float64),
             (&[r#"{"a":1}"#, r#"{"a":{"b":1}}"#], DataType::Utf8),
             (&[r#"{"a":18446744073709551615}"#], DataType::Utf8),
             (&[r#"{"a":1e400}"#], DataType::Utf8),

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema as ArrowSchema, SchemaRef};
 
+use super::finder::FieldFinder;
+
 /// Metadata key of a column whose type was inferred from values.
 pub(crate) const INFERRED: &str = "trunkline.inferred";
 /// Metadata key of a column that has another name in the file than in the values.
@@ -81,8 +83,9 @@ pub fn union(left: &Fields, right: &Fields) -> Option<Fields> {
     }
     let mut found = HashSet::new();
     let mut fields = Vec::with_capacity(left.len().max(right.len()));
+    let mut finder = FieldFinder::new(right);
     for field in left {
-        match right.find(field.name()) {
+        match finder.find(field.name()) {
             Some((index, other)) => {
                 found.insert(index);
                 fields.push(union_field(field, other)?);

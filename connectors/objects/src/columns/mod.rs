@@ -14,6 +14,7 @@
 mod conform;
 mod decode;
 mod direct;
+mod finder;
 mod infer;
 mod layout;
 mod strict;

@@ -4,6 +4,7 @@
 
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, TimeUnit};
 
+use super::finder::FieldFinder;
 use super::infer::{MAX_COLUMNS, count};
 use super::layout::{inferred, inferred_list, is_inferred, union, union_type};
 
@@ -31,7 +32,8 @@ impl KnownTypes {
 
     /// A declared schema with the pinned types of its columns.
     pub fn pin(&self, fields: &Fields) -> Fields {
-        let pinned = |field: &FieldRef| match self.pinned.find(field.name()) {
+        let mut finder = FieldFinder::new(&self.pinned);
+        let pinned = |field: &FieldRef| match finder.find(field.name()) {
             Some((_, pinned)) => FieldRef::clone(pinned),
             None => FieldRef::clone(field),
         };
@@ -40,44 +42,43 @@ impl KnownTypes {
 }
 
 /// The known types of the members of an object.
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 pub(super) struct Hints<'a> {
-    pinned: Option<&'a Fields>,
-    remembered: Option<&'a Fields>,
+    pinned: FieldFinder<'a>,
+    remembered: FieldFinder<'a>,
 }
 
 impl<'a> Hints<'a> {
     pub(super) fn of(types: &'a KnownTypes) -> Self {
-        Self { pinned: Some(&types.pinned), remembered: Some(&types.remembered) }
+        Self { pinned: FieldFinder::new(&types.pinned), remembered: FieldFinder::new(&types.remembered) }
     }
 
     /// The known types of the members of a member.
-    pub(super) fn member(&self, name: &str) -> Self {
-        let members = match self.remembered(name) {
-            Some(DataType::Struct(members)) => Some(members),
-            _ => None,
-        };
-        Self { pinned: None, remembered: members }
+    pub(super) fn member(&mut self, name: &str) -> Self {
+        match self.remembered(name) {
+            Some(DataType::Struct(members)) => Self { remembered: FieldFinder::new(members), ..Self::default() },
+            _ => Self::default(),
+        }
     }
 
     /// The field of a column with this name and observed type.
-    pub(super) fn field(&self, name: &str, observed: DataType) -> FieldRef {
-        if let Some((_, pinned)) = self.pinned.and_then(|pinned| pinned.find(name)) {
+    pub(super) fn field(&mut self, name: &str, observed: DataType) -> FieldRef {
+        if let Some((_, pinned)) = self.pinned.find(name) {
             return FieldRef::clone(pinned);
         }
         inferred(name, self.widen(name, observed))
     }
 
     /// The observed type, as wide as the known one.
-    pub(super) fn widen(&self, name: &str, observed: DataType) -> DataType {
+    pub(super) fn widen(&mut self, name: &str, observed: DataType) -> DataType {
         match self.remembered(name) {
             Some(known) => widen(observed, known),
             None => observed,
         }
     }
 
-    fn remembered(&self, name: &str) -> Option<&'a DataType> {
-        self.remembered.and_then(|fields| fields.find(name)).map(|(_, field)| field.data_type())
+    fn remembered(&mut self, name: &str) -> Option<&'a DataType> {
+        self.remembered.find(name).map(|(_, field)| field.data_type())
     }
 }
 
@@ -86,6 +87,7 @@ impl<'a> Hints<'a> {
 fn widen(observed: DataType, known: &DataType) -> DataType {
     match (&observed, known) {
         (DataType::Struct(members), DataType::Struct(others)) => {
+            let mut others = FieldFinder::new(others);
             let member = |field: &FieldRef| match others.find(field.name()) {
                 Some((_, other)) => inferred(field.name(), widen(field.data_type().clone(), other.data_type())),
                 None => FieldRef::clone(field),
@@ -161,7 +163,7 @@ mod tests {
         ]
         .into();
         assert!(types.remember(&seen) && !types.remember(&seen));
-        let hints = Hints::of(&types);
+        let mut hints = Hints::of(&types);
         assert_eq!(hints.widen("n", DataType::Int64), DataType::Utf8);
         assert_eq!(hints.widen("f", DataType::Int64), DataType::Float64);
         assert_eq!(hints.widen("f", DataType::Null), DataType::Float64);
