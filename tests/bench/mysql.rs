@@ -25,7 +25,7 @@ use trunkline_tests::{BrokerKind, Case, Kafka, Mysql, Process, worker_binary};
 use crate::client::{self, LIMIT, PARTITIONS};
 use crate::debezium::Debezium;
 use crate::latency::{end, reader};
-use crate::measure::Sampling;
+use crate::measure::{Sampling, cpu_seconds_of};
 use crate::pipeline::{self, PathTargets, Run, alternate, compare_with_peer, run, timed};
 use crate::table::{Row, Table, Target};
 
@@ -234,16 +234,23 @@ impl<'a> Bench<'a> {
     }
 
     /// Two readers on two processors, compared with one reader on one. The server shares these
-    /// processors, so that its work is halved, too.
-    fn readers(&self, sampling: Sampling) -> [Row; 2] {
+    /// processors, so that its work is halved, too. The last row is the speed at which source and
+    /// server would use both processors all the time, with the processor time per row that they
+    /// have together.
+    fn readers(&self, sampling: Sampling) -> [Row; 3] {
         let name = "MySQL snapshot, two readers on two processors";
         eprintln!("{name}");
         let rows = sampling.records(self.discard("base", SHORT, 1).per_second());
         self.fill("stock", rows);
+        let mut bounds = Vec::new();
         let [one, two] = alternate(
             sampling,
-            |_| self.discard_on(1, "stock", rows).report("one processor", sampling),
-            |_| self.discard_on(2, "stock", rows).report("two processors", sampling),
+            |_| self.discard_on(1, "stock", rows).0.report("one processor", sampling),
+            |_| {
+                let (run, server_cpu) = self.discard_on(2, "stock", rows);
+                bounds.push(2.0 * rows as f64 / (run.cpu + server_cpu));
+                run.report("two processors", sampling)
+            },
         );
         self.mysql.run("DROP TABLE bench.stock");
         let row = |name: &str, unit, value: fn(&Run) -> f64, target| Row {
@@ -256,18 +263,28 @@ impl<'a> Bench<'a> {
         [
             row(name, "rows/s", Run::per_second, Target::Share(1.8)),
             row("  processor", "s per million", Run::cpu_per_million, Target::AtMostShare(1.15)),
+            Row {
+                name: "  both processors always busy".to_owned(),
+                unit: "rows/s",
+                reference: one.iter().map(Run::per_second).collect(),
+                measured: bounds,
+                target: Target::None,
+            },
         ]
     }
 
     /// [`Bench::discard`] with this process and the server on the first `processors`, one reader on
-    /// each.
-    fn discard_on(&self, processors: usize, table: &str, rows: u64) -> Run {
-        let pids = [std::process::id(), self.mysql.pid().unwrap()];
+    /// each. Also returns the processor seconds of the server.
+    fn discard_on(&self, processors: usize, table: &str, rows: u64) -> (Run, f64) {
+        let server = self.mysql.pid().unwrap();
+        let pids = [std::process::id(), server];
         let all = std::thread::available_parallelism().unwrap().get();
         pids.into_iter().for_each(|pid| restrict(pid, processors));
+        let cpu = cpu_seconds_of(server);
         let run = self.discard(table, rows, processors);
+        let cpu = cpu_seconds_of(server) - cpu;
         pids.into_iter().for_each(|pid| restrict(pid, all));
-        run
+        (run, cpu)
     }
 
     /// Reads a table's rows with the connector in this process, and discards the batches.
