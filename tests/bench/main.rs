@@ -40,6 +40,11 @@ use crate::measure::Sampling;
 use crate::records::LINE_BYTES;
 use crate::table::Table;
 
+/// The worker's allocator: what a benchmark runs in its own process, a limit or a source, is
+/// compared with the worker.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// The rows of log pipelines, in the table's order. The first six are `pipeline`. The rows of
 /// MySQL, of warehouses and of replays follow them.
 const ROWS: [&str; 24] = [
