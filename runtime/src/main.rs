@@ -2,16 +2,15 @@
 
 use std::ffi::c_char;
 
-/// librdkafka allocates each record in one thread and frees it in another. glibc's malloc is slow
-/// at that, and its memory grows. jemalloc serves librdkafka and Rust with a third less CPU time
-/// and memory (`tests/bench/RESULTS.md`).
+/// Batches are allocated in one thread and freed in another. glibc's malloc is slow at that, and
+/// its memory grows. jemalloc needed a third less CPU time and memory (`tests/bench/RESULTS.md`).
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Few arenas, and freed pages return to the system after half a second: peaks are short, and
-/// memory is bounded (I6). Thread caches are small: a pipeline has eight to twelve threads of
-/// librdkafka, whose caches held a quarter of the memory of a hundred idle pipelines. With 12
-/// objects of a size a record costs 0.2 % more instructions than with 20, with 4 it costs 3 % more.
+/// memory is bounded (I6). Thread caches are small: those of the threads of a hundred idle
+/// pipelines held a quarter of their memory. With 12 objects of a size a record costs 0.2 % more
+/// instructions than with 20, with 4 it costs 3 % more.
 #[allow(non_upper_case_globals, reason = "the name that jemalloc looks for")]
 #[unsafe(no_mangle)]
 pub static malloc_conf: Option<&'static c_char> =

@@ -22,7 +22,8 @@ const FEWEST_EXPECTED: usize = 4;
 
 /// The names of the columns whose dictionary would not fit, judged by the first rows of a file.
 pub(crate) fn outgrown<'s>(schema: &'s Schema, first: &[RecordBatch]) -> Vec<&'s str> {
-    let names = schema.fields().iter().filter(|field| !field.data_type().is_nested()).map(|field| field.name().as_str());
+    let names =
+        schema.fields().iter().filter(|field| !field.data_type().is_nested()).map(|field| field.name().as_str());
     let is_outgrown = |name: &&str| {
         let columns: Vec<&ArrayRef> = first.iter().filter_map(|batch| batch.column_by_name(name)).collect();
         Sample::of(&columns).is_some_and(|sample| sample.outgrows())
@@ -104,7 +105,8 @@ mod tests {
         let texts = |different| -> ArrayRef {
             Arc::new(drawn(2_000, different).map(|value| Some(format!("{value:0300}"))).collect::<StringArray>())
         };
-        let numbers = |different| -> ArrayRef { Arc::new(drawn(2_000, different).map(|v| v as i64).collect::<Int64Array>()) };
+        let numbers =
+            |different| -> ArrayRef { Arc::new(drawn(2_000, different).map(|v| v as i64).collect::<Int64Array>()) };
         let columns = vec![
             ("lines", texts(u64::MAX)),
             // 3,000 texts of 300 bytes fit into 1 MB, and so do 100,000 numbers.

@@ -99,12 +99,7 @@ struct State {
 
 impl Encoding {
     /// Creates the file, for rows of which `first` are the first ones.
-    pub fn create(
-        temp: PathBuf,
-        schema: &SchemaRef,
-        encoders: &Arc<Encoders>,
-        first: &[RecordBatch],
-    ) -> Result<Self> {
+    pub fn create(temp: PathBuf, schema: &SchemaRef, encoders: &Arc<Encoders>, first: &[RecordBatch]) -> Result<Self> {
         let file = File::create_new(&temp).map_err(|error| io_error("create", &temp, &error))?;
         let properties = properties(schema, &encoders.options, first);
         let mut shared = Shared {
@@ -269,7 +264,8 @@ impl Drop for Work {
 }
 
 /// How a file with these columns is written. Columns whose values do not repeat have no dictionary.
-/// In a wide file, the first columns of text have one, because text repeats more often than numbers.
+/// In a wide file, the first columns of text have one, because text repeats more often than
+/// numbers.
 fn properties(schema: &SchemaRef, options: &WriterOptions, first: &[RecordBatch]) -> WriterProperties {
     let properties = WriterProperties::builder()
         .set_compression(options.compression)

@@ -336,7 +336,8 @@ impl GroupConsumer {
     /// is open now wrote before it.
     pub fn stable_end(&self, topic: &str, partition: i32) -> Result<i64> {
         let doing = format!("reading the end of topic `{topic}` in group `{}`", self.group);
-        let (deadline, request) = (Instant::now() + CALL_TIMEOUT, bound(topic, partition, Bound::End(Isolation::Committed)));
+        let (deadline, request) =
+            (Instant::now() + CALL_TIMEOUT, bound(topic, partition, Bound::End(Isolation::Committed)));
         let (error, end) = self.ask(|brokers| {
             let answer =
                 brokers.ask(Target::Leader(topic, partition), 2..=6, &request, deadline, |answer| bound_of(answer).0);

@@ -1,5 +1,6 @@
-//! The Kafka layer: producers and group consumers over a client of our own ([`wire`]), administration
-//! over `rdkafka`. Its calls block, so only the threads of stages use it, never async code.
+//! The Kafka layer: producers and group consumers over a client of our own ([`wire`]),
+//! administration over `rdkafka`. Its calls block, so only the threads of stages use it, never
+//! async code.
 //!
 //! - [`client`]: settings that all clients share, and the classification of errors.
 //! - [`admin`]: looks up and creates topics, by the calls in `admin_api`; `admin_rights` asks what
@@ -11,8 +12,8 @@
 //!   reads.
 //! - [`GroupOffsets`]: reads and changes the offsets of a group from outside.
 //! - `membership`, `unassigned`: a group's members, and its partitions without an owner.
-//! - [`topic_reader`]: reads topics outside of groups, with a `reader`; [`table`]: compacted topics as key-value
-//!   tables; [`TableFollower`] receives the changes of such a table.
+//! - [`topic_reader`]: reads topics outside of groups, with a `reader`; [`table`]: compacted topics
+//!   as key-value tables; [`TableFollower`] receives the changes of such a table.
 //! - [`embedded`]: the broker in this process.
 //! - `connection`: explains failed connections; `rebootstrap`: recovers clients that lost all
 //!   brokers.

@@ -64,8 +64,8 @@ impl TransactionalProducer {
     /// wait to be sent (I6).
     pub fn new(cluster: &Cluster, transactional_id: &str, buffer_bytes: usize) -> Result<Self> {
         let settings = Settings::of(cluster, transactional_id);
-        // A batch that is filled is not larger than what may wait to be sent: many pipelines share the
-        // memory.
+        // A batch that is filled is not larger than what may wait to be sent: many pipelines share
+        // the memory.
         let largest = buffer_bytes.max(MIN_BATCH_BYTES);
         let batch_bytes = cluster.limits().batch_bytes().min(settings.batch_bytes).min(largest);
         let buffer = SendBuffer::new(settings.codec, batch_bytes, settings.batch_records);

@@ -91,7 +91,8 @@ impl Reader {
         let doing = format!("reading the end offsets of topic `{topic}`");
         let (request, deadline) = (bound(topic, partition, which), Instant::now() + CALL_TIMEOUT);
         let brokers = self.fetcher.brokers();
-        let answer = brokers.ask(Target::Leader(topic, partition), 2..=6, &request, deadline, |answer| bound_of(answer).0);
+        let answer =
+            brokers.ask(Target::Leader(topic, partition), 2..=6, &request, deadline, |answer| bound_of(answer).0);
         let (error, offset) = bound_of(&answer.map_err(|error| error.explain(&doing, &self.cluster))?);
         if error == 0 { Ok(offset) } else { Err(classify_code(Some(code(error)), format!("{doing}: {}", code(error)))) }
     }
@@ -101,7 +102,8 @@ impl Reader {
         let begun = Instant::now();
         let brokers = self.fetcher.brokers();
         while !brokers.has_partition(topic, partition) {
-            let looked_up = brokers.patiently(begun + CALL_TIMEOUT, |brokers, deadline| brokers.refresh(&[topic], deadline));
+            let looked_up =
+                brokers.patiently(begun + CALL_TIMEOUT, |brokers, deadline| brokers.refresh(&[topic], deadline));
             looked_up.map_err(|error| error.explain(&format!("looking up topic `{topic}`"), &self.cluster))?;
             if brokers.has_partition(topic, partition) {
                 break;

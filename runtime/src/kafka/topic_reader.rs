@@ -211,7 +211,8 @@ impl RecordReader {
     }
 }
 
-/// Passes on the first record from an offset on, if there is one before `end`, or in the same answer.
+/// Passes on the first record from an offset on, if there is one before `end`, or in the same
+/// answer.
 fn first_record(
     reader: &mut Reader,
     topic: &str,

@@ -201,8 +201,7 @@ fn a_topic_that_is_created_later_is_assigned() {
 #[test]
 fn a_stage_that_hangs_gives_its_partitions_to_the_others() {
     let fixture = Fixture::start();
-    let settings =
-        [("session.timeout.ms", "6000"), ("heartbeat.interval.ms", "50"), ("max.poll.interval.ms", "1000")];
+    let settings = [("session.timeout.ms", "6000"), ("heartbeat.interval.ms", "50"), ("max.poll.interval.ms", "1000")];
     let cluster = fixture.cluster_with(&settings);
     Admin::new(&cluster).unwrap().ensure(&[spec("a", 2, &[])]).unwrap();
     let mut hanging = Stage::join(&cluster, "g-1");

@@ -257,8 +257,8 @@ impl Brokers {
         self.note_metadata(topics, &answer)
     }
 
-    /// Repeats a call while no broker answers, at most until `deadline`. Each attempt has a deadline
-    /// of its own.
+    /// Repeats a call while no broker answers, at most until `deadline`. Each attempt has a
+    /// deadline of its own.
     pub(in crate::kafka) fn patiently<T>(
         &mut self,
         deadline: Instant,
@@ -302,7 +302,8 @@ impl Brokers {
         self.patiently(deadline, |brokers, deadline| brokers.topics(names, deadline))
     }
 
-    /// The topics with these names, or all topics, asked once. Those that do not exist have no partitions.
+    /// The topics with these names, or all topics, asked once. Those that do not exist have no
+    /// partitions.
     pub(in crate::kafka::wire) fn topics(
         &mut self,
         names: Option<&[&str]>,

@@ -76,8 +76,7 @@ pub(in crate::kafka) fn members(
     group: &str,
     deadline: Instant,
 ) -> Result<Option<Vec<GroupMember>>> {
-    let request =
-        DescribeGroupsRequest::default().with_groups(vec![GroupId(StrBytes::from_string(group.to_owned()))]);
+    let request = DescribeGroupsRequest::default().with_groups(vec![GroupId(StrBytes::from_string(group.to_owned()))]);
     let doing = format!("describing the group `{group}`");
     let error_of = |answer: &kafka_protocol::messages::DescribeGroupsResponse| {
         answer.groups.first().map_or(0, |group| group.error_code)

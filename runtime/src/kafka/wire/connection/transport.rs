@@ -198,7 +198,8 @@ impl Transport {
             let _ = socket.set_recv_buffer_size(self.receive_buffer);
         }
         if self.has_keepalive {
-            // The answer to a join may take minutes: a broker whose machine has vanished is noticed.
+            // The answer to a join may take minutes: a broker whose machine has vanished is
+            // noticed.
             socket.set_tcp_keepalive(&KEEPALIVE)?;
         }
         socket.set_tcp_nodelay(self.has_nodelay)?;

@@ -369,9 +369,7 @@ impl Fetcher {
                 Ok(())
             }
             Err(CallError::Lost(lost)) => self.check_hope(lost),
-            Err(CallError::Refused(error)) => {
-                Err(error.context(self.options.doing(None)))
-            }
+            Err(CallError::Refused(error)) => Err(error.context(self.options.doing(None))),
         }
     }
 

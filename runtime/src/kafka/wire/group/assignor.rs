@@ -11,10 +11,7 @@ use super::protocol::Subscription;
 
 /// Returns the partitions of each member, in the order of `members`. `counts` has the number of
 /// partitions of each topic that exists.
-pub(super) fn assign(
-    members: &[Subscription],
-    counts: &BTreeMap<Arc<str>, i32>,
-) -> Vec<BTreeSet<TopicPartition>> {
+pub(super) fn assign(members: &[Subscription], counts: &BTreeMap<Arc<str>, i32>) -> Vec<BTreeSet<TopicPartition>> {
     let owners = owners(members, counts);
     let mut assigned = vec![BTreeSet::new(); members.len()];
     for (partition, owner) in &owners {

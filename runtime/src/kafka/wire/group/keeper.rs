@@ -174,7 +174,9 @@ impl Rounds {
         let Context { brokers, topics } = &mut self.context;
         match topics.look_up(brokers, &wanted, Context::deadline()) {
             Ok(()) => {}
-            Err(CallError::Lost(Lost(reason))) => tracing::debug!(reason, "the topics of consumer groups are not known"),
+            Err(CallError::Lost(Lost(reason))) => {
+                tracing::debug!(reason, "the topics of consumer groups are not known")
+            }
             Err(CallError::Refused(error)) => {
                 tracing::debug!(%error, "the topics of consumer groups are not known");
             }

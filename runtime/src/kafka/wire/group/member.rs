@@ -441,7 +441,8 @@ impl Member {
             return;
         }
         self.topics_version = context.topics.version;
-        self.said = Subscription { topics: context.topics.of(&self.shared), owned: claims, generation: self.generation };
+        self.said =
+            Subscription { topics: context.topics.of(&self.shared), owned: claims, generation: self.generation };
         let joining = self.send_join(context);
         self.state = match self.unless_failed(context, joining) {
             Some(exchange) => State::Joining(exchange),
@@ -452,12 +453,12 @@ impl Member {
     fn send_join(&self, context: &mut Context) -> Result<Exchange, CallError> {
         let options = &self.shared.options;
         let metadata = self.said.encode().ok_or_else(|| {
-            let message = format!("the subscription of group `{}` cannot be encoded: a topic's name is too long", options.group);
+            let message =
+                format!("the subscription of group `{}` cannot be encoded: a topic's name is too long", options.group);
             Error::internal("kafka.subscription", message)
         })?;
-        let protocol = JoinGroupRequestProtocol::default()
-            .with_name(StrBytes::from_static_str(STRATEGY))
-            .with_metadata(metadata);
+        let protocol =
+            JoinGroupRequestProtocol::default().with_name(StrBytes::from_static_str(STRATEGY)).with_metadata(metadata);
         let request = JoinGroupRequest::default()
             .with_group_id(self.group())
             .with_session_timeout_ms(milliseconds(options.session))
@@ -553,11 +554,12 @@ impl Member {
         if answer.skip_assignment {
             return Vec::new();
         }
-        let of_member = |(member, partitions): (&kafka_protocol::messages::join_group_response::JoinGroupResponseMember, _)| {
-            SyncGroupRequestAssignment::default()
-                .with_member_id(member.member_id.clone())
-                .with_assignment(assignment(partitions).unwrap_or_default())
-        };
+        let of_member =
+            |(member, partitions): (&kafka_protocol::messages::join_group_response::JoinGroupResponseMember, _)| {
+                SyncGroupRequestAssignment::default()
+                    .with_member_id(member.member_id.clone())
+                    .with_assignment(assignment(partitions).unwrap_or_default())
+            };
         answer.members.iter().zip(&divided).map(of_member).collect()
     }
 
@@ -631,8 +633,7 @@ impl Member {
     }
 
     fn send_leave(&self, context: &mut Context) -> Result<Sent, CallError> {
-        let member =
-            MemberIdentity::default().with_member_id(self.id.clone()).with_group_instance_id(self.instance());
+        let member = MemberIdentity::default().with_member_id(self.id.clone()).with_group_instance_id(self.instance());
         let request = LeaveGroupRequest::default().with_group_id(self.group()).with_members(vec![member]);
         self.send(context, 3..=5, &request)
     }

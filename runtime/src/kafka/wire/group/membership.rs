@@ -1,8 +1,8 @@
 //! A membership as its stage sees it, and what the stage and the keeper tell each other.
 //!
 //! A stage learns of rebalances when it polls. Partitions that it has to give up remain its own
-//! until the poll after that: then it has done what is necessary, and the member joins again without
-//! them.
+//! until the poll after that: then it has done what is necessary, and the member joins again
+//! without them.
 
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;

@@ -23,6 +23,6 @@ mod topics;
 pub(in crate::kafka) use keeper::Keepers;
 pub use membership::RebalanceEvent;
 pub(in crate::kafka) use membership::{MemberOptions, Membership};
-pub(in crate::kafka) use protocol::partitions_of;
 #[cfg(test)]
 pub(in crate::kafka) use protocol::assignment;
+pub(in crate::kafka) use protocol::partitions_of;

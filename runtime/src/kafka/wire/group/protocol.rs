@@ -144,7 +144,8 @@ mod tests {
     fn subscriptions_of_other_clients_are_read() {
         let owned = [&[0, 0, 0, 1, 0, 1, b'a'][..], &1_i32.to_be_bytes(), &5_i32.to_be_bytes()].concat();
         let one = [&[0, 1, 0, 0, 0, 1, 0, 1, b'a', 0, 0, 0, 0][..], &owned].concat();
-        let expected = Subscription { topics: [Arc::from("a")].into(), owned: [partition("a", 5)].into(), generation: -1 };
+        let expected =
+            Subscription { topics: [Arc::from("a")].into(), owned: [partition("a", 5)].into(), generation: -1 };
         assert_eq!(Subscription::decode(&one.into()), Some(expected.clone()));
         // A later version with a field that is not known yet, and the first one without partitions.
         let later = [&[0, 9, 0, 0, 0, 1, 0, 1, b'a', 0, 0, 0, 0][..], &owned, &[255; 4], &[255; 2], &[1, 2]].concat();
@@ -159,6 +160,7 @@ mod tests {
         let bytes = assignment(&partitions).unwrap();
         assert_eq!(partitions_of(&bytes), Some(partitions.to_vec()));
         assert_eq!(partitions_of(&Bytes::new()), Some(Vec::new()));
-        (1..bytes.len() - 4).for_each(|length| assert_eq!(partitions_of(&bytes.slice(..length)), None, "{length} bytes"));
+        (1..bytes.len() - 4)
+            .for_each(|length| assert_eq!(partitions_of(&bytes.slice(..length)), None, "{length} bytes"));
     }
 }

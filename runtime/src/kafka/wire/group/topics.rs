@@ -1,5 +1,5 @@
-//! The topics that members subscribe, and their numbers of partitions, asked once for all members of
-//! a process.
+//! The topics that members subscribe, and their numbers of partitions, asked once for all members
+//! of a process.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -95,7 +95,12 @@ impl Topics {
     }
 
     /// Asks a broker. The next time is planned in any case.
-    pub(super) fn look_up(&mut self, brokers: &mut Brokers, wanted: &Wanted, deadline: Instant) -> Result<(), CallError> {
+    pub(super) fn look_up(
+        &mut self,
+        brokers: &mut Brokers,
+        wanted: &Wanted,
+        deadline: Instant,
+    ) -> Result<(), CallError> {
         self.due = Instant::now() + self.backoff.advance();
         let names: Vec<&str> = wanted.names.iter().map(AsRef::as_ref).collect();
         let found = brokers.topics((!wanted.all).then_some(names.as_slice()), deadline)?;
