@@ -18,8 +18,13 @@ use crate::kafka::wire::brokers::{Brokers, CallError};
 use crate::kafka::wire::connection::readiness::wait;
 use crate::kafka::wire::wake::{WakeUps, wake};
 
-/// Time to connect to a broker, or for a lookup: no heartbeat is sent meanwhile.
-const CALL_LIMIT: Duration = Duration::from_millis(1500);
+/// Time to connect to a broker, with TLS and a login over a slow network, or for a lookup. No
+/// heartbeat is sent meanwhile, so it is less than half of the default session.
+const CALL_LIMIT: Duration = Duration::from_secs(4);
+
+/// A broker whose connection failed after more than this is left alone for twice as long as that
+/// took, so that heartbeats to other brokers are sent in between.
+const SLOW: Duration = Duration::from_millis(200);
 
 /// Without anything to do, the thread looks this often.
 const IDLE: Duration = Duration::from_secs(60);
@@ -70,7 +75,11 @@ impl Keeper {
         let rounds = Rounds {
             control: control.clone(),
             wake_ups,
-            context: Context { brokers: Brokers::new(cluster, &client_id(cluster)), topics: Topics::new() },
+            context: Context {
+                brokers: Brokers::new(cluster, &client_id(cluster)),
+                topics: Topics::new(),
+                silent: HashMap::new(),
+            },
             members: BTreeMap::new(),
             heartbeats: HashMap::new(),
             last_member: 0,
@@ -114,12 +123,34 @@ fn client_id(cluster: &Cluster) -> String {
 pub(super) struct Context {
     pub(super) brokers: Brokers,
     pub(super) topics: Topics,
+    /// Brokers that did not answer, and until when they are left alone.
+    silent: HashMap<i32, Instant>,
 }
 
 impl Context {
     /// The deadline of a call.
     pub(super) fn deadline() -> Instant {
         Instant::now() + CALL_LIMIT
+    }
+
+    /// Makes a call that may connect to a broker.
+    pub(super) fn reach<T>(
+        &mut self,
+        node: i32,
+        call: impl FnOnce(&mut Brokers, Instant) -> Result<T, Lost>,
+    ) -> Result<T, Lost> {
+        let begun = Instant::now();
+        if self.silent.get(&node).is_some_and(|until| begun < *until) {
+            return Err(Lost(format!("broker {node} has not answered")));
+        }
+        let reached = call(&mut self.brokers, begun + CALL_LIMIT);
+        let took = begun.elapsed();
+        if reached.is_err() && took > SLOW {
+            self.silent.insert(node, Instant::now() + 2 * took);
+        } else {
+            self.silent.remove(&node);
+        }
+        reached
     }
 }
 
@@ -171,7 +202,7 @@ impl Rounds {
         }
         let names: BTreeSet<_> = self.members.values().flat_map(Member::topics).collect();
         let wanted = Wanted { names, all: self.members.values().any(Member::has_pattern) };
-        let Context { brokers, topics } = &mut self.context;
+        let Context { brokers, topics, .. } = &mut self.context;
         match topics.look_up(brokers, &wanted, Context::deadline()) {
             Ok(()) => {}
             Err(CallError::Lost(Lost(reason))) => {
@@ -232,5 +263,36 @@ impl Rounds {
         // Writes the requests.
         self.take_answers();
         next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_that_does_not_answer_is_left_alone_for_a_while() {
+        let cluster = Cluster::new("b:1", &BTreeMap::new()).unwrap();
+        let brokers = Brokers::new(&cluster, "test");
+        let mut context = Context { brokers, topics: Topics::new(), silent: HashMap::new() };
+        let lost = || Err::<(), Lost>(Lost("gone".to_owned()));
+        // A refused connection costs no time.
+        assert_eq!(context.reach(1, |_, _| lost()).unwrap_err().0, "gone");
+        assert_eq!(context.reach(1, |_, _| lost()).unwrap_err().0, "gone");
+        let is_slow = |_: &mut Brokers, deadline: Instant| {
+            assert!(deadline > Instant::now());
+            std::thread::park_timeout(SLOW + Duration::from_millis(50));
+            lost()
+        };
+        assert_eq!(context.reach(1, is_slow).unwrap_err().0, "gone");
+        let asked = Instant::now();
+        assert_eq!(context.reach(1, is_slow).unwrap_err().0, "broker 1 has not answered");
+        assert!(asked.elapsed() < SLOW);
+        context.reach(2, |_, _| Ok(())).unwrap();
+        let until = context.silent[&1];
+        assert!(until > asked + SLOW && until < asked + Duration::from_secs(5));
+        context.silent.insert(1, asked);
+        context.reach(1, |_, _| Ok(())).unwrap();
+        assert!(context.silent.is_empty());
     }
 }

@@ -23,7 +23,7 @@ use super::topics::Wanted;
 use crate::backoff::{Backoff, jitter};
 use crate::kafka::client::classify_code;
 use crate::kafka::wire::Lost;
-use crate::kafka::wire::brokers::CallError;
+use crate::kafka::wire::brokers::{Brokers, CallError};
 use crate::kafka::wire::connection::Connection;
 use crate::kafka::wire::connection::readiness::Readiness;
 use crate::kafka::wire::errors::{code, is_transient};
@@ -295,6 +295,7 @@ impl Member {
     ) -> Result<Sent, CallError> {
         let deadline = Context::deadline();
         let node = context.brokers.coordinator(&self.shared.options.group, deadline)?;
+        context.reach(node, |brokers, deadline| brokers.connection(node, deadline).map(|_| ()))?;
         let connection = context.brokers.connection(node, deadline)?;
         let version = connection.version::<R>(versions)?;
         let correlation = connection.send(version, request)?;
@@ -469,7 +470,8 @@ impl Member {
             .with_protocols(vec![protocol]);
         let deadline = Context::deadline();
         let node = context.brokers.coordinator(&options.group, deadline)?;
-        let mut connection = context.brokers.open_another(node, &options.client_id, deadline)?;
+        let open = |brokers: &mut Brokers, deadline| brokers.open_another(node, &options.client_id, deadline);
+        let mut connection = context.reach(node, open)?;
         connection.set_answer_limit(options.max_poll + JOIN_GRACE);
         let version = connection.version::<JoinGroupRequest>(5..=9)?;
         connection.send(version, &request)?;
@@ -541,7 +543,7 @@ impl Member {
         let members: Vec<Subscription> = members.collect();
         let topics: BTreeSet<Arc<str>> = members.iter().flat_map(|member| member.topics.iter().cloned()).collect();
         if !context.topics.know(&topics) {
-            let Context { brokers, topics: known } = context;
+            let Context { brokers, topics: known, .. } = context;
             let wanted = Wanted { names: topics.clone(), all: self.has_pattern() };
             let found = known.look_up(brokers, &wanted, Context::deadline());
             // Topics that are missing now are divided when they are found.
