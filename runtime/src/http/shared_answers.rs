@@ -10,8 +10,15 @@ use tokio::sync::Mutex;
 
 use super::Served;
 
-/// An answer is sent for this time. A task or pipeline that changes its state ends the time.
-const FRESH: Duration = Duration::from_millis(250);
+/// An answer is sent for this many times the time that it took to make, so that each kind of answer
+/// takes half a percent of a processor at most, however many clients ask. A task or pipeline that
+/// changes its state ends the time.
+const SHARE: u32 = 200;
+
+/// The limits of this time: an answer about few pipelines is made often, and the rates are those of
+/// the last second.
+const MIN_FRESH: Duration = Duration::from_millis(100);
+const MAX_FRESH: Duration = Duration::from_secs(1);
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -31,7 +38,8 @@ pub struct SharedAnswers {
 pub(super) struct SharedAnswer(Mutex<Option<Made>>);
 
 struct Made {
-    at: Instant,
+    /// Until when it is sent.
+    until: Instant,
     /// What the request asked for.
     key: String,
     /// That of what the answer shows.
@@ -45,13 +53,14 @@ impl SharedAnswer {
     pub(super) async fn get(&self, served: &Served, key: &str, make: impl FnOnce() -> Vec<u8>) -> Bytes {
         let mut last = self.0.lock().await;
         let version = (served.overview.version(), served.control.changes());
-        let is_valid = |made: &&Made| made.key == key && made.version == version && made.at.elapsed() < FRESH;
+        let is_valid = |made: &&Made| made.key == key && made.version == version && Instant::now() < made.until;
         if let Some(made) = last.as_ref().filter(is_valid) {
             return made.body.clone();
         }
-        let at = Instant::now();
+        let begun = Instant::now();
         let body = Bytes::from(make());
-        *last = Some(Made { at, key: key.to_owned(), version, body: body.clone() });
+        let until = begun + fresh(begun.elapsed());
+        *last = Some(Made { until, key: key.to_owned(), version, body: body.clone() });
         body
     }
 
@@ -59,6 +68,11 @@ impl SharedAnswer {
     pub(super) async fn json<T: Serialize>(&self, served: &Served, key: &str, make: impl FnOnce() -> T) -> Response {
         json_body(self.get(served, key, || to_json(&make())).await)
     }
+}
+
+/// How long an answer is sent that took this time to make.
+fn fresh(took: Duration) -> Duration {
+    (took * SHARE).clamp(MIN_FRESH, MAX_FRESH)
 }
 
 /// A value as JSON.
@@ -73,4 +87,17 @@ pub(super) fn json_body(body: Bytes) -> Response {
         return (StatusCode::INTERNAL_SERVER_ERROR, "the answer cannot be written as JSON\n").into_response();
     }
     ([(header::CONTENT_TYPE, JSON)], body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_that_take_longer_are_sent_longer() {
+        let milliseconds = Duration::from_millis;
+        assert_eq!(fresh(Duration::from_micros(20)), milliseconds(100));
+        assert_eq!(fresh(milliseconds(3)), milliseconds(600));
+        assert_eq!(fresh(milliseconds(50)), Duration::from_secs(1));
+    }
 }
