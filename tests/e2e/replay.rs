@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use trunkline_tests::{BrokerKind, Case, Exit, Kafka, LogWriter, Reader, S3, need, test_plugin, wait};
 
+use crate::status::{address, send};
 use crate::{LONG, access_logs, access_logs_to_s3, assert_every_line_once, stop, wait_for_rows};
 
 on_each_broker!(
@@ -589,4 +590,30 @@ fn rejected_records_are_inspected_and_replayed_alone_and_a_run_is_paused() {
     assert_eq!((found.rows, found.distinct), (letters as u64, Some(letters as u64)));
     let refused = change("pause");
     assert!(refused.stderr.contains("[replay.finished]"), "{}", refused.describe());
+    a_worker_acts_on_a_replay(&case, &failed, &id);
+}
+
+/// Each worker pauses, resumes and stops the replays of its cluster by REST.
+fn a_worker_acts_on_a_replay(case: &Case, range: &[&str], finished: &str) {
+    let worker = case.start_with("a", &[], &[("TRUNKLINE_HTTP", "127.0.0.1:0")]);
+    let address = address(&worker);
+    let into = format!("url=\"file://{}\"", case.path("stopped").display());
+    let arguments = [&[case.name()], range, &["--into", &into, "--rate", "2"]].concat();
+    let replay = case.start_command("replay", &[], &arguments);
+    let get = |path: &str| -> Value { serde_json::from_str(&send(&address, "GET", path, "").1).unwrap_or_default() };
+    let run = wait::until("the run in the list", LONG, || {
+        let runs = get("/api/v1/runs?kind=replay");
+        runs.as_array()?.iter().find(|run| run["state"] == "running").cloned()
+    });
+    let path = format!("/api/v1/runs/{}", run["id"].as_str().unwrap());
+    for (action, state) in [("pause", "paused"), ("resume", "running"), ("stop", "stopped")] {
+        let (status, answer) = send(&address, "POST", &format!("{path}/{action}"), "Content-Length: 0\r\n");
+        assert_eq!(status, 202, "{action}: {answer}");
+        wait::until(state, LONG, || (get(&path)["state"] == state).then_some(()));
+    }
+    let exit = replay.wait(LONG);
+    assert!(exit.stderr.contains("--resume"), "{}", exit.describe());
+    let refused = send(&address, "POST", &format!("/api/v1/runs/{finished}/pause"), "Content-Length: 0\r\n");
+    assert!(refused.0 == 400 && refused.1.contains("replay.finished"), "{refused:?}");
+    stop(worker);
 }
