@@ -197,6 +197,24 @@ fn a_topic_that_is_created_later_is_assigned() {
     poll_until("the new topic is found", &mut [&mut stage], |stages| share(stages) == [2]);
 }
 
+/// The coordinator gives a static member that returns what it had before, which was nothing.
+#[test]
+fn a_member_that_returns_gets_topics_that_were_created_meanwhile() {
+    let (_fixture, cluster) = start(1);
+    let mut stage = Stage::subscribe(&cluster, "g-1", "later");
+    let begun = Instant::now();
+    while stage.consumer.metadata().is_err() || stage.consumer.other_members().unwrap().is_none() {
+        assert!(begun.elapsed() < LIMIT, "it does not join");
+        stage.poll(Duration::from_millis(20));
+    }
+    assert!(stage.owned.is_empty());
+    drop(stage);
+    Admin::new(&cluster).unwrap().ensure(&[spec("later", 2, &[])]).unwrap();
+    let mut stage = Stage::subscribe(&cluster, "g-1", "later");
+    let time = poll_until("the topic is assigned", &mut [&mut stage], |stages| share(stages) == [2]);
+    assert!(time < AT_ONCE, "{time:?}");
+}
+
 /// A stage that does not poll loses its partitions, and continues when it polls again.
 #[test]
 fn a_stage_that_hangs_gives_its_partitions_to_the_others() {

@@ -47,6 +47,9 @@ pub(super) struct Member {
     /// Partitions that the member said it owns, and that were not assigned to it again: the group
     /// waits until the stage has given them up and the member joins without them.
     awaited: BTreeSet<TopicPartition>,
+    /// What the only member of a group should have, if the coordinator has an earlier division of
+    /// the partitions: topics may have been created since.
+    expected: Option<BTreeSet<TopicPartition>>,
     /// The leader joins again when these change.
     counts: Option<BTreeMap<Arc<str>, i32>>,
     /// The version of the topics that the member has looked at.
@@ -101,6 +104,7 @@ impl Member {
             generation: -1,
             said: Subscription::default(),
             awaited: BTreeSet::new(),
+            expected: None,
             counts: None,
             topics_version: 0,
             must_release: false,
@@ -442,6 +446,7 @@ impl Member {
             return;
         }
         self.topics_version = context.topics.version;
+        self.expected = None;
         self.said =
             Subscription { topics: context.topics.of(&self.shared), owned: claims, generation: self.generation };
         let joining = self.send_join(context);
@@ -550,10 +555,11 @@ impl Member {
             self.unless_failed(context, found);
         }
         let counts = context.topics.counts(&topics);
-        let divided = assign(&members, &counts);
+        let mut divided = assign(&members, &counts);
         let is_new = |topic: &Arc<str>| (topic.clone(), counts.get(topic).copied().unwrap_or(0));
         self.counts = Some(topics.iter().map(is_new).collect());
         if answer.skip_assignment {
+            self.expected = divided.pop().filter(|_| divided.is_empty());
             return Vec::new();
         }
         let of_member =
@@ -591,9 +597,18 @@ impl Member {
         self.backoff.reset();
         let assigned: BTreeSet<TopicPartition> = assigned.into_iter().collect();
         self.awaited = self.said.owned.difference(&assigned).cloned().collect();
-        self.shared.view().assignment = assigned;
+        let is_outdated = self.expected.take().is_some_and(|expected| expected != assigned);
+        {
+            let mut view = self.shared.view();
+            view.assignment = assigned;
+            view.has_rebalanced = true;
+        }
         self.shared.notify();
-        self.state = State::Joined { heartbeat: None, due: now + self.shared.options.heartbeat };
+        self.state = match is_outdated {
+            // As the leader it starts a rebalance.
+            true => State::Apart(now),
+            false => State::Joined { heartbeat: None, due: now + self.shared.options.heartbeat },
+        };
     }
 
     /// Leaves the group. Returns when the next step is due without an answer.

@@ -72,6 +72,8 @@ pub(super) struct View {
     pub(super) assignment: BTreeSet<TopicPartition>,
     /// The partitions that the stage works on.
     pub(super) owned: BTreeSet<TopicPartition>,
+    /// A rebalance has ended that the stage does not know of. It may have changed nothing.
+    pub(super) has_rebalanced: bool,
     /// Those that the stage was told to give up.
     revoking: BTreeSet<TopicPartition>,
     /// An error that the stage does not know yet.
@@ -111,6 +113,7 @@ impl Membership {
             identity: None,
             assignment: BTreeSet::new(),
             owned: BTreeSet::new(),
+            has_rebalanced: false,
             revoking: BTreeSet::new(),
             error: None,
             fatal: None,
@@ -129,8 +132,9 @@ impl Membership {
         Ok(Self { shared, keeper, wake_ups })
     }
 
-    /// Returns what rebalances changed: first what is revoked, then what is assigned. The events of
-    /// the previous poll count as handled.
+    /// Returns what rebalances changed: first what is revoked, then what is assigned, which is
+    /// nothing after a rebalance without a change. The events of the previous poll count as
+    /// handled.
     pub(in crate::kafka) fn poll(&self) -> Result<Vec<RebalanceEvent>> {
         self.keeper.check()?;
         let has_changed = self.shared.is_changed.swap(false, Ordering::AcqRel);
@@ -148,6 +152,7 @@ impl Membership {
         let assigned: Vec<TopicPartition> = view.assignment.difference(&view.owned).cloned().collect();
         view.owned.extend(assigned.iter().cloned());
         view.revoking.clone_from(&revoked);
+        let has_rebalanced = std::mem::take(&mut view.has_rebalanced);
         drop(view);
         if !released.is_empty() {
             self.keeper.wake();
@@ -156,7 +161,7 @@ impl Membership {
         if !revoked.is_empty() {
             events.push(RebalanceEvent::Revoked(revoked.into_iter().collect()));
         }
-        if !assigned.is_empty() {
+        if !assigned.is_empty() || has_rebalanced && events.is_empty() {
             events.push(RebalanceEvent::Assigned(assigned));
         }
         Ok(events)
