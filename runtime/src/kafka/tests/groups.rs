@@ -105,7 +105,7 @@ fn a_revoked_partition_changes_its_owner_once_the_stage_has_handled_that() {
         first.poll(Duration::from_millis(5));
         second.poll(Duration::from_millis(5));
     }
-    // It is told, and still commits what it has processed: its identity is current.
+    // It has the event, and may still commit what it has processed: its identity is current.
     assert!(first.consumer.metadata().unwrap().generation > generation);
     let identity = first.consumer.metadata().unwrap();
     for _ in 0..20 {

@@ -258,7 +258,7 @@ impl Brokers {
     }
 
     /// Repeats a call while no broker answers, at most until `deadline`. Each attempt has a
-    /// deadline of its own.
+    /// separate deadline.
     pub(in crate::kafka) fn patiently<T>(
         &mut self,
         deadline: Instant,

@@ -85,7 +85,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         Ok(())
     }
 
-    /// Tells the server that the connection ends.
+    /// Ends the connection, with the message that the server expects.
     pub(crate) async fn quit(mut self) -> Result<(), ProtocolError> {
         const QUIT: u8 = 1;
         self.packets.start_command();

@@ -1,5 +1,5 @@
 //! Divides the partitions of a group among its members: as evenly as the subscriptions permit, and
-//! with as few moves as possible. A partition that another member owns is given to nobody until its
+//! with as few moves as possible. A partition that another member owns stays unassigned until its
 //! owner has revoked it: the owner then joins again, which starts the next rebalance (KIP-429).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -106,7 +106,7 @@ mod tests {
     }
 
     /// What the members own after each has revoked what it was not given, and joined again, until
-    /// nothing changes. Nobody gets a partition while another member has it.
+    /// nothing changes. No partition is assigned while another member has it.
     fn settle(members: &mut [Subscription], counts: &BTreeMap<Arc<str>, i32>) -> usize {
         for round in 1..100 {
             let assigned = assign(members, counts);

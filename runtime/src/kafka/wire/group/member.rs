@@ -95,6 +95,16 @@ pub(super) struct Sent {
     version: i16,
 }
 
+impl Exchange {
+    /// The answer, if it has arrived.
+    fn answer<R: Request>(&mut self) -> Result<Option<R::Response>, CallError> {
+        match self.connection.progress()? {
+            Some((_, body)) => Ok(Some(self.connection.decode::<R>(self.version, body)?)),
+            None => Ok(None),
+        }
+    }
+}
+
 impl Member {
     pub(super) fn new(shared: Arc<Shared>, arrived: u64) -> Self {
         Self {
@@ -399,6 +409,11 @@ impl Member {
         }
     }
 
+    /// Joins again after a pause.
+    fn apart_for_a_while(&mut self) -> State {
+        State::Apart(Instant::now() + jitter(self.backoff.advance()))
+    }
+
     /// The member no longer owns any partition. It joins again once the stage knows that.
     fn give_up(&mut self, reason: &str) {
         if matches!(self.state, State::Over) {
@@ -452,7 +467,7 @@ impl Member {
         let joining = self.send_join(context);
         self.state = match self.unless_failed(context, joining) {
             Some(exchange) => State::Joining(exchange),
-            None => State::Apart(Instant::now() + jitter(self.backoff.advance())),
+            None => self.apart_for_a_while(),
         };
     }
 
@@ -485,14 +500,10 @@ impl Member {
     }
 
     fn take_join_answer(&mut self, context: &mut Context) {
-        let State::Joining(Exchange { connection, version }) = &mut self.state else { return };
-        let answer = match connection.progress() {
-            Ok(None) => return,
-            Ok(Some((_, body))) => connection.decode::<JoinGroupRequest>(*version, body),
-            Err(lost) => Err(lost),
-        };
-        let Some(answer) = self.unless_failed(context, answer.map_err(CallError::Lost)) else {
-            self.state = State::Apart(Instant::now() + jitter(self.backoff.advance()));
+        let State::Joining(exchange) = &mut self.state else { return };
+        let Some(answer) = exchange.answer::<JoinGroupRequest>().transpose() else { return };
+        let Some(answer) = self.unless_failed(context, answer) else {
+            self.state = self.apart_for_a_while();
             return;
         };
         match ResponseError::try_from_code(answer.error_code) {
@@ -537,7 +548,7 @@ impl Member {
         });
         self.state = match self.unless_failed(context, sent) {
             Some(version) => State::Synchronising(Exchange { connection, version }),
-            None => State::Apart(Instant::now() + jitter(self.backoff.advance())),
+            None => self.apart_for_a_while(),
         };
     }
 
@@ -572,14 +583,10 @@ impl Member {
     }
 
     fn take_assignment(&mut self, context: &mut Context) {
-        let State::Synchronising(Exchange { connection, version }) = &mut self.state else { return };
-        let answer = match connection.progress() {
-            Ok(None) => return,
-            Ok(Some((_, body))) => connection.decode::<SyncGroupRequest>(*version, body),
-            Err(lost) => Err(lost),
-        };
-        let Some(answer) = self.unless_failed(context, answer.map_err(CallError::Lost)) else {
-            self.state = State::Apart(Instant::now() + jitter(self.backoff.advance()));
+        let State::Synchronising(exchange) = &mut self.state else { return };
+        let Some(answer) = exchange.answer::<SyncGroupRequest>().transpose() else { return };
+        let Some(answer) = self.unless_failed(context, answer) else {
+            self.state = self.apart_for_a_while();
             return;
         };
         if answer.error_code != 0 {
@@ -589,7 +596,7 @@ impl Member {
         let Some(assigned) = partitions_of(&answer.assignment) else {
             let lost = Lost(format!("group `{}` has an assignment that cannot be read", self.shared.options.group));
             self.unless_failed::<()>(context, Err(lost.into()));
-            self.state = State::Apart(Instant::now() + jitter(self.backoff.advance()));
+            self.state = self.apart_for_a_while();
             return;
         };
         let now = Instant::now();

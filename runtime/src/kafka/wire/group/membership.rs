@@ -41,7 +41,7 @@ pub(in crate::kafka) struct MemberOptions {
     pub(in crate::kafka) session: Duration,
     /// Time between two heartbeats.
     pub(in crate::kafka) heartbeat: Duration,
-    /// A member that does not poll for so long loses its partitions.
+    /// A member loses its partitions if it does not poll within this time.
     pub(in crate::kafka) max_poll: Duration,
 }
 
@@ -74,7 +74,7 @@ pub(super) struct View {
     pub(super) owned: BTreeSet<TopicPartition>,
     /// A rebalance has ended that the stage does not know of. It may have changed nothing.
     pub(super) has_rebalanced: bool,
-    /// Those that the stage was told to give up.
+    /// Those of which the stage has the revocation, and has not polled since.
     revoking: BTreeSet<TopicPartition>,
     /// An error that the stage does not know yet.
     pub(super) error: Option<Error>,
@@ -237,7 +237,7 @@ impl Shared {
         wake(&self.stage);
     }
 
-    /// Tells the stage of an error.
+    /// Passes an error to the stage.
     pub(super) fn report(&self, error: Error) {
         self.view().error = Some(error);
         self.notify();
