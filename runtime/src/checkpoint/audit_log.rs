@@ -76,7 +76,8 @@ impl AuditEntry {
     pub fn write(&self, cluster: &Cluster) -> Result<()> {
         let (topic, line) = (cluster.own_topic(AUDIT), self.line()?);
         let writer = RowWriter::new(cluster, "trunkline-audit");
-        writer.write(&topic, 0, self.cluster.as_bytes(), Some(line.as_bytes()), WRITE_LIMIT)
+        writer.write(&topic, 0, self.cluster.as_bytes(), Some(line.as_bytes()), WRITE_LIMIT)?;
+        Ok(())
     }
 
     /// Writes the entry of an action that only shows records. `Some` with a warning if the

@@ -3,6 +3,7 @@
 //! before it is written: two commands at the same time do not undo each other.
 
 use std::collections::BTreeMap;
+use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -127,6 +128,19 @@ pub enum ControlRow {
     Alive(String, bool),
 }
 
+impl ControlRow {
+    /// What the row is about. Of the rows with one subject, the last one counts.
+    pub fn subject(&self) -> (Discriminant<Self>, &str) {
+        let (Self::State(name, _)
+        | Self::Restart(name, _)
+        | Self::Connector(name, _)
+        | Self::Tasks(name, _)
+        | Self::Beat(name, _)
+        | Self::Alive(name, _)) = self;
+        (discriminant(self), name)
+    }
+}
+
 /// The rows of one cluster.
 pub struct ControlRows {
     cluster: Cluster,
@@ -153,13 +167,13 @@ impl ControlRows {
         TableFollower::new(&self.cluster, &self.topic, self.partition)
     }
 
-    /// Writes a row.
-    pub fn write(&self, row: &ControlRow) -> Result<()> {
+    /// Writes a row. Returns its offset.
+    pub fn write(&self, row: &ControlRow) -> Result<i64> {
         self.write_within(row, WRITE_LIMIT)
     }
 
-    /// Writes a row within this time.
-    pub fn write_within(&self, row: &ControlRow, limit: Duration) -> Result<()> {
+    /// Writes a row within this time. Returns its offset.
+    pub fn write_within(&self, row: &ControlRow, limit: Duration) -> Result<i64> {
         let (key, value) = encode(&self.name, row)?;
         self.writer.write(&self.topic, self.partition, key.as_bytes(), value.as_deref(), limit)
     }

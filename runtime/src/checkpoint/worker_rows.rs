@@ -50,16 +50,19 @@ impl WorkerRows {
 
     /// Writes the row of this worker.
     pub fn write(&self, value: &[u8]) -> Result<()> {
-        self.writer.write(&self.topic, self.partition, &self.own_key, Some(value), WRITE_LIMIT)
+        self.writer.write(&self.topic, self.partition, &self.own_key, Some(value), WRITE_LIMIT)?;
+        Ok(())
     }
 
     /// Removes the row of another worker.
     pub fn remove(&self, key: &[u8]) -> Result<()> {
-        self.writer.write(&self.topic, self.partition, key, None, WRITE_LIMIT)
+        self.writer.write(&self.topic, self.partition, key, None, WRITE_LIMIT)?;
+        Ok(())
     }
 
     /// Removes the row of this worker.
     pub fn remove_own(&self, limit: Duration) -> Result<()> {
-        self.writer.write(&self.topic, self.partition, &self.own_key, None, limit)
+        self.writer.write(&self.topic, self.partition, &self.own_key, None, limit)?;
+        Ok(())
     }
 }

@@ -109,7 +109,7 @@ pub(super) fn write(
         arguments["failed_only"] = json!(failed_only);
     }
     record(cluster, settings, request.name(), arguments)?;
-    rows.iter().try_for_each(|row| store.write(row))?;
+    rows.iter().try_for_each(|row| store.write(row).map(drop))?;
     Ok(named)
 }
 

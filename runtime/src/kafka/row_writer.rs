@@ -33,7 +33,8 @@ impl RowWriter {
     }
 
     /// Writes a row, or removes it (no value). Waits for the acknowledgement, at most for `limit`.
-    pub fn write(&self, topic: &str, partition: i32, key: &[u8], value: Option<&[u8]>, limit: Duration) -> Result<()> {
+    /// Returns the offset of the row.
+    pub fn write(&self, topic: &str, partition: i32, key: &[u8], value: Option<&[u8]>, limit: Duration) -> Result<i64> {
         self.write_rows(topic, partition, std::iter::once((key, value)), limit.min(TIMEOUT))
     }
 
@@ -57,14 +58,14 @@ impl RowWriter {
     }
 
     /// A request that is repeated may write the rows twice. The last one of a key counts, and the
-    /// second time has the same.
+    /// second time has the same. Returns the offset of the first row, as it was acknowledged.
     fn write_rows<'r>(
         &self,
         topic: &str,
         partition: i32,
         rows: impl Iterator<Item = (&'r [u8], Option<&'r [u8]>)>,
         limit: Duration,
-    ) -> Result<()> {
+    ) -> Result<i64> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut batch = BatchWriter::default();
         for (key, value) in rows {
@@ -87,15 +88,15 @@ impl RowWriter {
         let doing = format!("writing to topic `{topic}`");
         let first = |answer: &kafka_protocol::messages::ProduceResponse| {
             let mut partitions = answer.responses.iter().flat_map(|topic| &topic.partition_responses);
-            partitions.next().map_or(-1, |partition| partition.error_code)
+            partitions.next().map_or((-1, -1), |partition| (partition.error_code, partition.base_offset))
         };
         let mut brokers = self.brokers.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = brokers
-            .ask(Target::Leader(topic, partition), VERSIONS, &request, Instant::now() + limit, first)
+            .ask(Target::Leader(topic, partition), VERSIONS, &request, Instant::now() + limit, |answer| first(answer).0)
             .map_err(|error| error.explain(&doing, brokers.cluster()))?;
         match first(&answer) {
-            0 => Ok(()),
-            error => Err(classify_code(Some(code(error)), format!("{doing}: {}", code(error)))),
+            (0, offset) => Ok(offset),
+            (error, _) => Err(classify_code(Some(code(error)), format!("{doing}: {}", code(error)))),
         }
     }
 }

@@ -23,17 +23,18 @@ impl TableFollower {
         Self { reader, partition: TopicPartition { topic: Arc::from(topic), partition } }
     }
 
-    /// Passes the rows that exist now: a key, and its value if the row was not removed. Later rows
-    /// are left to [`TableFollower::poll`].
-    pub fn load(&self, mut each: impl FnMut(&[u8], Option<&[u8]>)) -> Result<()> {
+    /// Passes the rows that exist now: an offset, a key, and its value if the row was not removed.
+    /// Later rows are left to [`TableFollower::poll`].
+    pub fn load(&self, mut each: impl FnMut(i64, &[u8], Option<&[u8]>)) -> Result<()> {
         let mut reader = self.reader.borrow_mut();
         let TopicPartition { topic, partition } = &self.partition;
         let (low, high) = reader.all_watermarks(topic, *partition)?;
         let mut next = low;
         if high > low {
             reader.read_partition(topic, *partition, (low, high), |record| {
-                next = record.entry().offset + 1;
-                each(record.key().unwrap_or_default(), record.value());
+                let offset = record.entry().offset;
+                next = offset + 1;
+                each(offset, record.key().unwrap_or_default(), record.value());
                 Ok(ControlFlow::Continue(()))
             })?;
         }
@@ -42,9 +43,9 @@ impl TableFollower {
     }
 
     /// Passes the rows that have arrived since the last call. Does not wait.
-    pub fn poll(&self, mut each: impl FnMut(&[u8], Option<&[u8]>)) {
+    pub fn poll(&self, mut each: impl FnMut(i64, &[u8], Option<&[u8]>)) {
         let read = self.reader.borrow_mut().read(&mut |record| {
-            each(record.key().unwrap_or_default(), record.value());
+            each(record.entry().offset, record.key().unwrap_or_default(), record.value());
             Ok(ControlFlow::Continue(()))
         });
         if let Err(error) = read {

@@ -43,9 +43,11 @@ const PIPELINE: &str = r#"
 struct Rows(Arc<Mutex<Vec<ControlRow>>>);
 
 impl RowStore for Rows {
-    fn write(&self, rows: &[ControlRow]) -> Result<()> {
-        self.0.lock().unwrap().extend_from_slice(rows);
-        Ok(())
+    fn write(&self, rows: &[ControlRow]) -> Result<Vec<i64>> {
+        let mut written = self.0.lock().unwrap();
+        let offsets = (written.len()..written.len() + rows.len()).map(|offset| offset as i64);
+        written.extend_from_slice(rows);
+        Ok(offsets.collect())
     }
 }
 
@@ -208,6 +210,22 @@ fn components_are_shown_with_the_tasks_of_all_workers() {
     ]);
     assert_eq!(fixture.get("/api/v1/workers"), workers);
     assert_eq!(fixture.get("/api/v1/status")["tasks"][2]["state"], "failed");
+}
+
+#[test]
+fn a_row_that_is_read_late_does_not_undo_a_request() {
+    let fixture = fixture();
+    let wanted = || fixture.get("/api/v1/components/shop.lake")["wanted"].clone();
+    for request in ["pause", "resume", "pause"] {
+        assert_eq!(fixture.ask("POST", &format!("/api/v1/components/shop.lake/{request}"), "").0, 202);
+    }
+    let rows = fixture.rows.0.lock().unwrap().clone();
+    for (offset, row) in (0..).zip(rows) {
+        fixture.served.control.read(offset, row);
+        assert_eq!(wanted(), "paused", "the row at offset {offset} was read");
+    }
+    fixture.served.control.read(3, ControlRow::State("shop.lake".to_owned(), None));
+    assert_eq!(wanted(), "running", "another worker wrote later");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! Each worker also writes the states of its tasks into a row when they change, so that every
 //! worker can answer for the whole cluster, and a sign of life every second.
 
+mod row_order;
 mod view;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +19,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use trunkline_connector::{Error, Result};
 
+use self::row_order::RowOrder;
 pub use self::view::{Components, Request, Target, View};
 use super::Overview;
 use crate::checkpoint::{
@@ -52,14 +54,14 @@ const REPEAT_WARNING: Duration = Duration::from_secs(60);
 
 /// Writes the rows of requests.
 pub trait RowStore: Send {
-    /// Writes rows in this order.
-    fn write(&self, rows: &[ControlRow]) -> Result<()>;
+    /// Writes rows in this order. Returns their offsets.
+    fn write(&self, rows: &[ControlRow]) -> Result<Vec<i64>>;
 }
 
 impl RowStore for Arc<Mutex<ControlRows>> {
-    fn write(&self, rows: &[ControlRow]) -> Result<()> {
+    fn write(&self, rows: &[ControlRow]) -> Result<Vec<i64>> {
         let writer = self.lock().unwrap_or_else(PoisonError::into_inner);
-        rows.iter().try_for_each(|row| writer.write(row))
+        rows.iter().map(|row| writer.write(row)).collect()
     }
 }
 
@@ -72,6 +74,7 @@ pub struct Control {
 #[derive(Default)]
 struct Shared {
     view: Mutex<View>,
+    order: Mutex<RowOrder>,
     /// Changes with each row that may concern a task.
     version: AtomicU64,
     /// Changes with each row.
@@ -125,11 +128,31 @@ impl Control {
         all.extend(known.iter().cloned());
         let rows = rows_of(&view, request, target, &all)?;
         self.record(request, target)?;
-        lock(&self.shared.connection).as_ref().ok_or_else(not_connected)?.store.write(&rows)?;
-        // The worker's answers show a new state at once. A restart takes effect when its row is
-        // read, so that it happens once.
-        rows.into_iter().filter(|row| matches!(row, ControlRow::State(..))).for_each(|row| self.apply(row));
+        // A restart takes effect when its row is read, so that it happens once.
+        self.write(rows, |row| matches!(row, ControlRow::State(..)))?;
         target.among(&all)
+    }
+
+    /// Writes rows. The worker's answers and tasks follow at once those that `shows` selects.
+    fn write(&self, rows: Vec<ControlRow>, shows: impl Fn(&ControlRow) -> bool) -> Result<()> {
+        let offsets = lock(&self.shared.connection).as_ref().ok_or_else(not_connected)?.store.write(&rows)?;
+        for (row, offset) in rows.into_iter().zip(offsets).filter(|(row, _)| shows(row)) {
+            self.apply_in_order(row, |order, row| order.admits_written(row, offset));
+        }
+        Ok(())
+    }
+
+    /// Takes over a row that was read at this offset.
+    pub(crate) fn read(&self, offset: i64, row: ControlRow) {
+        self.apply_in_order(row, |order, row| order.admits_read(row, offset));
+    }
+
+    fn apply_in_order(&self, row: ControlRow, admits: impl FnOnce(&mut RowOrder, &ControlRow) -> bool) {
+        // Held until the row is applied: another thread may apply a later one.
+        let mut order = lock(&self.shared.order);
+        if admits(&mut order, &row) {
+            self.apply(row);
+        }
     }
 
     /// Writes the request to the audit log.
@@ -160,9 +183,7 @@ impl Control {
             .then(|| StateRow { state: initial, since: Timestamp::now().as_millisecond() });
         let state = is_new.then(|| ControlRow::State(name.to_owned(), initial));
         let rows: Vec<_> = state.into_iter().chain([ControlRow::Connector(name.to_owned(), row)]).collect();
-        lock(&self.shared.connection).as_ref().ok_or_else(not_connected)?.store.write(&rows)?;
-        rows.into_iter().for_each(|row| self.apply(row));
-        Ok(())
+        self.write(rows, |_| true)
     }
 
     /// Writes an HTTP request to the audit log. If this fails, the request must be refused.
@@ -265,7 +286,7 @@ pub fn read_alive(cluster: &Cluster, name: &str) -> Result<View> {
     let begun = Instant::now();
     while !view.left_behind().is_empty() && begun.elapsed() < SIGN_LIMIT {
         std::thread::park_timeout(SIGN_POLL);
-        table.poll(|key, value| {
+        table.poll(|_, key, value| {
             let Some(row) = rows.parse(key, value) else { return };
             if let ControlRow::Alive(worker, is_alive) = &row {
                 view.apply(ControlRow::Beat(worker.clone(), *is_alive), Instant::now());
@@ -279,7 +300,7 @@ pub fn read_alive(cluster: &Cluster, name: &str) -> Result<View> {
 fn load(rows: &ControlRows, table: &TableFollower) -> Result<View> {
     let mut view = View::default();
     let now = Instant::now();
-    table.load(|key, value| {
+    table.load(|_, key, value| {
         if let Some(row) = rows.parse(key, value) {
             view.apply(row, now);
         }
@@ -325,9 +346,11 @@ impl Follower {
                 let mut arrived = Vec::new();
                 {
                     let rows = lock(&publisher.rows);
-                    table.poll(|key, value| arrived.extend(rows.parse(key, value)));
+                    table.poll(|offset, key, value| {
+                        arrived.extend(rows.parse(key, value).map(|row| (offset, row)));
+                    });
                 }
-                arrived.into_iter().for_each(|row| publisher.control.apply(row));
+                arrived.into_iter().for_each(|(offset, row)| publisher.control.read(offset, row));
                 if !is_job && last.elapsed() >= PUBLISH {
                     last = Instant::now();
                     publisher.publish();
@@ -374,7 +397,8 @@ impl Publisher {
     }
 
     fn try_publish(&mut self) -> Result<()> {
-        lock(&self.rows).write(&ControlRow::Alive(self.worker.clone(), true))?;
+        let write = |row: &ControlRow| lock(&self.rows).write(row);
+        write(&ControlRow::Alive(self.worker.clone(), true))?;
         let tasks = self.control.own_tasks(&self.overview);
         let (left_behind, is_shown) = {
             let view = lock(&self.control.shared.view);
@@ -383,17 +407,16 @@ impl Publisher {
         // The row of a worker that hung for long may have been removed by another one.
         let is_current = |(row, at): &(WorkerTasks, Instant)| *row == tasks && (is_shown || at.elapsed() < SHOWN_AFTER);
         if !self.written.as_ref().is_some_and(is_current) {
-            lock(&self.rows).write(&ControlRow::Tasks(self.worker.clone(), Some(tasks.clone())))?;
+            write(&ControlRow::Tasks(self.worker.clone(), Some(tasks.clone())))?;
             self.written = Some((tasks, Instant::now()));
         }
         match &self.left_behind {
             Some((workers, since)) if *workers == left_behind => {
                 if since.elapsed() >= REMOVE_AFTER {
                     let others = workers.iter().filter(|worker| **worker != self.worker);
-                    let rows = others.flat_map(|worker| {
-                        [ControlRow::Tasks(worker.clone(), None), ControlRow::Alive(worker.clone(), false)]
-                    });
-                    rows.into_iter().try_for_each(|row| lock(&self.rows).write(&row))?;
+                    for row in others.flat_map(|worker| tombstones(worker)) {
+                        write(&row)?;
+                    }
                     self.left_behind = None;
                 }
             }
@@ -406,11 +429,16 @@ impl Publisher {
         if self.written.is_none() {
             return;
         }
-        let rows = [ControlRow::Tasks(self.worker.clone(), None), ControlRow::Alive(self.worker.clone(), false)];
-        if let Err(error) = rows.iter().try_for_each(|row| lock(&self.rows).write_within(row, FINISH_LIMIT)) {
+        let write = |row| lock(&self.rows).write_within(&row, FINISH_LIMIT).map(drop);
+        if let Err(error) = tombstones(&self.worker).into_iter().try_for_each(write) {
             tracing::debug!(%error, "the rows of this worker were not removed: another worker removes them");
         }
     }
+}
+
+/// The rows that remove what a worker shows.
+fn tombstones(worker: &str) -> [ControlRow; 2] {
+    [ControlRow::Tasks(worker.to_owned(), None), ControlRow::Alive(worker.to_owned(), false)]
 }
 
 /// The states of a worker's tasks.
