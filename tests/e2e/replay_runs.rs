@@ -4,6 +4,8 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use rdkafka::config::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use serde_json::Value;
 use trunkline_tests::{BrokerKind, Case, Exit, Kafka, LogWriter, Mysql, Reader, need, repetitions, test_plugin, wait};
 
@@ -27,6 +29,61 @@ fn runs(case: &Case) -> Vec<Value> {
 
 fn replay(case: &Case, arguments: &[&str]) -> Exit {
     case.run_command("replay", &[], &[&[case.name()], arguments].concat(), LONG)
+}
+
+/// Writes what a worker on another machine writes while it is busy.
+struct BusyWorker {
+    producer: BaseProducer,
+    key: String,
+    partitions: i32,
+}
+
+impl BusyWorker {
+    const ROWS: &str = "_trunkline.checkpoints";
+
+    fn new(kafka: &Kafka, cluster: &str) -> Self {
+        let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", kafka.brokers()).create().unwrap();
+        let metadata = producer.client().fetch_metadata(Some(Self::ROWS), LONG).unwrap();
+        let partitions = metadata.topics()[0].partitions().len() as i32;
+        Self { producer, key: format!("alive/{cluster}/elsewhere"), partitions }
+    }
+
+    fn show(&self, busy: &[String]) {
+        let row = serde_json::json!({ "node": "elsewhere", "busy": busy }).to_string();
+        for partition in 0..self.partitions {
+            let record = BaseRecord::to(Self::ROWS).partition(partition).key(&self.key).payload(&row);
+            self.producer.send(record).map_err(|(error, _)| error).unwrap();
+        }
+        wait::until("the rows are written", LONG, || {
+            self.producer.poll(Duration::ZERO);
+            (self.producer.in_flight_count() == 0).then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_run_yields_to_a_busy_component_of_its_pipeline() {
+    let (kafka, reader) = (need!(Kafka::any()), need!(Reader::find()));
+    let case = new_case("replay-yields", kafka);
+    let mut log = LogWriter::new(case.path("logs/app.log"), 731);
+    log.append(60_000);
+    case.pipeline("access", &access_logs());
+    case.until_idle("a", LONG);
+    let worker = BusyWorker::new(kafka, case.name());
+    let busy = [format!("{}.lake", case.name())];
+    worker.show(&busy);
+    let into = format!("url=\"file://{}\"", case.path("shadow").display());
+    let run = case.start_command("replay", &[], &[case.name(), "--from", "earliest", "--into", &into]);
+    wait::until("the run yields", LONG, || {
+        worker.show(&busy);
+        run.stderr().contains(&format!("`{}` is busy: the run reads for a tenth of the time", busy[0])).then_some(())
+    });
+    worker.show(&[]);
+    let exit = run.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{}", exit.describe());
+    assert!(exit.stderr.contains("live work is not busy any more"), "{}", exit.describe());
+    let found = reader.read(&case.path("shadow"), &["path"]);
+    assert_eq!((found.rows, found.distinct), (log.lines(), Some(log.lines())));
 }
 
 fn a_run_is_shared_by_processes_and_survives_the_death_of_one(kind: BrokerKind) {

@@ -110,6 +110,17 @@ pub struct ConnectorRow {
     pub config: BTreeMap<String, String>,
 }
 
+/// A sign of life of a worker or job.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AliveRow {
+    /// Its machine.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub node: String,
+    /// The components, as `{pipeline}.{component}`, that worked for most of the last second.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub busy: Vec<String>,
+}
+
 /// A row that was read or is to be written; `None` stands for a removed row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlRow {
@@ -124,8 +135,8 @@ pub enum ControlRow {
     /// A worker has renewed its row, or removed it.
     Beat(String, bool),
     /// A worker has shown that it runs, or that it stops. Unlike the row of its plans, this one is
-    /// small: it is written every second.
-    Alive(String, bool),
+    /// small: it is written every second. A job writes it only while it is busy.
+    Alive(String, Option<AliveRow>),
 }
 
 impl ControlRow {
@@ -194,7 +205,7 @@ fn encode(cluster: &str, row: &ControlRow) -> Result<(String, Option<Vec<u8>>)> 
         ControlRow::Restart(target, row) => (format!("control/{cluster}/{target}/restart"), json(row.as_ref())?),
         ControlRow::Connector(name, row) => (format!("connectors/{cluster}/{name}"), json(row.as_ref())?),
         ControlRow::Tasks(worker, row) => (format!("tasks/{cluster}/{worker}"), json(row.as_ref())?),
-        ControlRow::Alive(worker, runs) => (format!("alive/{cluster}/{worker}"), runs.then(|| b"{}".to_vec())),
+        ControlRow::Alive(worker, row) => (format!("alive/{cluster}/{worker}"), json(row.as_ref())?),
         ControlRow::Beat(worker, _) => {
             let message = format!("the row of worker `{worker}` is written by its agreement only");
             return Err(Error::internal("checkpoint.control", message));
@@ -218,7 +229,7 @@ fn decode(cluster: &str, key: &[u8], value: Option<&[u8]>) -> Option<ControlRow>
     let (kind, rest) = key.split_once('/')?;
     let name = rest.strip_prefix(cluster)?.strip_prefix('/')?;
     match kind {
-        "alive" => Some(ControlRow::Alive(name.to_owned(), value.is_some())),
+        "alive" => Some(ControlRow::Alive(name.to_owned(), read(key, value)?)),
         "workers" => Some(ControlRow::Beat(name.to_owned(), value.is_some())),
         "connectors" => Some(ControlRow::Connector(name.to_owned(), read(key, value)?)),
         "tasks" => Some(ControlRow::Tasks(name.to_owned(), read(key, value)?)),
@@ -255,6 +266,7 @@ mod tests {
             started: Some(7),
             tasks: vec![row],
         };
+        let alive = AliveRow { node: "n".to_owned(), busy: vec!["shop.lake".to_owned()] };
         let config = ("connector.class".to_owned(), "s3".to_owned());
         let rows = [
             ControlRow::State("shop".to_owned(), Some(state)),
@@ -264,14 +276,17 @@ mod tests {
             ControlRow::Connector("shop.lake".to_owned(), None),
             ControlRow::Tasks("w".to_owned(), Some(tasks)),
             ControlRow::Tasks("w".to_owned(), None),
-            ControlRow::Alive("w".to_owned(), true),
-            ControlRow::Alive("w".to_owned(), false),
+            ControlRow::Alive("w".to_owned(), Some(alive)),
+            ControlRow::Alive("w".to_owned(), Some(AliveRow::default())),
+            ControlRow::Alive("w".to_owned(), None),
         ];
         for row in rows {
             let (key, value) = encode("c", &row).unwrap();
             assert_eq!(decode("c", key.as_bytes(), value.as_deref()), Some(row));
             assert_eq!(decode("other", key.as_bytes(), value.as_deref()), None);
         }
+        let quiet = ControlRow::Alive("w".to_owned(), Some(AliveRow::default()));
+        assert_eq!(decode("c", b"alive/c/w", Some(b"{}")), Some(quiet), "of an earlier version");
         assert_eq!(decode("c", b"workers/c/w", Some(b"{}")), Some(ControlRow::Beat("w".to_owned(), true)));
         for (key, value) in [("c.shop.lake/counters", "{}"), ("control/c/shop/state", "?"), ("control/c/shop/x", "{}")]
         {

@@ -43,7 +43,7 @@ mod worker_rows;
 
 pub use audit_log::{AUDIT, AuditEntry, audit_topic, user_name};
 pub use control_rows::{
-    ConnectorRow, ControlRow, ControlRows, RestartRow, RunState, StateRow, TaskRef, TaskRow, WorkerTasks,
+    AliveRow, ConnectorRow, ControlRow, ControlRows, RestartRow, RunState, StateRow, TaskRef, TaskRow, WorkerTasks,
 };
 pub use counters::{ComponentCounters, Counters, DeadLetterCodes};
 pub use intents::{IntentRecord, IntentState, Intents};

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use trunkline_connector::{Error, MemoryBudget, Result, Template, TopicPartition};
 
 use super::cluster_name;
+use super::live_work::LiveWatch;
 use super::run::{PartitionRange, Run, RunState};
 use crate::checkpoint::{
     ComponentCounters, Counters, Intents, Positions, Schemas, TopicOwners, state_topic, system_topics,
@@ -17,8 +18,8 @@ use crate::dead_letters::Failed;
 use crate::kafka::{Admin, Cluster, GroupOffsets, TopicSpec};
 use crate::plan::{Pipeline, SinkPlan, TransformPlan};
 use crate::stage::{
-    Bounds, Names, SinkStage, Stage, StageKind, StageState, StageStatus, StopSignal, TaskRate, TransformStage,
-    Upstream, WorkerContext, component_name, supervise,
+    Bounds, LiveWork, Names, Pace, SinkStage, Stage, StageKind, StageState, StageStatus, StopSignal, TaskRate,
+    TransformStage, Upstream, WorkerContext, component_name, supervise,
 };
 use crate::telemetry::Tracer;
 use crate::worker::{DataDir, resource_share};
@@ -41,7 +42,7 @@ pub struct Job<'a> {
     pub work: Work<'a>,
     /// The run.
     pub run: &'a Run,
-    /// Records per second.
+    /// Records per second. Without a rate, it yields to live work that is busy.
     pub rate: Option<NonZeroU64>,
     /// Only these records, if it is a replay of dead letters.
     pub failed: Option<Arc<Failed>>,
@@ -162,10 +163,10 @@ impl Job<'_> {
         })
     }
 
-    fn stages(&self, rate: Option<TaskRate>) -> Vec<(Box<dyn Stage>, StageStatus)> {
+    fn stages(&self, pace: Pace) -> Vec<(Box<dyn Stage>, StageStatus)> {
         let ranges = self.run.ranges.iter().map(|range| (range.topic_partition(), (range.from, range.to))).collect();
         let supersedes = self.run.request.supersede.then(|| self.live_component());
-        let bounds = Bounds { run: self.run.id.clone(), ranges, rate, failed: self.failed.clone(), supersedes };
+        let bounds = Bounds { run: self.run.id.clone(), ranges, pace, failed: self.failed.clone(), supersedes };
         let (upstream, bounds) = (Upstream::default(), Some(bounds));
         let (pipeline, dead_letters) = (self.pipeline.name.clone(), self.pipeline.dead_letters.clone());
         let stage = |task| -> Box<dyn Stage> {
@@ -247,11 +248,15 @@ pub fn execute(
     }
     let progress = Watch::new(job.cluster, &job.settings.cluster_name(), job.run)?;
     let tasks = job.work.tasks() as usize;
-    let rate = match job.rate {
-        Some(total) => Some((total, TaskRate::new(total, tasks + progress.tasks()?))),
-        None => None,
+    let mut speed = match job.rate {
+        Some(total) => Speed::Rate(total, TaskRate::new(total, tasks + progress.tasks()?)),
+        None => {
+            let (cluster, node) = (job.settings.cluster_name(), &job.settings.node);
+            let watch = LiveWatch::new(job.cluster, &cluster, &job.pipeline.name, node)?;
+            Speed::Yielding(Box::new(watch), LiveWork::default())
+        }
     };
-    let stages = job.stages(rate.as_ref().map(|(_, share)| share.clone()));
+    let stages = job.stages(speed.pace());
     std::thread::scope(|scope| {
         let threads: Vec<_> = stages
             .iter()
@@ -263,9 +268,10 @@ pub fn execute(
         let mut last = Instant::now();
         while !threads.iter().all(|thread| thread.is_finished()) {
             std::thread::park_timeout(POLL);
+            speed.yield_to_live_work();
             if last.elapsed() >= PROGRESS {
                 last = Instant::now();
-                if let Some((total, share)) = &rate {
+                if let Speed::Rate(total, share) = &speed {
                     match progress.tasks() {
                         Ok(all) => share.share(*total, all.max(tasks)),
                         Err(error) => tracing::debug!(%error, "the tasks of the run cannot be counted"),
@@ -287,6 +293,37 @@ pub fn execute(
         None if stop.is_set() => Ending::Stopped,
         None => Ending::Finished,
     })
+}
+
+/// How fast a run reads.
+enum Speed {
+    /// Records per second of the run, and the share of each task of this process.
+    Rate(NonZeroU64, TaskRate),
+    /// As fast as it can, unless live work is busy.
+    Yielding(Box<LiveWatch>, LiveWork),
+}
+
+impl Speed {
+    fn pace(&self) -> Pace {
+        match self {
+            Self::Rate(_, share) => Pace::Rate(share.clone()),
+            Self::Yielding(_, live) => Pace::Yielding(live.clone()),
+        }
+    }
+
+    /// Looks whether live work is busy, if it is time.
+    fn yield_to_live_work(&mut self) {
+        let Self::Yielding(watch, live) = self else { return };
+        let Some(busy) = watch.look() else { return };
+        if live.set_busy(busy.is_some()) {
+            match busy {
+                Some(name) => tracing::info!(
+                    "`{name}` is busy: the run reads for a tenth of the time until it is not, unless `--rate` is given"
+                ),
+                None => tracing::info!("live work is not busy any more: the run reads all the time"),
+            }
+        }
+    }
 }
 
 /// Commits the start of the range where the group has no offset yet: at the first start, and where

@@ -26,6 +26,7 @@ pub mod event_time;
 pub mod execution;
 pub mod inspection;
 pub mod listing;
+mod live_work;
 pub mod origin;
 pub mod range;
 pub mod requests;

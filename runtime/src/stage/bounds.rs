@@ -1,13 +1,11 @@
-//! The bounds of a replay: the offsets that its stage reads, and how fast.
+//! The bounds of a replay: the offsets that its stage reads.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use trunkline_connector::{Batch, Result, SinkReplay, TopicPartition};
 
+use super::pace::{Pace, Throttle};
 use crate::dead_letters::Failed;
 use crate::kafka::{GroupConsumer, PartitionBatches};
 
@@ -18,8 +16,8 @@ pub struct Bounds {
     pub run: String,
     /// The first offset of each topic partition, and the offset after the last one.
     pub ranges: BTreeMap<TopicPartition, (i64, i64)>,
-    /// Records per second of each task.
-    pub rate: Option<TaskRate>,
+    /// How fast each task reads.
+    pub pace: Pace,
     /// Only records with dead letters, if it is a replay of them.
     pub failed: Option<Arc<Failed>>,
     /// The live sink as `{cluster}.{pipeline}.{sink}`, if the replay takes the place of what it
@@ -107,69 +105,8 @@ impl Bounds {
     }
 }
 
-/// The records per second of each task of a run. It changes when processes join the run or leave
-/// it: all tasks together keep to the rate of the run. Clones share it.
-#[derive(Debug, Clone)]
-pub struct TaskRate {
-    /// A thousandth of a record per second: a task may have less than one.
-    thousandths: Arc<AtomicU64>,
-}
-
-impl TaskRate {
-    /// The share of each of `tasks` tasks.
-    pub fn new(total: NonZeroU64, tasks: usize) -> Self {
-        let this = Self { thousandths: Arc::default() };
-        this.share(total, tasks);
-        this
-    }
-
-    /// Divides the rate of the run among this many tasks.
-    pub fn share(&self, total: NonZeroU64, tasks: usize) {
-        let share = total.get().saturating_mul(1_000) / (tasks.max(1) as u64);
-        self.thousandths.store(share.max(1), Ordering::Relaxed);
-    }
-
-    fn per_second(&self) -> f64 {
-        self.thousandths.load(Ordering::Relaxed) as f64 / 1_000.0
-    }
-}
-
-/// Limits records per second. A pause is not made up for: the speed never exceeds the limit by more
-/// than one second's records.
-pub(super) struct Throttle {
-    rate: TaskRate,
-    refilled: Instant,
-    available: f64,
-}
-
-impl Throttle {
-    pub(super) fn new(rate: TaskRate) -> Self {
-        Self { rate, refilled: Instant::now(), available: 0.0 }
-    }
-
-    fn available(&self) -> f64 {
-        let rate = self.rate.per_second();
-        (self.available + self.refilled.elapsed().as_secs_f64() * rate).min(rate.max(1.0))
-    }
-
-    /// The records that may be read now.
-    pub(super) fn allowance(&self) -> usize {
-        self.available().max(0.0) as usize
-    }
-
-    /// Records were selected.
-    fn count(&mut self, records: usize) {
-        if records > 0 {
-            self.available = self.available() - records as f64;
-            self.refilled = Instant::now();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn batch(offsets: std::ops::Range<i64>) -> Batch {
@@ -189,7 +126,7 @@ mod tests {
         let bounds = Bounds {
             run: "r".to_owned(),
             ranges: BTreeMap::from([(partition.clone(), (3, 7))]),
-            rate: None,
+            pace: Pace::default(),
             failed: None,
             supersedes: None,
         };
@@ -210,7 +147,7 @@ mod tests {
         let partition = TopicPartition::new("t", 0);
         let failed = Failed::of([(partition.clone(), 4), (partition.clone(), 8)]);
         let ranges = BTreeMap::from([(partition.clone(), (0, 10))]);
-        let mut bounds = Bounds { run: "r".to_owned(), ranges, rate: None, failed: None, supersedes: None };
+        let mut bounds = Bounds { run: "r".to_owned(), ranges, pace: Pace::default(), failed: None, supersedes: None };
         assert_eq!(bounds.selected(&partition, &batch(0..10)), 10);
         bounds.failed = Some(Arc::new(failed));
         assert_eq!(bounds.selected(&partition, &batch(0..10)), 2);
@@ -218,27 +155,5 @@ mod tests {
         let mut records = batch(0..10);
         bounds.select(&partition, &mut records);
         assert_eq!(records.entries().iter().map(|entry| entry.offset).collect::<Vec<_>>(), [4, 8]);
-    }
-
-    #[test]
-    fn the_rate_bounds_the_records_of_a_second() {
-        let total = NonZeroU64::new(100).unwrap();
-        let rate = TaskRate::new(total, 1);
-        let mut throttle = Throttle::new(rate.clone());
-        let long_ago = || Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
-        throttle.refilled = long_ago();
-        assert_eq!(throttle.allowance(), 100);
-        throttle.count(100);
-        assert!(throttle.allowance() < 50, "{}", throttle.allowance());
-        // Another process has joined the run.
-        rate.share(total, 4);
-        throttle.refilled = long_ago();
-        assert_eq!(throttle.allowance(), 25);
-        // A share below one record per second is not rounded up, and does not stop the task.
-        rate.share(NonZeroU64::MIN, 4);
-        assert_eq!(throttle.allowance(), 1);
-        throttle.count(1);
-        throttle.refilled = Instant::now().checked_sub(Duration::from_secs(2)).unwrap();
-        assert_eq!(throttle.allowance(), 0);
     }
 }

@@ -282,6 +282,12 @@ impl StageStatus {
         self.version.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// How long it has worked on batches since the process started. A stage that waits for records
+    /// does not work.
+    pub(crate) fn worked(&self) -> Duration {
+        self.lock().work.batches.sum
+    }
+
     /// What it committed since the process started.
     pub fn counters(&self) -> Counters {
         self.lock().counters.clone()

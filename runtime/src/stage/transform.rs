@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use trunkline_connector::{Batch, Error, RecordRef, Reservation, Result, Schema, TopicPartition, failpoint};
 use trunkline_transform_host::StateStore;
 
-use super::bounds::{Bounds, Throttle};
+use super::bounds::Bounds;
 use super::careful::{Mark, RECORD_REJECTED, run_until_rejection, single};
 use super::chain::RunningTransform;
 use super::commit_timer::CommitTimer;
@@ -36,6 +36,7 @@ use super::first_records;
 use super::lag::{LagReport, Uncommitted, written_at};
 use super::lookup_table::LookupTable;
 use super::output::Topics;
+use super::pace::Throttle;
 use super::repeated_inputs::Reader;
 use super::routes::Routes;
 use super::status::StageStatus;
@@ -133,7 +134,7 @@ impl TransformStage {
             delivered: 0,
             schemas: Vec::new(),
             error_limits: ErrorLimits::new(&self.plan.name, self.plan.on_error, &[], &self.plan.inputs),
-            throttle: self.bounds.as_ref().and_then(|bounds| bounds.rate.clone()).map(Throttle::new),
+            throttle: self.bounds.as_ref().map(|bounds| Throttle::new(bounds.pace.clone())),
             idle_check: Instant::now(),
         };
         if self.plan.state.is_some_and(|plan| plan.idle.is_some()) {
@@ -267,11 +268,11 @@ impl TransformTask<'_> {
                 oldest: state.oldest,
             });
             lag.update(self.status, &self.consumer, partitions);
-            let records = self.poll(&mut batches)?;
+            let polled = self.poll(&mut batches)?;
             self.rebalance(&mut batches)?;
             let records = match &self.stage.bounds {
                 Some(bounds) => bounds.apply(&mut batches, &self.consumer, self.throttle.as_mut())?,
-                None => records,
+                None => polled.unwrap_or(0),
             };
             if let Some(table) = &mut self.table {
                 table.update().map_err(|error| self.stage.in_transform(error))?;
@@ -299,8 +300,7 @@ impl TransformTask<'_> {
             } else if self.commit_timer.is_due(self.producer.transaction_bytes() + changed) {
                 self.commit()?;
             }
-            let is_throttled = self.throttle.as_ref().is_some_and(|throttle| throttle.allowance() == 0);
-            if self.context.until_idle && records == 0 && !is_throttled && self.stage.upstream.is_over() {
+            if self.context.until_idle && records == 0 && polled.is_some() && self.stage.upstream.is_over() {
                 self.commit()?;
                 if drain.is_complete(&self.consumer)? {
                     return self.commit_and_copy();
@@ -316,17 +316,18 @@ impl TransformTask<'_> {
         !has_end && self.table.is_none() && self.stores().next().is_none()
     }
 
-    /// Waits for records until the next commit is due.
-    fn poll(&mut self, batches: &mut PartitionBatches) -> Result<usize> {
+    /// Waits for records until the next commit is due. `None` if a replay has to wait.
+    fn poll(&mut self, batches: &mut PartitionBatches) -> Result<Option<usize>> {
         let longest = if self.is_idle() { IDLE_WAIT } else { POLL };
         let wait = self.commit_timer.until_due(longest).min(longest);
         let allowance = self.throttle.as_ref().map_or(POLL_RECORDS, Throttle::allowance);
         if allowance == 0 {
-            self.consumer.keep_alive(wait)?;
-            return Ok(0);
+            let turn = self.throttle.as_ref().map_or(Duration::MAX, Throttle::longest_wait);
+            self.consumer.keep_alive(wait.min(turn))?;
+            return Ok(None);
         }
         let records = POLL_RECORDS.min(allowance);
-        self.consumer.fill(&FillLimits { records, bytes: self.context.share.batch_bytes, wait }, batches)
+        self.consumer.fill(&FillLimits { records, bytes: self.context.share.batch_bytes, wait }, batches).map(Some)
     }
 
     /// Processes each record separately. If one is rejected and stops the stage, the records before

@@ -31,11 +31,12 @@ use self::partition_state::PartitionState;
 use self::stop_points::{Rejected, StopPoints};
 use self::transactions::Transactions;
 use self::two_phase::TwoPhaseCommitter;
-use super::bounds::{Bounds, Throttle};
+use super::bounds::Bounds;
 use super::careful::{Mark, RECORD_REJECTED, single};
 use super::error_limits::ErrorLimits;
 use super::first_records;
 use super::lag::{LagReport, Uncommitted, time_in_topic, written_at};
+use super::pace::Throttle;
 use super::repeated_inputs::Reader;
 use super::routes::Routes;
 use super::status::StageStatus;
@@ -152,7 +153,7 @@ impl SinkStage {
             points,
             delivered: 0,
             error_limits: ErrorLimits::new(&self.plan.name, self.plan.on_error, &[], &self.plan.inputs),
-            throttle: self.bounds.as_ref().and_then(|bounds| bounds.rate.clone()).map(Throttle::new),
+            throttle: self.bounds.as_ref().map(|bounds| Throttle::new(bounds.pace.clone())),
         };
         let stops_wait = stop.on_set(task.transactions.consumer.waker());
         let outcome = task.run();
@@ -200,10 +201,9 @@ impl SinkTask<'_> {
                 oldest: self.committer.oldest(partition).or(state.oldest),
             });
             lag.update(status, consumer, partitions);
-            let is_full = !self.committer.accepts_more();
-            let records = self.poll(&mut batches)?;
+            let polled = self.poll(&mut batches)?;
             self.rebalance(&mut batches)?;
-            let records = self.drop_out_of_bounds(&mut batches, records)?;
+            let records = self.drop_out_of_bounds(&mut batches, polled.unwrap_or(0))?;
             for (partition, batch) in batches.iter_mut() {
                 if let Err(error) = self.routes.chain(&partition.topic)?.ready() {
                     self.check_failures()?;
@@ -229,9 +229,7 @@ impl SinkTask<'_> {
             self.enforce_memory_budget()?;
             let due = self.due_partitions();
             self.committer.commit(&mut self.transactions, &due)?;
-            let is_throttled = self.throttle.as_ref().is_some_and(|throttle| throttle.allowance() == 0);
-            let was_asked = !is_full && !is_throttled;
-            if context.until_idle && records == 0 && was_asked && upstream.is_over() {
+            if context.until_idle && records == 0 && polled.is_some() && upstream.is_over() {
                 // The run ends: the buffered output is committed before it is due.
                 self.committer.flush(&mut self.transactions)?;
                 if drain.is_complete(&self.transactions.consumer)? {
@@ -241,21 +239,23 @@ impl SinkTask<'_> {
         }
     }
 
-    /// Waits for records until the next commit is due.
-    fn poll(&mut self, batches: &mut PartitionBatches) -> Result<usize> {
+    /// Waits for records until the next commit is due. `None` if it may not read now: the sink has
+    /// enough in flight, or the replay has to wait.
+    fn poll(&mut self, batches: &mut PartitionBatches) -> Result<Option<usize>> {
         let longest = if self.is_idle() { IDLE_WAIT } else { POLL };
         let wait = self.until_due().min(self.committer.wake_in()).min(longest);
         let allowance = self.throttle.as_ref().map_or(POLL_RECORDS, Throttle::allowance);
         if allowance == 0 || !self.committer.accepts_more() {
-            self.transactions.consumer.keep_alive(wait)?;
-            return Ok(0);
+            let turn = self.throttle.as_ref().map_or(Duration::MAX, Throttle::longest_wait);
+            self.transactions.consumer.keep_alive(wait.min(turn))?;
+            return Ok(None);
         }
         let limits = FillLimits {
             records: POLL_RECORDS.min(allowance),
             bytes: self.transactions.context.share.batch_bytes,
             wait,
         };
-        self.transactions.consumer.fill(&limits, batches)
+        self.transactions.consumer.fill(&limits, batches).map(Some)
     }
 
     /// Nothing waits for a commit, and it has no end: it has nothing to do until records arrive.

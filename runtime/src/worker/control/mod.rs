@@ -7,6 +7,7 @@
 //! Each worker also writes the states of its tasks into a row when they change, so that every
 //! worker can answer for the whole cluster, and a sign of life every second.
 
+mod busy;
 mod row_order;
 mod view;
 
@@ -19,11 +20,12 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use trunkline_connector::{Error, Result};
 
+use self::busy::Busy;
 use self::row_order::RowOrder;
 pub use self::view::{Components, Request, Target, View};
 use super::Overview;
 use crate::checkpoint::{
-    AuditEntry, ConnectorRow, ControlRow, ControlRows, RunState, StateRow, TaskRow, WorkerTasks, user_name,
+    AliveRow, AuditEntry, ConnectorRow, ControlRow, ControlRows, RunState, StateRow, TaskRow, WorkerTasks, user_name,
 };
 use crate::kafka::{Cluster, TableFollower};
 use crate::stage::{StopSignal, WorkerContext};
@@ -280,21 +282,27 @@ pub fn read(cluster: &Cluster, name: &str) -> Result<(View, ControlRows)> {
 /// was killed stay until another worker removes them.
 pub fn read_alive(cluster: &Cluster, name: &str) -> Result<View> {
     let rows = ControlRows::new(cluster, name)?;
-    let table = rows.follow();
-    let mut view = load(&rows, &table)?;
-    view.forget_signs();
+    let (table, mut view) = follow(&rows)?;
     let begun = Instant::now();
     while !view.left_behind().is_empty() && begun.elapsed() < SIGN_LIMIT {
         std::thread::park_timeout(SIGN_POLL);
         table.poll(|_, key, value| {
             let Some(row) = rows.parse(key, value) else { return };
             if let ControlRow::Alive(worker, is_alive) = &row {
-                view.apply(ControlRow::Beat(worker.clone(), *is_alive), Instant::now());
+                view.apply(ControlRow::Beat(worker.clone(), is_alive.is_some()), Instant::now());
             }
             view.apply(row, Instant::now());
         });
     }
     Ok(view)
+}
+
+/// Reads the rows of a cluster, without the signs of life: they are old. Returns what follows them.
+pub fn follow(rows: &ControlRows) -> Result<(TableFollower, View)> {
+    let table = rows.follow();
+    let mut view = load(rows, &table)?;
+    view.forget_signs();
+    Ok((table, view))
 }
 
 fn load(rows: &ControlRows, table: &TableFollower) -> Result<View> {
@@ -335,10 +343,13 @@ impl Follower {
             control: control.clone(),
             rows,
             written: None,
+            busy: Busy::default(),
+            is_shown: false,
+            is_job: context.until_idle,
             left_behind: None,
             warned: None,
         };
-        let (finish, is_job) = (StopSignal::default(), context.until_idle);
+        let finish = StopSignal::default();
         let finished = finish.clone();
         let body = move || {
             let mut last = Instant::now();
@@ -351,7 +362,7 @@ impl Follower {
                     });
                 }
                 arrived.into_iter().for_each(|(offset, row)| publisher.control.read(offset, row));
-                if !is_job && last.elapsed() >= PUBLISH {
+                if last.elapsed() >= PUBLISH {
                     last = Instant::now();
                     publisher.publish();
                 }
@@ -381,6 +392,11 @@ struct Publisher {
     rows: Arc<Mutex<ControlRows>>,
     /// The row as it was last written, and when.
     written: Option<(WorkerTasks, Instant)>,
+    busy: Busy,
+    /// It has shown a sign of life, which it removes at its end.
+    is_shown: bool,
+    /// A job shows no tasks: it ends by itself.
+    is_job: bool,
     /// Workers whose tasks are left behind, and since when.
     left_behind: Option<(Vec<String>, Instant)>,
     warned: Option<Instant>,
@@ -398,7 +414,15 @@ impl Publisher {
 
     fn try_publish(&mut self) -> Result<()> {
         let write = |row: &ControlRow| lock(&self.rows).write(row);
-        write(&ControlRow::Alive(self.worker.clone(), true))?;
+        let busy = self.busy.components(&self.overview);
+        if !self.is_job || self.is_shown || !busy.is_empty() {
+            let node = if busy.is_empty() { String::new() } else { self.control.place().0 };
+            write(&ControlRow::Alive(self.worker.clone(), Some(AliveRow { node, busy })))?;
+            self.is_shown = true;
+        }
+        if self.is_job {
+            return Ok(());
+        }
         let tasks = self.control.own_tasks(&self.overview);
         let (left_behind, is_shown) = {
             let view = lock(&self.control.shared.view);
@@ -426,7 +450,7 @@ impl Publisher {
     }
 
     fn finish(&self) {
-        if self.written.is_none() {
+        if !self.is_shown {
             return;
         }
         let write = |row| lock(&self.rows).write_within(&row, FINISH_LIMIT).map(drop);
@@ -438,7 +462,7 @@ impl Publisher {
 
 /// The rows that remove what a worker shows.
 fn tombstones(worker: &str) -> [ControlRow; 2] {
-    [ControlRow::Tasks(worker.to_owned(), None), ControlRow::Alive(worker.to_owned(), false)]
+    [ControlRow::Tasks(worker.to_owned(), None), ControlRow::Alive(worker.to_owned(), None)]
 }
 
 /// The states of a worker's tasks.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use trunkline_connector::{Error, Result};
 
-use crate::checkpoint::{ConnectorRow, ControlRow, RestartRow, RunState, StateRow, TaskRef, WorkerTasks};
+use crate::checkpoint::{AliveRow, ConnectorRow, ControlRow, RestartRow, RunState, StateRow, TaskRef, WorkerTasks};
 
 /// A worker that has not renewed its row for this time is gone. It renews it every three seconds.
 const DEAD_AFTER: Duration = Duration::from_secs(15);
@@ -68,8 +68,9 @@ pub struct View {
     tasks: BTreeMap<String, WorkerTasks>,
     /// When the row of each worker was last renewed.
     beats: BTreeMap<String, Instant>,
-    /// When each worker last showed a sign of life. Workers of older versions show none.
-    alive: BTreeMap<String, Instant>,
+    /// When each worker last showed a sign of life, and what it was. Workers of older versions show
+    /// none.
+    alive: BTreeMap<String, (Instant, AliveRow)>,
 }
 
 impl Target {
@@ -129,7 +130,7 @@ impl View {
             ControlRow::Connector(name, row) => set(&mut self.connectors, name, row),
             ControlRow::Tasks(worker, row) => set(&mut self.tasks, worker, row),
             ControlRow::Beat(worker, is_alive) => set(&mut self.beats, worker, is_alive.then_some(now)),
-            ControlRow::Alive(worker, is_alive) => set(&mut self.alive, worker, is_alive.then_some(now)),
+            ControlRow::Alive(worker, row) => set(&mut self.alive, worker, row.map(|row| (now, row))),
         }
     }
 
@@ -160,7 +161,7 @@ impl View {
     pub fn gone(&self, now: Instant) -> impl Iterator<Item = (&str, &WorkerTasks, Duration)> {
         let tasks = self.tasks.iter().filter(move |(worker, _)| !self.is_alive(worker, now));
         let silent = tasks.filter_map(move |(worker, tasks)| {
-            let last = self.beats.get(worker).max(self.alive.get(worker))?;
+            let last = self.beats.get(worker).max(self.alive.get(worker).map(|(sign, _)| sign))?;
             Some((worker.as_str(), tasks, now.saturating_duration_since(*last)))
         });
         silent.filter(|(.., silence)| *silence < REPORT_GONE)
@@ -168,11 +169,22 @@ impl View {
 
     fn is_alive(&self, worker: &str, now: Instant) -> bool {
         let is_fresh = |beat: &Instant| now.saturating_duration_since(*beat) < DEAD_AFTER;
-        let is_silent = |sign: &Instant| {
-            let latest = self.alive.values().max();
+        let is_silent = |(sign, _): &(Instant, AliveRow)| {
+            let latest = self.alive.values().map(|(sign, _)| sign).max();
             latest.is_some_and(|latest| latest.saturating_duration_since(*sign) >= SILENT_AFTER)
         };
         self.beats.get(worker).is_some_and(is_fresh) && !self.alive.get(worker).is_some_and(is_silent)
+    }
+
+    /// A component that was busy a moment ago, as `{pipeline}.{component}`: of this pipeline, or on
+    /// this machine.
+    pub fn busy(&self, pipeline: &str, node: &str, now: Instant) -> Option<&str> {
+        let fresh = self.alive.values().filter(|(sign, _)| now.saturating_duration_since(*sign) < SILENT_AFTER);
+        let mut busy = fresh.flat_map(|(_, row)| row.busy.iter().map(|name| (name.as_str(), row.node.as_str())));
+        let competes = |(name, of): &(&str, &str)| {
+            *of == node || name.split_once('.').is_some_and(|(of_pipeline, _)| of_pipeline == pipeline)
+        };
+        busy.find(competes).map(|(name, _)| name)
     }
 
     /// Forgets when the workers have shown signs of life: the rows that a command reads are old.
@@ -297,6 +309,30 @@ mod tests {
         assert!(error("shp.lake").contains("cli.unknown_pipeline"));
     }
 
+    fn alive(worker: &str) -> ControlRow {
+        ControlRow::Alive(worker.to_owned(), Some(AliveRow::default()))
+    }
+
+    #[test]
+    fn busy_components_are_those_of_the_last_signs() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut view = View::default();
+        let mut show = |worker: &str, node: &str, busy: &[&str], at| {
+            let busy = busy.iter().map(|name| (*name).to_owned()).collect();
+            view.apply(ControlRow::Alive(worker.to_owned(), Some(AliveRow { node: node.to_owned(), busy })), at);
+            ["shop", "web"].map(|pipeline| ["n", "m"].map(|node| view.busy(pipeline, node, at).map(str::to_owned)))
+        };
+        let name = |name: &str| Some(name.to_owned());
+        assert_eq!(show("a", "n", &[], after(0)), [[None, None], [None, None]]);
+        let of_shop = [[name("shop.lake"), name("shop.lake")], [name("shop.lake"), None]];
+        assert_eq!(show("a", "n", &["shop.lake"], after(1)), of_shop, "its pipeline everywhere, others on its machine");
+        assert_eq!(show("b", "m", &[], after(3)), of_shop);
+        assert_eq!(show("b", "m", &[], after(4)), [[None, None], [None, None]], "the worker `a` is silent");
+        show("a", "n", &["shop.lake"], after(5));
+        assert_eq!(show("a", "n", &[], after(5)), [[None, None], [None, None]]);
+    }
+
     #[test]
     fn a_worker_without_a_sign_of_life_is_gone_if_others_show_one() {
         let start = Instant::now();
@@ -308,23 +344,23 @@ mod tests {
             view.apply(ControlRow::Beat(worker.to_owned(), true), start);
         }
         for second in [0.0, 1.0, 2.0] {
-            view.apply(ControlRow::Alive("a".to_owned(), true), at(second));
-            view.apply(ControlRow::Alive("b".to_owned(), true), at(second));
+            view.apply(alive("a"), at(second));
+            view.apply(alive("b"), at(second));
         }
         let names = |view: &View, now| view.workers(now).map(|(worker, _)| worker.to_owned()).collect::<Vec<_>>();
         // Kafka was slow: nothing arrived.
         assert_eq!(names(&view, at(9.0)), ["a", "b", "old"]);
         for second in [3.0, 4.0, 4.9] {
-            view.apply(ControlRow::Alive("a".to_owned(), true), at(second));
+            view.apply(alive("a"), at(second));
         }
         assert_eq!(names(&view, at(5.4)), ["a", "b", "old"]);
-        view.apply(ControlRow::Alive("a".to_owned(), true), at(5.5));
+        view.apply(alive("a"), at(5.5));
         assert_eq!(names(&view, at(5.5)), ["a", "old"], "a worker of an older version shows no signs");
         let gone: Vec<(String, u64)> =
             view.gone(at(6.0)).map(|(worker, _, silence)| (worker.to_owned(), silence.as_secs())).collect();
         assert_eq!(gone, [("b".to_owned(), 4)]);
         assert_eq!(view.gone(at(700.0)).count(), 0);
-        view.apply(ControlRow::Alive("b".to_owned(), true), at(6.5));
+        view.apply(alive("b"), at(6.5));
         assert_eq!(names(&view, at(6.5)), ["a", "b", "old"]);
     }
 
