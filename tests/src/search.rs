@@ -14,7 +14,13 @@ pub struct OpenSearch(Server);
 impl OpenSearch {
     /// Starts a node without indices.
     pub fn start() -> Result<Self, Skip> {
-        Ok(Self(Server::start("opensearch", &[("JAVA_OPTS", "-Xms512m -Xmx512m")], 1)?))
+        Self::start_with_heap(512)
+    }
+
+    /// The same with a heap of this many megabytes.
+    pub fn start_with_heap(megabytes: u32) -> Result<Self, Skip> {
+        let options = format!("-Xms{megabytes}m -Xmx{megabytes}m");
+        Ok(Self(Server::start("opensearch", &[("JAVA_OPTS", &options)], 1)?))
     }
 
     /// Starts two nodes without indices. The second one may be killed.
