@@ -1,8 +1,9 @@
 //! Measurements of processes and files, and their summaries.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
@@ -33,6 +34,34 @@ pub(crate) fn cpu_seconds_of(pid: u32) -> f64 {
     let ticks =
         stat.rsplit(") ").next().unwrap().split(' ').skip(11).take(2).map(|field| field.parse::<f64>().unwrap());
     ticks.sum::<f64>() / 100.0
+}
+
+/// Processor seconds that the threads of another process with this prefix of their names take in
+/// this time. Threads that begin or end meanwhile count.
+pub(crate) fn cpu_seconds_of_threads(pid: u32, prefix: &str, time: Duration) -> f64 {
+    const INTERVAL: Duration = Duration::from_millis(100);
+    let started = Instant::now();
+    // Of each thread: its seconds when it was seen first, and last.
+    let mut seen = HashMap::<String, (f64, f64)>::new();
+    let mut is_first = true;
+    loop {
+        for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+            let folder = thread.unwrap().path();
+            // A thread may have ended.
+            let Ok(name) = fs::read_to_string(folder.join("comm")) else { continue };
+            let Ok(times) = fs::read_to_string(folder.join("schedstat")) else { continue };
+            if name.starts_with(prefix) {
+                let seconds = times.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9;
+                let thread = folder.file_name().unwrap().to_str().unwrap().to_owned();
+                seen.entry(thread).or_insert((if is_first { seconds } else { 0.0 }, seconds)).1 = seconds;
+            }
+        }
+        if started.elapsed() >= time {
+            return seen.values().map(|(first, last)| last - first).sum();
+        }
+        is_first = false;
+        std::thread::park_timeout(INTERVAL.min(time.saturating_sub(started.elapsed())));
+    }
 }
 
 /// The rows of a Parquet file, by its footer; `None` if the file is incomplete.

@@ -43,15 +43,20 @@ pub(super) fn routes() -> Router<Arc<Served>> {
 
 type Shared = State<Arc<Served>>;
 
+/// Whether the last minutes of each task are asked for.
+fn asks_for_history(parameters: Option<&str>) -> bool {
+    query(parameters, "history").is_some_and(|value| value == "true")
+}
+
 async fn status(State(served): Shared, RawQuery(parameters): RawQuery) -> Response {
-    let with_history = query(parameters.as_deref(), "history").is_some_and(|value| value == "true");
+    let with_history = asks_for_history(parameters.as_deref());
     let make = if with_history { WorkerStatus::with_history } else { WorkerStatus::of };
     served.answers.status[usize::from(with_history)].json(&served, "", || make(&served)).await
 }
 
 /// The status of all workers.
-async fn cluster(State(served): Shared) -> Response {
-    json_body(cluster_status(&served).await.json())
+async fn cluster(State(served): Shared, RawQuery(parameters): RawQuery) -> Response {
+    json_body(cluster_status(&served, asks_for_history(parameters.as_deref())).await.json())
 }
 
 async fn pipelines(State(served): Shared) -> Response {

@@ -22,7 +22,8 @@ use crate::checkpoint::WorkerTasks;
 const ANSWER: Duration = Duration::from_secs(1);
 
 /// Answers of other workers are used again for this time, so that many clients cost as much as one.
-const FRESH: Duration = Duration::from_millis(900);
+/// Workers sample their tasks this often. A change of a state ends the time.
+const FRESH: Duration = Duration::from_millis(1_900);
 
 /// The components of a cluster, and the status of each of its workers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -141,31 +142,42 @@ pub fn gone_line(worker: &str, node: &str, seconds: u64) -> String {
 pub struct Others {
     /// With the generation of the certificate that it sends.
     client: std::sync::Mutex<Option<(u64, reqwest::Client)>>,
-    answers: Mutex<Option<(Instant, Arc<ClusterStatus>)>>,
+    /// Without and with the last minutes of each task.
+    answers: [Mutex<Option<Answer>>; 2],
+}
+
+struct Answer {
+    at: Instant,
+    /// That of what the answer shows.
+    version: (u64, u64, usize),
+    status: Arc<ClusterStatus>,
 }
 
 #[cfg(test)]
 impl Others {
     pub(super) fn forget(&self) {
-        *self.answers.blocking_lock() = None;
+        self.answers.iter().for_each(|answer| *answer.blocking_lock() = None);
     }
 }
 
-/// The status of all workers; not older than a second. With the last minutes of each task.
-pub(super) async fn cluster_status(served: &Arc<Served>) -> Arc<ClusterStatus> {
+/// The status of all workers; not older than two seconds. On request, with the last minutes of each
+/// task.
+pub(super) async fn cluster_status(served: &Arc<Served>, with_history: bool) -> Arc<ClusterStatus> {
     // Requests at the same time wait for one set of answers.
-    let mut answers = served.others.answers.lock().await;
-    if let Some((at, status)) = &*answers
-        && at.elapsed() < FRESH
+    let mut last = served.others.answers[usize::from(with_history)].lock().await;
+    let version = served.version();
+    if let Some(answer) = &*last
+        && answer.version == version
+        && answer.at.elapsed() < FRESH
     {
-        return status.clone();
+        return answer.status.clone();
     }
-    let status = Arc::new(ask_all(served).await);
-    *answers = Some((Instant::now(), status.clone()));
+    let status = Arc::new(ask_all(served, with_history).await);
+    *last = Some(Answer { at: Instant::now(), version, status: status.clone() });
     status
 }
 
-async fn ask_all(served: &Arc<Served>) -> ClusterStatus {
+async fn ask_all(served: &Arc<Served>, with_history: bool) -> ClusterStatus {
     let view = served.control.view();
     let now = Instant::now();
     let alive = workers(served, &view);
@@ -176,11 +188,17 @@ async fn ask_all(served: &Arc<Served>) -> ClusterStatus {
         asked.spawn(async move {
             let is_this = worker == served.worker;
             let status = match is_this {
-                true => Ok(WorkerStatus::with_history(&served)),
+                true if with_history => Ok(WorkerStatus::with_history(&served)),
+                true => Ok(WorkerStatus::of(&served)),
                 false => ask(&served, &own_node, &row).await,
             };
             let (status, error) = match status {
-                Ok(status) => (Some(status), None),
+                Ok(mut status) => {
+                    if !with_history {
+                        status.tasks.iter_mut().for_each(|task| task.history = None);
+                    }
+                    (Some(status), None)
+                }
                 Err(error) => (None, Some(error)),
             };
             ClusterWorker { worker, node: row.node, http: row.http, is_this, gone_seconds: None, status, error }

@@ -102,7 +102,7 @@ struct Seen<'a> {
 
 /// The live runs of the cluster, as this worker knows them.
 pub(super) async fn live_runs(served: &Arc<Served>) -> Vec<LiveRun> {
-    let status = cluster_status(served).await;
+    let status = cluster_status(served, false).await;
     let view = served.control.view();
     let workers = workers(served, &view);
     let mut runs = of_workers(&workers, &status.workers, |pipeline, component| view.state(pipeline, component));

@@ -110,6 +110,12 @@ impl Served {
         self.token.is_some() || self.tls.as_ref().is_some_and(HttpTls::knows_clients)
     }
 
+    /// Changes with the states of tasks, with the rows of the cluster's control, and when a worker
+    /// falls silent.
+    fn version(&self) -> (u64, u64, usize) {
+        (self.overview.version(), self.control.changes(), self.control.alive_workers())
+    }
+
     fn measured(&self) -> Measured {
         Measured {
             worker: self.worker.clone(),

@@ -11,14 +11,14 @@ use tokio::sync::Mutex;
 use super::Served;
 
 /// An answer is sent for this many times the time that it took to make, so that each kind of answer
-/// takes half a percent of a processor at most, however many clients ask. A task or pipeline that
-/// changes its state ends the time.
-const SHARE: u32 = 200;
+/// takes a quarter of a percent of a processor at most, however many clients ask. A task or
+/// pipeline that changes its state ends the time.
+const SHARE: u32 = 400;
 
-/// The limits of this time: an answer about few pipelines is made often, and the rates are those of
-/// the last second.
+/// The limits of this time: an answer about few pipelines is made often, and tasks are sampled
+/// every two seconds.
 const MIN_FRESH: Duration = Duration::from_millis(100);
-const MAX_FRESH: Duration = Duration::from_secs(1);
+const MAX_FRESH: Duration = Duration::from_secs(2);
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -43,7 +43,7 @@ struct Made {
     /// What the request asked for.
     key: String,
     /// That of what the answer shows.
-    version: (u64, u64),
+    version: (u64, u64, usize),
     body: Bytes,
 }
 
@@ -52,7 +52,7 @@ impl SharedAnswer {
     /// for one answer.
     pub(super) async fn get(&self, served: &Served, key: &str, make: impl FnOnce() -> Vec<u8>) -> Bytes {
         let mut last = self.0.lock().await;
-        let version = (served.overview.version(), served.control.changes());
+        let version = served.version();
         let is_valid = |made: &&Made| made.key == key && made.version == version && Instant::now() < made.until;
         if let Some(made) = last.as_ref().filter(is_valid) {
             return made.body.clone();
@@ -97,7 +97,7 @@ mod tests {
     fn answers_that_take_longer_are_sent_longer() {
         let milliseconds = Duration::from_millis;
         assert_eq!(fresh(Duration::from_micros(20)), milliseconds(100));
-        assert_eq!(fresh(milliseconds(3)), milliseconds(600));
-        assert_eq!(fresh(milliseconds(50)), Duration::from_secs(1));
+        assert_eq!(fresh(milliseconds(3)), milliseconds(1_200));
+        assert_eq!(fresh(milliseconds(50)), Duration::from_secs(2));
     }
 }

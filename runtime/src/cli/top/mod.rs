@@ -54,7 +54,7 @@ pub(super) fn top(args: &TopArgs) -> Exit {
 }
 
 fn once(args: &TopArgs, settings: &Settings) -> Result<Exit> {
-    let (cluster, json): (ClusterStatus, String) = WorkerApi::connect(settings)?.get("cluster")?;
+    let (cluster, json): (ClusterStatus, String) = WorkerApi::connect(settings)?.get("cluster?history=true")?;
     let sort = args.sort;
     Ok(print_data(&if args.json { format!("{json}\n") } else { text(&cluster, sort) }))
 }
@@ -68,7 +68,7 @@ enum News {
 fn live(args: &TopArgs, settings: &Settings) -> Result<Exit> {
     // Fails before the screen changes.
     let api = WorkerApi::connect(settings)?;
-    let (first, _): (ClusterStatus, String) = api.get("cluster")?;
+    let (first, _): (ClusterStatus, String) = api.get("cluster?history=true")?;
     let (news, arrived) = sync_channel(1);
     let (requests, asked) = sync_channel(8);
     let interval = Duration::from_secs(args.interval);
@@ -102,7 +102,7 @@ fn ask_worker(api: &WorkerApi, asked: &Receiver<Request>, news: &SyncSender<News
             }
             Err(RecvTimeoutError::Timeout) => {
                 wait = interval;
-                match api.get::<ClusterStatus>("cluster") {
+                match api.get::<ClusterStatus>("cluster?history=true") {
                     Ok((status, _)) => News::Status(Box::new(status)),
                     Err(error) => News::Message(error.to_string()),
                 }

@@ -12,7 +12,7 @@ mod sections;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -23,7 +23,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use serde_json::json;
 use tokio::sync::mpsc::channel;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use tokio_stream::wrappers::ReceiverStream;
 use trunkline_connector::{Error, RecordRef, Result};
 use uuid::Uuid;
@@ -65,7 +65,10 @@ const MAX_READERS: usize = 2;
 
 /// What the viewers of a worker share.
 pub struct Viewers {
+    /// Viewers of a page at the same time wait until one of them has rendered it.
     rendered: Mutex<HashMap<String, (Instant, Arc<Rendered>)>>,
+    /// When the first interval between two events began.
+    started: Instant,
     /// One for each page with live numbers.
     open: Arc<()>,
     readers: Semaphore,
@@ -73,14 +76,15 @@ pub struct Viewers {
 
 impl Default for Viewers {
     fn default() -> Self {
-        Self { rendered: Mutex::default(), open: Arc::default(), readers: Semaphore::const_new(MAX_READERS) }
+        let readers = Semaphore::const_new(MAX_READERS);
+        Self { rendered: Mutex::default(), started: Instant::now(), open: Arc::default(), readers }
     }
 }
 
 impl Viewers {
     #[cfg(test)]
     pub(super) fn forget(&self) {
-        self.lock().clear();
+        self.rendered.blocking_lock().clear();
     }
 
     /// Waits until few others read from Kafka.
@@ -89,8 +93,12 @@ impl Viewers {
         self.readers.acquire().await.ok()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, (Instant, Arc<Rendered>)>> {
-        self.rendered.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits until the next event is due: at the same moments for all viewers, so that a page is
+    /// rendered once for them.
+    async fn tick(&self) {
+        let period = u64::try_from(INTERVAL.as_nanos()).unwrap_or(u64::MAX);
+        let passed = (self.started.elapsed().as_nanos() % u128::from(period)) as u64;
+        tokio::time::sleep(Duration::from_nanos(period - passed)).await;
     }
 }
 
@@ -131,23 +139,22 @@ async fn pipeline(State(served): Shared, Path(name): Path<String>) -> Response {
 /// The first page, or that of a pipeline if there is one of this name.
 async fn render(served: &Arc<Served>, name: Option<&str>) -> Option<Arc<Rendered>> {
     let key = name.unwrap_or_default().to_owned();
+    let mut rendered = served.viewers.rendered.lock().await;
+    if let Some((at, page)) = rendered.get(&key)
+        && at.elapsed() < FRESH
     {
-        let rendered = served.viewers.lock();
-        if let Some((at, page)) = rendered.get(&key)
-            && at.elapsed() < FRESH
-        {
-            return Some(page.clone());
-        }
+        return Some(page.clone());
     }
     let pipelines = served.overview.pipelines();
     let found = name.map(|name| pipelines.iter().find(|pipeline| pipeline.name == name));
-    let cluster = cluster_status(served).await;
     let page = match found {
-        None => sections::overview(&pipelines, &cluster),
-        Some(found) => sections::pipeline(found?, &cluster),
+        None => {
+            let has_plots = sections::has_plots(&pipelines);
+            sections::overview(&pipelines, &*cluster_status(served, has_plots).await)
+        }
+        Some(found) => sections::pipeline(found?, &*cluster_status(served, true).await),
     };
     let page = Arc::new(page);
-    let mut rendered = served.viewers.lock();
     rendered.retain(|_, (at, _)| at.elapsed() < FRESH);
     rendered.insert(key, (Instant::now(), page.clone()));
     Some(page)
@@ -164,10 +171,8 @@ async fn events(State(served): Shared, RawQuery(parameters): RawQuery) -> Respon
     tokio::spawn(async move {
         let _open = open;
         let mut last = Bytes::new();
-        let mut interval = tokio::time::interval(INTERVAL);
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         for _ in 0..MAX_EVENTS {
-            interval.tick().await;
+            served.viewers.tick().await;
             // The pipeline is gone: the browser asks again, and loads the page again.
             let Some(page) = render(&served, name.as_deref()).await else { return };
             let data = page.event();

@@ -14,6 +14,11 @@ const GRAPHS: usize = 8;
 /// The size of a plot.
 const PLOT: (f64, f64) = (120.0, 24.0);
 
+/// Whether the first page has graphs and plots.
+pub(super) fn has_plots(pipelines: &[Pipeline]) -> bool {
+    pipelines.len() <= GRAPHS
+}
+
 /// The first page.
 pub(super) fn overview(pipelines: &[Pipeline], cluster: &ClusterStatus) -> Rendered {
     let mut html = Html::default();
@@ -21,14 +26,14 @@ pub(super) fn overview(pipelines: &[Pipeline], cluster: &ClusterStatus) -> Rende
     problems(&mut html, cluster);
     html.raw("<h2 id=\"pipelines\">Pipelines</h2>");
     pipeline_table(&mut html, pipelines, cluster);
-    if pipelines.len() <= GRAPHS {
+    let has_plots = has_plots(pipelines);
+    if has_plots {
         for pipeline in pipelines {
             html.raw("<h2>").text(&pipeline.name).raw("</h2>");
             html.part(draw(&pipeline.name, &Flow::of(pipeline), cluster));
         }
     }
     html.raw("<h2 id=\"tasks\">Tasks</h2>");
-    let has_plots = pipelines.len() <= GRAPHS;
     task_table(&mut html, &cluster.components.iter().collect::<Vec<_>>(), cluster, has_plots);
     errors(&mut html, &cluster.components.iter().collect::<Vec<_>>(), cluster);
     worker_table(&mut html, cluster);

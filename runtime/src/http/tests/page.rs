@@ -133,7 +133,7 @@ fn other_workers_are_asked_for_their_status() {
     let now = std::time::Instant::now();
     fixture.served.samples.take(&fixture.served.overview, now);
     fixture.served.samples.take(&fixture.served.overview, now + samples::INTERVAL);
-    let cluster = fixture.get("/api/v1/cluster");
+    let cluster = fixture.get("/api/v1/cluster?history=true");
     let workers: Vec<(&str, usize, bool)> = cluster["workers"]
         .as_array()
         .unwrap()
@@ -147,5 +147,9 @@ fn other_workers_are_asked_for_their_status() {
     let task = &cluster["workers"][0]["status"]["tasks"][1];
     assert_eq!(task["components"]["lake"]["per_second"], json!({ "in": 0.0, "out": 0.0, "dead_lettered": 0.0 }));
     assert_eq!(task["history"]["lag"], json!([null, null]));
+    let without = fixture.get("/api/v1/cluster");
+    let workers = without["workers"].as_array().unwrap().iter();
+    let tasks = workers.filter_map(|worker| worker["status"]["tasks"].as_array()).flatten();
+    assert_eq!(tasks.filter(|task| task.get("history").is_none()).count(), 6);
     assert_eq!(fixture.get("/api/v1/status")["tasks"][1].get("history"), None);
 }

@@ -79,7 +79,7 @@ struct Shared {
     order: Mutex<RowOrder>,
     /// Changes with each row that may concern a task.
     version: AtomicU64,
-    /// Changes with each row.
+    /// See [`Control::changes`].
     changes: AtomicU64,
     connection: Mutex<Option<Connection>>,
     http: Mutex<Option<String>>,
@@ -112,9 +112,14 @@ impl Control {
         self.shared.version.load(Ordering::Acquire)
     }
 
-    /// Changes with each row.
+    /// Changes with each row, except for further signs of life of a worker that is alive.
     pub(crate) fn changes(&self) -> u64 {
         self.shared.changes.load(Ordering::Acquire)
+    }
+
+    /// The number of workers that are alive.
+    pub(crate) fn alive_workers(&self) -> usize {
+        lock(&self.shared.view).workers(Instant::now()).count()
     }
 
     /// The address of this worker's HTTP server, for the other workers' users.
@@ -245,8 +250,16 @@ impl Control {
 
     pub(crate) fn apply(&self, row: ControlRow) {
         let concerns_tasks = matches!(row, ControlRow::State(..) | ControlRow::Restart(..));
-        lock(&self.shared.view).apply(row, Instant::now());
-        self.shared.changes.fetch_add(1, Ordering::AcqRel);
+        let mut view = lock(&self.shared.view);
+        let is_known_sign = match &row {
+            ControlRow::Alive(worker, Some(_)) | ControlRow::Beat(worker, true) => view.is_known(worker),
+            _ => false,
+        };
+        view.apply(row, Instant::now());
+        drop(view);
+        if !is_known_sign {
+            self.shared.changes.fetch_add(1, Ordering::AcqRel);
+        }
         if concerns_tasks {
             self.shared.version.fetch_add(1, Ordering::AcqRel);
         }

@@ -193,6 +193,11 @@ impl View {
         self.alive.clear();
     }
 
+    /// Whether the worker is alive and has shown its tasks: a further sign of life changes nothing.
+    pub(super) fn is_known(&self, worker: &str) -> bool {
+        self.alive.contains_key(worker) && self.tasks.contains_key(worker) && self.is_alive(worker, Instant::now())
+    }
+
     /// Whether there is a row of a worker's tasks.
     pub fn has_tasks_of(&self, worker: &str) -> bool {
         self.tasks.contains_key(worker)
