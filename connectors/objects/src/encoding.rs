@@ -12,9 +12,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef};
-use parquet::arrow::ArrowWriter;
+use parquet::basic::Compression;
 use parquet::errors::ParquetError;
-use parquet::file::properties::WriterProperties;
+use parquet::file::properties::{WriterProperties, WriterPropertiesBuilder};
 use parquet::schema::types::ColumnPath;
 use tokio::runtime::Handle;
 use trunkline_connector::{Error, Result, io_error};
@@ -22,6 +22,8 @@ use trunkline_connector::{Error, Result, io_error};
 use crate::columns::conform_batch;
 use crate::dictionaries::outgrown;
 use crate::options::WriterOptions;
+use crate::pages::is_shared;
+use crate::parquet_file::ParquetFile;
 
 /// Limit on the bytes of waiting rows: one or two batches, so that both threads stay busy.
 const MOST_WAITING: usize = 2 << 20;
@@ -29,6 +31,11 @@ const MOST_WAITING: usize = 2 << 20;
 /// Limit on the columns of a file that have a dictionary. The table of each dictionary takes 73 KB
 /// from its first value on, so 4,000 columns would take 290 MB for each open file (I6).
 const MAX_DICTIONARIES: usize = 128;
+
+/// A page is complete at this many bytes. An open page is in memory without compression: with the
+/// library's megabyte, the pages of a hundred sinks would take 200 MB (I6). Numbers never reach it,
+/// because a page has at most 20,000 rows.
+const PAGE_BYTES: usize = 256 << 10;
 
 /// State that the files of a sink share.
 pub struct Encoders {
@@ -90,7 +97,7 @@ struct State {
     /// A thread works on the queue or was requested.
     at_work: bool,
     /// Taken out while a batch is encoded.
-    writer: Option<Box<ArrowWriter<File>>>,
+    writer: Option<Box<ParquetFile>>,
     error: Option<Error>,
     /// Bytes of the file, and of memory, after the last batch.
     bytes: usize,
@@ -116,7 +123,7 @@ impl Encoding {
             }),
             idle: Condvar::new(),
         };
-        let writer = ArrowWriter::try_new(file, Arc::clone(schema), Some(properties));
+        let writer = ParquetFile::new(file, schema, properties, encoders.options.compression);
         let writer = writer.map_err(|error| shared.failed(&error))?;
         shared.state.get_mut().unwrap_or_else(PoisonError::into_inner).writer = Some(Box::new(writer));
         Ok(Self { shared: Arc::new(shared) })
@@ -159,12 +166,12 @@ impl Encoding {
         let mut state = self.idle()?;
         let State { writer: Some(writer), .. } = &mut *state else { return Err(lost()) };
         writer.flush().map_err(|error| self.shared.failed(&error))?;
-        (state.bytes, state.memory) = (writer_bytes(writer), writer_memory(writer));
+        (state.bytes, state.memory) = (writer.bytes(), writer.memory());
         Ok(())
     }
 
     /// Returns the writer with all rows.
-    pub fn finish(self) -> Result<Box<ArrowWriter<File>>> {
+    pub fn finish(self) -> Result<Box<ParquetFile>> {
         self.idle()?.writer.take().ok_or_else(lost)
     }
 
@@ -199,12 +206,12 @@ impl Drop for Encoding {
 }
 
 impl Shared {
-    fn encode(&self, writer: &mut ArrowWriter<File>, batch: &RecordBatch) -> Result<()> {
+    fn encode(&self, writer: &mut ParquetFile, batch: &RecordBatch) -> Result<()> {
         let conformed = conform_batch(batch, &self.schema).map_err(|error| {
             Error::internal("s3.conform", format!("rows do not fit the columns made for them: {error}"))
         })?;
-        writer.write(&conformed).map_err(|error| self.failed(&error))?;
-        if writer.in_progress_size() >= self.encoders.options.row_group {
+        writer.write(conformed).map_err(|error| self.failed(&error))?;
+        if writer.row_group_bytes() >= self.encoders.options.row_group {
             writer.flush().map_err(|error| self.failed(&error))?;
         }
         Ok(())
@@ -240,7 +247,7 @@ impl Work {
             let outcome = self.shared.encode(&mut writer, &rows.batch);
             drop(rows);
             let mut state = lock(&self.shared.state);
-            (state.bytes, state.memory) = (writer_bytes(&writer), writer_memory(&writer));
+            (state.bytes, state.memory) = (writer.bytes(), writer.memory());
             state.writer = Some(writer);
             if let Err(error) = outcome {
                 state.queue.clear();
@@ -265,38 +272,31 @@ impl Drop for Work {
 
 /// How a file with these columns is written. Columns whose values do not repeat have no dictionary.
 /// In a wide file, the first columns of text have one, because text repeats more often than
-/// numbers.
+/// numbers. Columns without a dictionary are compressed by [`ParquetFile`] if that is possible.
 fn properties(schema: &SchemaRef, options: &WriterOptions, first: &[RecordBatch]) -> WriterProperties {
+    let compression = options.compression;
+    let without_dictionary = if is_shared(compression) { Compression::UNCOMPRESSED } else { compression };
     let properties = WriterProperties::builder()
-        .set_compression(options.compression)
+        .set_data_page_size_limit(PAGE_BYTES)
         .set_created_by(concat!("trunkline version ", env!("CARGO_PKG_VERSION")).to_owned());
     let column = |name: &str| ColumnPath::new(vec![name.to_owned()]);
+    let with = |properties: WriterPropertiesBuilder, name: &str, has_dictionary: bool| {
+        let compression = if has_dictionary { compression } else { without_dictionary };
+        properties
+            .set_column_dictionary_enabled(column(name), has_dictionary)
+            .set_column_compression(column(name), compression)
+    };
     if schema.flattened_fields().len() <= MAX_DICTIONARIES {
-        let without = outgrown(schema, first).into_iter();
-        let properties =
-            without.fold(properties, |properties, name| properties.set_column_dictionary_enabled(column(name), false));
-        return properties.build();
+        let properties = properties.set_compression(compression);
+        return outgrown(schema, first).into_iter().fold(properties, |all, name| with(all, name, false)).build();
     }
+    let properties = properties.set_compression(without_dictionary).set_dictionary_enabled(false);
     let texts = schema.fields().iter().filter(|field| *field.data_type() == DataType::Utf8).take(MAX_DICTIONARIES);
-    texts
-        .fold(properties.set_dictionary_enabled(false), |properties, field| {
-            properties.set_column_dictionary_enabled(column(field.name()), true)
-        })
-        .build()
+    texts.fold(properties, |all, field| with(all, field.name(), true)).build()
 }
 
 fn lost() -> Error {
     Error::internal("s3.encoder", "the encoding thread ended early; the rows are read again from the committed offset")
-}
-
-fn writer_bytes(writer: &ArrowWriter<File>) -> usize {
-    writer.bytes_written() + writer.in_progress_size()
-}
-
-fn writer_memory(writer: &ArrowWriter<File>) -> usize {
-    // Metadata of the row groups written so far grows with them, a few hundred bytes a column.
-    let columns = writer.flushed_row_groups().first().map_or(0, |group| group.num_columns());
-    writer.memory_size() + writer.flushed_row_groups().len() * columns * 512
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -307,7 +307,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use arrow::array::{ArrayRef, Int64Array, StringArray};
-    use parquet::basic::Compression;
 
     use super::*;
 

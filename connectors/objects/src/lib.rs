@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `columns/` | JSON to columns: types, inference, widening |
 //! | `encoding` | rows to Parquet, in a thread of the runtime |
+//! | `parquet_file` | row groups: which rows are written when, and how many columns at once |
+//! | `pages` | compression of pages |
 //! | `dictionaries` | columns of Parquet files that get no dictionary |
 //! | `options` | options of Parquet files and object stores |
 //! | `client`, `errors` | the S3 client, and the meaning of a store's answers |
@@ -14,8 +16,11 @@ mod dictionaries;
 mod encoding;
 mod errors;
 mod options;
+mod pages;
+mod parquet_file;
 
 pub use client::connect;
 pub use encoding::{Encoders, Encoding};
 pub use errors::Failure;
 pub use options::{AccessKey, BucketOptions, Checksum, Encryption, TLS_CA_CODE, WriterOptions};
+pub use parquet_file::ParquetFile;

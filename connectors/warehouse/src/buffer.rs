@@ -233,7 +233,7 @@ impl OpenFile {
         let path = context.folder.join(&self.temp);
         let mut bytes = 0;
         if let Some(encoding) = self.encoding.take() {
-            encoding.finish()?.close().map_err(|error| Encoding::failed(&path, &error))?;
+            encoding.finish()?.finish().map_err(|error| Encoding::failed(&path, &error))?;
             bytes = std::fs::metadata(&path).map_err(|error| io_error("look at", &path, &error))?.len();
         }
         if self.rows == 0 && self.truncates.is_none() {

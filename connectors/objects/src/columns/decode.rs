@@ -67,8 +67,7 @@ struct Direct {
 
 /// Number of records in the next chunk.
 pub fn chunk_len<'a>(layout: &ColumnLayout, records: impl Iterator<Item = &'a [u8]>) -> usize {
-    let columns = layout.schema.flattened_fields().len();
-    let rows = (CHUNK_VALUES / columns.max(1)).clamp(MIN_CHUNK_ROWS, CHUNK_ROWS);
+    let rows = (CHUNK_VALUES / layout.width.max(1)).clamp(MIN_CHUNK_ROWS, CHUNK_ROWS);
     let mut bytes = 0;
     let fitting = records.take(rows).take_while(|record| {
         bytes += record.len();

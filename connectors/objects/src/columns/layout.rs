@@ -20,6 +20,8 @@ pub struct ColumnLayout {
     pub id: u64,
     /// The columns.
     pub schema: SchemaRef,
+    /// Number of columns, with the members of objects.
+    pub width: usize,
 }
 
 impl ColumnLayout {
@@ -27,7 +29,8 @@ impl ColumnLayout {
     pub fn new(fields: Fields) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { id, schema: Arc::new(ArrowSchema::new(fields)) })
+        let schema = ArrowSchema::new(fields);
+        Arc::new(Self { id, width: schema.flattened_fields().len(), schema: Arc::new(schema) })
     }
 
     /// The layout of a declared schema.

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use arrow::array::builder::{BinaryBuilder, BooleanBuilder, PrimitiveBuilder, StringBuilder};
-use arrow::array::{ArrayRef, types};
+use arrow::array::builder::{BinaryBuilder, BooleanBuilder, NullBufferBuilder, PrimitiveBuilder, StringBuilder};
+use arrow::array::{ArrayRef, ArrowPrimitiveType, PrimitiveArray, types};
 use arrow::datatypes::{DataType, Field, TimeUnit};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -26,9 +26,9 @@ macro_rules! define {
     ($($integer:ident $arrow:ident $rust:ident),+) => {
         /// A column by its type.
         pub(super) enum Column {
-            $($integer(PrimitiveBuilder<types::$arrow>),)+
-            Float32(PrimitiveBuilder<types::Float32Type>),
-            Float64(PrimitiveBuilder<types::Float64Type>),
+            $($integer(Numbers<types::$arrow>),)+
+            Float32(Numbers<types::Float32Type>),
+            Float64(Numbers<types::Float64Type>),
             Boolean(BooleanBuilder),
             /// Text of a declared schema.
             Text(Texts),
@@ -36,7 +36,7 @@ macro_rules! define {
             AnyText(Texts),
             /// Bytes, as base64 text.
             Binary(BinaryBuilder),
-            Date(PrimitiveBuilder<types::Date32Type>),
+            Date(Numbers<types::Date32Type>),
             Timestamp(Timestamps),
             Decimal { builder: PrimitiveBuilder<types::Decimal128Type>, precision: u8, scale: i8 },
             Object(Box<Object>),
@@ -45,14 +45,14 @@ macro_rules! define {
         impl Column {
             pub(super) fn new(field: &Field) -> Option<Self> {
                 Some(match field.data_type() {
-                    $(DataType::$integer => Self::$integer(PrimitiveBuilder::with_capacity(0)),)+
-                    DataType::Float32 => Self::Float32(PrimitiveBuilder::with_capacity(0)),
-                    DataType::Float64 => Self::Float64(PrimitiveBuilder::with_capacity(0)),
+                    $(DataType::$integer => Self::$integer(Numbers::with_capacity(0)),)+
+                    DataType::Float32 => Self::Float32(Numbers::with_capacity(0)),
+                    DataType::Float64 => Self::Float64(Numbers::with_capacity(0)),
                     DataType::Boolean => Self::Boolean(BooleanBuilder::with_capacity(0)),
                     DataType::Utf8 if is_inferred(field) => Self::AnyText(Texts::new()),
                     DataType::Utf8 => Self::Text(Texts::new()),
                     DataType::Binary => Self::Binary(BinaryBuilder::with_capacity(0, 0)),
-                    DataType::Date32 => Self::Date(PrimitiveBuilder::with_capacity(0)),
+                    DataType::Date32 => Self::Date(Numbers::with_capacity(0)),
                     DataType::Timestamp(unit, zone) => Self::Timestamp(Timestamps::new(*unit, zone.clone())?),
                     DataType::Decimal128(precision, scale) if *scale >= 0 => Self::Decimal {
                         builder: PrimitiveBuilder::with_capacity(0).with_precision_and_scale(*precision, *scale).ok()?,
@@ -67,13 +67,13 @@ macro_rules! define {
             /// Makes room in an empty column for the rows of a chunk with this number of bytes.
             pub(super) fn reserve(&mut self, rows: usize, chunk_bytes: usize) {
                 match self {
-                    $(Self::$integer(builder) => *builder = PrimitiveBuilder::with_capacity(rows),)+
-                    Self::Float32(builder) => *builder = PrimitiveBuilder::with_capacity(rows),
-                    Self::Float64(builder) => *builder = PrimitiveBuilder::with_capacity(rows),
+                    $(Self::$integer(builder) => *builder = Numbers::with_capacity(rows),)+
+                    Self::Float32(builder) => *builder = Numbers::with_capacity(rows),
+                    Self::Float64(builder) => *builder = Numbers::with_capacity(rows),
                     Self::Boolean(builder) => *builder = BooleanBuilder::with_capacity(rows),
                     Self::Text(texts) | Self::AnyText(texts) => texts.reserve(rows, chunk_bytes),
-                    Self::Date(builder) => *builder = PrimitiveBuilder::with_capacity(rows),
-                    Self::Timestamp(timestamps) => timestamps.values = PrimitiveBuilder::with_capacity(rows),
+                    Self::Date(builder) => *builder = Numbers::with_capacity(rows),
+                    Self::Timestamp(timestamps) => timestamps.values = Numbers::with_capacity(rows),
                     Self::Object(object) => object.reserve(rows, chunk_bytes),
                     Self::Decimal { builder, precision, scale } => {
                         let data_type = DataType::Decimal128(*precision, *scale);
@@ -172,6 +172,33 @@ fn boolean(scanner: &mut Scanner<'_>) -> Result<bool, Refused> {
     }
 }
 
+/// Numbers. Arrow's builder makes an array in more steps, which wide rows repeat for each column of
+/// a few rows.
+pub(super) struct Numbers<T: ArrowPrimitiveType> {
+    values: Vec<T::Native>,
+    nulls: NullBufferBuilder,
+}
+
+impl<T: ArrowPrimitiveType> Numbers<T> {
+    fn with_capacity(rows: usize) -> Self {
+        Self { values: Vec::with_capacity(rows), nulls: NullBufferBuilder::new(rows) }
+    }
+
+    fn append_value(&mut self, value: T::Native) {
+        self.values.push(value);
+        self.nulls.append_non_null();
+    }
+
+    fn append_null(&mut self) {
+        self.values.push(T::Native::default());
+        self.nulls.append_null();
+    }
+
+    fn finish(&mut self) -> PrimitiveArray<T> {
+        PrimitiveArray::new(std::mem::take(&mut self.values).into(), self.nulls.finish())
+    }
+}
+
 /// Texts, and which part of the last chunk they were.
 pub(super) struct Texts {
     builder: StringBuilder,
@@ -200,7 +227,7 @@ impl Texts {
 
 /// Timestamps in UTC (`2015-05-17T10:05:03Z`) or without a zone (`2015-05-17T10:05:03`).
 pub(super) struct Timestamps {
-    values: PrimitiveBuilder<types::Int64Type>,
+    values: Numbers<types::Int64Type>,
     unit: TimeUnit,
     zone: Option<Arc<str>>,
     /// Digits of the fraction that the unit can hold.
@@ -218,7 +245,7 @@ impl Timestamps {
             TimeUnit::Microsecond => 6,
             TimeUnit::Nanosecond => 9,
         };
-        Some(Self { values: PrimitiveBuilder::with_capacity(0), unit, zone, digits })
+        Some(Self { values: Numbers::with_capacity(0), unit, zone, digits })
     }
 
     fn append(&mut self, text: &str) -> Result<(), Refused> {
