@@ -61,7 +61,10 @@ impl<'a> Drain<'a> {
     /// The group has consumed and committed all records, by any of its members. Call it when no
     /// record is pending.
     pub(super) fn is_complete(&mut self, consumer: &GroupConsumer) -> Result<bool> {
-        if !self.upstream.is_over() || self.asked.is_some_and(|at| at.elapsed() < ASK_AGAIN) {
+        if !self.upstream.is_over()
+            || self.asked.is_some_and(|at| at.elapsed() < ASK_AGAIN)
+            || self.is_reading(consumer)
+        {
             return Ok(false);
         }
         self.asked = Some(Instant::now());
@@ -82,5 +85,12 @@ impl<'a> Drain<'a> {
             }
         }
         Ok(true)
+    }
+
+    /// Whether a partition of this member was not read up to its target. No broker has to be asked
+    /// to know that.
+    fn is_reading(&self, consumer: &GroupConsumer) -> bool {
+        let positions = consumer.positions(self.targets.keys());
+        positions.into_iter().zip(self.targets.values()).any(|(read, target)| read.is_some_and(|read| read < *target))
     }
 }

@@ -17,8 +17,9 @@ use crate::kafka::producer::ProducerRecord;
 /// Batches of a partition in flight at most: a broker remembers this many.
 pub(in crate::kafka::wire) const MAX_IN_FLIGHT: usize = 5;
 
-/// Buffers that are kept for the next batches, and the largest that is kept.
-const KEPT_BUFFERS: usize = 2;
+/// Buffers that are kept for the next batches, and the largest that is kept. A batch that is sealed
+/// because it is full is followed by another one, so one buffer is enough.
+const KEPT_BUFFERS: usize = 1;
 const KEPT_BUFFER_BYTES: usize = 2 << 20;
 
 /// Records, by topic partition.
