@@ -22,7 +22,7 @@ mod threads;
 mod topics;
 
 pub use data_dir::{Addresses, DataDir, IN_USE, create_private_folder};
-pub use open_files::{raise_open_files_limit, shortage};
+pub use open_files::{OpenFiles, raise_open_files_limit};
 pub use overview::Overview;
 pub use plugin_cache::{plugin_cache_dirs, user_cache_dir};
 pub use rights::{Operation, Resource, ResourceKind, Rights, Use, rights_for, rights_of};
@@ -535,9 +535,11 @@ impl Worker<'_> {
     fn warn_if_files_are_short(&self, pipelines: &[Pipeline], topics: &[TopicSpec]) {
         let is_embedded = matches!(self.options.settings.brokers.as_deref(), None | Some(EMBEDDED));
         let partitions = topics.iter().map(|topic| usize::try_from(topic.partitions).unwrap_or(0)).sum();
-        let stages = pipelines.iter().map(stage_count).sum();
+        let partitions_of = |name: &str| topics.iter().find(|topic| topic.name == name).map(|topic| topic.partitions);
+        let embedded = if is_embedded { partitions } else { 0 };
+        let files = OpenFiles::of(pipelines, embedded, partitions_of, self.options.settings.topics.partitions);
         let Ok(limit) = raise_open_files_limit() else { return };
-        if let Some(warning) = shortage(limit, stages, if is_embedded { partitions } else { 0 }) {
+        if let Some(warning) = files.shortage(limit) {
             tracing::warn!("{warning}");
         }
     }

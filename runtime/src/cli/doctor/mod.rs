@@ -22,7 +22,7 @@ use crate::config::Settings;
 use crate::kafka::embedded::EMBEDDED;
 use crate::plan::{Pipeline, Registry, load_each};
 use crate::record_tests::read_tests;
-use crate::worker::{ResourceKind, plugin_cache_dirs, raise_open_files_limit, rights_of, shortage};
+use crate::worker::{OpenFiles, ResourceKind, plugin_cache_dirs, raise_open_files_limit, rights_of};
 
 /// `trunkline doctor`.
 #[derive(Args)]
@@ -106,11 +106,12 @@ fn load(args: &DoctorArgs, settings: &Settings, findings: &mut Findings) -> Vec<
 }
 
 fn check_open_files(pipelines: &[Pipeline], settings: &Settings, embedded: bool, findings: &mut Findings) {
-    let stages = pipelines.iter().map(|it| it.sources.len() + it.transforms.len() + it.sinks.len()).sum();
     let topics = rights_of(pipelines, settings).keys().filter(|it| it.kind == ResourceKind::Topic).count();
     let partitions = topics * usize::try_from(settings.topics.partitions).unwrap_or(1);
+    let embedded = if embedded { partitions } else { 0 };
+    let files = OpenFiles::of(pipelines, embedded, |_| None, settings.topics.partitions);
     match raise_open_files_limit() {
-        Ok(limit) => match shortage(limit, stages, if embedded { partitions } else { 0 }) {
+        Ok(limit) => match files.shortage(limit) {
             Some(message) => {
                 let fix = Some("raise the limit of the user or of the service".to_owned());
                 findings.error("open files", "environment.open_files", message, fix);

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Value, json};
 use trunkline_connector::{Error, io_error};
 
-use super::tables::{MANIFEST, TableError, Tables};
+use super::tables::{self, MANIFEST, TableError, Tables};
 use super::{KeyAndValue, StateEntry};
 
 /// Greatest size of a key. A table stores the length of its keys, with a prefix, in 16 bits.
@@ -101,6 +101,9 @@ pub(super) struct DiskStore {
 }
 
 impl StateDisk {
+    /// Files that the state of a topic partition has open at most: the lock of its folder is one.
+    pub const MAX_FILES: usize = tables::MAX_FILES + 1;
+
     /// The caches of all states in this folder may use `cache_bytes` of memory.
     pub fn new(folder: &Path, cache_bytes: usize) -> Self {
         Self { folder: folder.to_owned(), cache_bytes, open: Arc::default() }

@@ -43,6 +43,9 @@ const VERSION: u64 = 1;
 const MERGE_AT: usize = 16;
 /// Number of tables from which on a write waits for the merge: each lookup asks all of them.
 const MAX_TABLES: usize = 32;
+/// Files that [`Tables`] have open at most: the tables, the result of a merge, and, while it is
+/// written, the manifest and its folder.
+pub(super) const MAX_FILES: usize = MAX_TABLES + 3;
 
 /// Why rows cannot be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -95,6 +95,31 @@ proptest! {
     }
 }
 
+/// Files in this folder that this process has open.
+fn open_files(folder: &Path) -> usize {
+    let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    open.filter_map(|link| fs::read_link(link.path()).ok()).filter(|path| path.starts_with(folder)).count()
+}
+
+#[test]
+fn open_files_are_bounded_while_tables_are_written_and_merged() {
+    let folder = folder();
+    let mut tables = Tables::open(folder.path()).unwrap();
+    let mut most = 0;
+    for turn in 0..100u32 {
+        let fill = |writer: &mut TableWriter| {
+            (0..200u32).try_for_each(|number| writer.add(format!("{number:04}-{turn}").as_bytes(), Some(&[0; 100])))?;
+            most = most.max(open_files(folder.path()));
+            Ok(())
+        };
+        tables.write(json!({}), fill).unwrap();
+        most = most.max(open_files(folder.path()));
+        tables.merge_if_due(()).unwrap();
+        most = most.max(open_files(folder.path()));
+    }
+    assert!((MERGE_AT..=MAX_FILES).contains(&most), "{most} files");
+}
+
 #[test]
 fn many_rows_are_merged_and_removed_ones_vanish() {
     let folder = folder();
