@@ -63,6 +63,8 @@
 //! the plugin crashes on a record (then a new instance processes some records again). Results must
 //! not depend on it. [`state`] keeps entries durably, and [`timers`] call the plugin at a time.
 
+#[cfg(any(test, all(target_arch = "wasm32", target_os = "unknown", not(target_feature = "atomics"))))]
+mod allocator;
 mod batch;
 mod config;
 pub mod host;
@@ -184,9 +186,21 @@ pub fn stop(message: &str) -> String {
 
 /// Exports a [`Transform`] to the host. Call it once per crate. It has no effect on targets other
 /// than wasm32.
+///
+/// For `wasm32-unknown-unknown` it also sets a global allocator that makes small blocks cheap. With
+/// `export!(MyTransform, own_allocator)` the crate keeps that of Rust's library, or sets its own.
 #[macro_export]
 macro_rules! export {
     ($transform:ty) => {
+        $crate::export!($transform, own_allocator);
+
+        #[cfg(all(target_arch = "wasm32", target_os = "unknown", not(target_feature = "atomics")))]
+        const _: () = {
+            #[global_allocator]
+            static ALLOCATOR: $crate::__private::Allocator = $crate::__private::Allocator::new();
+        };
+    };
+    ($transform:ty, own_allocator) => {
         #[cfg(target_arch = "wasm32")]
         const _: () = {
             struct Exported;
@@ -199,6 +213,8 @@ macro_rules! export {
 #[doc(hidden)]
 pub mod __private {
     //! Used by the expansion of [`crate::export!`]; not a public API.
+    #[cfg(all(target_os = "unknown", not(target_feature = "atomics")))]
+    pub use crate::allocator::Allocator;
     pub use crate::bindings;
     pub use crate::bindings::exports::trunkline::transform::plugin::{Guest, InitError, InitReply, Offer};
     pub use crate::guest::{flush, init, process, realloc};

@@ -43,6 +43,7 @@ const RUST: &[File] = &[
 
 /// The sources of the SDK: it is not published as a package.
 const RUST_SDK: &[File] = sdk!(
+    "allocator.rs",
     "batch.rs",
     "bindings.rs",
     "config.rs",
