@@ -17,7 +17,9 @@ use super::run_report::report;
 use super::stored_connectors::StoredConnectors;
 use super::{Exit, RunArgs};
 use crate::config::{HttpSetting, Settings};
-use crate::http::{self, HTTPS, HttpTls, LogLevels, Measured, Others, Samples, Served, SharedAnswers, Viewers};
+use crate::http::{
+    self, HTTPS, HttpTls, LoadedComponents, LogLevels, Measured, Others, Samples, Served, SharedAnswers, Viewers,
+};
 use crate::kafka::embedded::{EMBEDDED, EmbeddedBroker};
 use crate::plan::Loaded;
 use crate::stage::StopSignal;
@@ -195,6 +197,7 @@ fn publish(
         control: shown.control.clone(),
         samples: Samples::default(),
         others: Others::default(),
+        loaded: LoadedComponents::default(),
         answers: SharedAnswers::default(),
         viewers: Viewers::default(),
         log_levels: log_levels.clone(),

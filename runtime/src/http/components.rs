@@ -1,6 +1,7 @@
 //! The components of the cluster with their tasks on all workers, for the answers of REST.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -32,7 +33,7 @@ pub struct ComponentInfo {
     pub tasks: Vec<TaskInfo>,
     /// For Kafka Connect's paths; not part of the JSON.
     #[serde(skip)]
-    pub(super) options: Value,
+    pub(super) options: Arc<Value>,
     #[serde(skip)]
     pub(super) max_tasks: u32,
     /// The topics that it reads, or a source writes.
@@ -77,7 +78,9 @@ pub(super) fn all(served: &Served) -> Vec<ComponentInfo> {
     let view = served.control.view();
     let workers = workers(served, &view);
     let pipelines = served.overview.pipelines();
-    let mut found: Vec<ComponentInfo> = shown_pipelines(served, &view, &pipelines).flat_map(of_pipeline).collect();
+    let loaded = served.loaded.of(&pipelines);
+    let of_shown = |pipeline: &Pipeline| loaded.get(&pipeline.name).into_iter().flatten().cloned();
+    let mut found: Vec<ComponentInfo> = shown_pipelines(served, &view, &pipelines).flat_map(of_shown).collect();
     show_stored(&mut found, view.connectors());
     let rows = rows_by_component(&workers);
     for component in &mut found {
@@ -126,7 +129,7 @@ fn show_stored(found: &mut Vec<ComponentInfo>, stored: &BTreeMap<String, Connect
     let registry = Registry::new();
     for (name, row) in stored {
         let Some((pipeline, component)) = name.split_once('.') else { continue };
-        let options = shown(&json!(row.config));
+        let options = Arc::new(shown(&json!(row.config)));
         let class = row.config.get("connector.class").cloned().unwrap_or_default();
         match found.iter_mut().find(|known| known.name == *name) {
             Some(known) => known.options = options,
@@ -147,6 +150,33 @@ fn show_stored(found: &mut Vec<ComponentInfo>, stored: &BTreeMap<String, Connect
     }
 }
 
+/// The components of the pipelines that a worker has loaded, without tasks, by pipeline: made once,
+/// because each answer shows them.
+#[derive(Default)]
+pub struct LoadedComponents(Mutex<Option<Loaded>>);
+
+type ByPipeline = HashMap<String, Vec<ComponentInfo>>;
+
+struct Loaded {
+    of: Arc<Vec<Pipeline>>,
+    components: Arc<ByPipeline>,
+}
+
+impl LoadedComponents {
+    fn of(&self, pipelines: &Arc<Vec<Pipeline>>) -> Arc<ByPipeline> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = &*last
+            && Arc::ptr_eq(&loaded.of, pipelines)
+        {
+            return loaded.components.clone();
+        }
+        let components = pipelines.iter().map(|pipeline| (pipeline.name.clone(), of_pipeline(pipeline)));
+        let components: Arc<ByPipeline> = Arc::new(components.collect());
+        *last = Some(Loaded { of: pipelines.clone(), components: components.clone() });
+        components
+    }
+}
+
 fn of_pipeline(pipeline: &Pipeline) -> Vec<ComponentInfo> {
     let new = |component: &str, kind: &str, connector: &str, options: &Value| ComponentInfo {
         name: format!("{}.{component}", pipeline.name),
@@ -156,7 +186,7 @@ fn of_pipeline(pipeline: &Pipeline) -> Vec<ComponentInfo> {
         connector: connector.to_owned(),
         wanted: RunState::Running,
         tasks: Vec::new(),
-        options: shown(options),
+        options: Arc::new(shown(options)),
         max_tasks: 1,
         topics: Vec::new(),
         placement: None,
@@ -252,7 +282,7 @@ mod tests {
             connector: "mysql".to_owned(),
             wanted: RunState::Running,
             tasks: Vec::new(),
-            options: Value::Null,
+            options: Arc::default(),
             max_tasks: 1,
             topics: Vec::new(),
             placement,

@@ -50,7 +50,7 @@ use trunkline_broker::BrokerStats;
 use trunkline_connector::{Error, Result};
 
 pub use self::cluster::{ClusterStatus, ClusterWorker, LiveTask, Others, gone_line};
-pub use self::components::{ComponentInfo, TaskInfo};
+pub use self::components::{ComponentInfo, LoadedComponents, TaskInfo};
 pub use self::flow::{Edge, EdgeStatus, Flow, Node, NodeKind};
 pub use self::live_runs::{LiveRun, LiveRunTask, of_workers};
 pub use self::log_levels::{LogLevels, Reload};
@@ -92,6 +92,8 @@ pub struct Served {
     pub samples: Samples,
     /// The other workers of the cluster.
     pub others: Others,
+    /// The components of its pipelines.
+    pub loaded: LoadedComponents,
     /// Answers that many clients ask for.
     pub answers: SharedAnswers,
     /// The viewers of its page.

@@ -117,6 +117,7 @@ fn fixture() -> Fixture {
         control,
         samples: Samples::default(),
         others: Others::default(),
+        loaded: LoadedComponents::default(),
         answers: SharedAnswers::default(),
         viewers: Viewers::default(),
         log_levels: Arc::new(LogLevels::new("info", Box::new(|_| Ok(())))),

@@ -9,7 +9,7 @@ use super::*;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Less than a session, so that only an event can have caused what happens within it.
-const AT_ONCE: Duration = Duration::from_millis(1_500);
+const AT_ONCE: Duration = Duration::from_secs(3);
 
 // Error codes of the protocol.
 const LOAD_IN_PROGRESS: i16 = 14;
