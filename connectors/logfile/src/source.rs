@@ -25,7 +25,7 @@ use trunkline_connector::{
 use crate::config::LogfileOptions;
 use crate::discovery;
 use crate::discovery::Scan;
-use crate::file::TrackedFile;
+use crate::file::{PathState, TrackedFile};
 use crate::names::rotation_group;
 use crate::position::{self, FileId, STARTED_KEY};
 use crate::read_queue::{Age, ReadQueue};
@@ -368,10 +368,17 @@ impl LogfileSource {
             }
             known.insert(path, file.map(|file| file.id));
         }
-        let of_files = self.tracker.files.values().filter_map(|file| Some((file.real.clone()?, file.id)));
-        for (target, id) in targets.into_iter().chain(of_files) {
+        for (target, id) in targets {
             folders.extend(target.parent().map(PathBuf::from));
             known.insert(target, Some(id));
+        }
+        for file in self.tracker.files.values() {
+            let Some(target) = &file.real else { continue };
+            folders.extend(target.parent().map(PathBuf::from));
+            // Another file may have the path of one that was renamed.
+            if file.path_state == PathState::Matched {
+                known.insert(target.clone(), Some(file.id));
+            }
         }
         known
     }

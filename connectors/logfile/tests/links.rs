@@ -67,24 +67,36 @@ fn rotation_of_a_links_target_loses_no_line() {
 }
 
 /// The notification names the target of the link.
+/// The rotated file is followed until it is finished, and its path has another file then.
 #[test]
-fn lines_behind_a_link_are_read_without_a_scan() {
+fn lines_behind_links_are_read_without_a_scan() {
+    const PODS: usize = 6;
     let mut source = TestSource::following("paths = [\"logs/*.log\"]\npoll_interval = \"1h\"");
-    source.append("pods/1/app/0.log", "one\n");
     std::fs::create_dir_all(source.path("logs")).unwrap();
-    // A link to a link, as the kubelet's of Docker's logs.
-    symlink("../pods/1/app/0.log", source.path("pod.log")).unwrap();
-    std::fs::rename(source.path("pod.log"), source.path("logs/pod.log")).unwrap();
-    symlink("pod.log", source.path("logs/x.log")).unwrap();
-    assert_eq!(source.read().take(), ["one"]);
-    source.append("pods/1/app/0.log", "two\n");
-    source.read_until(1);
-    source.rename("pods/1/app/0.log", "pods/1/app/0.log.1");
-    source.append("pods/1/app/0.log", "three\n");
-    source.read_until(2);
-    source.append("pods/1/app/0.log", "four\n");
-    source.read_until(3);
-    assert_eq!(source.take(), ["two", "three", "four"]);
+    let append = |source: &TestSource, line: &str| {
+        for pod in 0..PODS {
+            source.append(&format!("pods/{pod}/app/0.log"), format!("{line} {pod}\n"));
+        }
+    };
+    append(&source, "one");
+    for pod in 0..PODS {
+        // A link to a link, as the kubelet's of Docker's logs.
+        symlink(format!("../pods/{pod}/app/0.log"), source.path("pod.log")).unwrap();
+        std::fs::rename(source.path("pod.log"), source.path(&format!("logs/pod{pod}.log"))).unwrap();
+        symlink(format!("pod{pod}.log"), source.path(&format!("logs/x{pod}.log"))).unwrap();
+    }
+    assert_eq!(source.read().take().len(), PODS);
+    append(&source, "two");
+    source.read_until(PODS);
+    for pod in 0..PODS {
+        source.rename(&format!("pods/{pod}/app/0.log"), &format!("pods/{pod}/app/0.log.1"));
+    }
+    append(&source, "three");
+    source.read_until(2 * PODS);
+    append(&source, "four");
+    source.read_until(3 * PODS);
+    let lines = |line: &str| (0..PODS).map(|pod| format!("{line} {pod}")).collect::<Vec<_>>();
+    assert_eq!(sorted(source.take()), sorted([lines("two"), lines("three"), lines("four")].concat()));
 }
 
 #[test]
