@@ -7,6 +7,8 @@
 //! modules alternate, and the fast tenth of each counts, so that ratios are comparable on a busy
 //! machine.
 
+#[path = "../../plugins/testing/sample.rs"]
+mod sample;
 #[path = "../../plugins/testing/src/work.rs"]
 mod work;
 
@@ -87,18 +89,8 @@ fn records() -> Batch {
     let mut batch = Batch::default();
     let topic = batch.topic_index("web");
     for id in 0..BATCH {
-        let value = format!(
-            "{{\"id\":\"request-{id:08}\",\"time\":\"2026-11-29T02:30:00.000Z\",\"host\":\"web-{}.example.org\",\"user\":{{\"name\":\
-             \"user-{:05}\",\"country\":\"DE\"}},\"method\":\"GET\",\"path\":\"/products/{}/reviews\",\"status\":{},\"ms\":{}.25,\
-             \"agent\":\"Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0\"}}",
-            id % 7,
-            id % 50_000,
-            id % 999,
-            200 + (id % 20) * 20,
-            id % 300,
-        );
         let mut record = batch.record();
-        record.timestamp(1_700_000_000_000).read_from(topic, 0, id as i64).value(value.as_bytes());
+        record.timestamp(1_700_000_000_000).read_from(topic, 0, id as i64).value(sample::value(id).as_bytes());
         record.finish();
     }
     batch

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use crate::stage::StageStatus;
 use crate::worker::Overview;
 
-/// A task is busy that works for half of the time. One that waits for records for longer has
-/// capacity to spare, even if it gets less of its machine.
+/// A task is busy that works for half of the time. One that waits for records for longer does not
+/// need all of its capacity.
 const SHARE: f64 = 0.5;
 
 /// How long the tasks had worked when they were last looked at.
