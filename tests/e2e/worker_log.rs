@@ -42,6 +42,11 @@ pub(crate) fn starts(log: &str, stage: &str) -> usize {
     lines_of(log, stage).filter(|line| line.contains("owns its lease") || line.contains(" partitions=")).count()
 }
 
+/// The stage has ended after a reload without it.
+pub(crate) fn has_stopped(log: &str, stage: &str) -> bool {
+    lines_of(log, stage).any(|line| line.contains(" stopped: "))
+}
+
 fn lines_of<'a>(log: &'a str, stage: &str) -> impl Iterator<Item = &'a str> {
     let field = format!("stage=\"{stage}\"");
     log.lines().filter(move |line| line.contains(&field))

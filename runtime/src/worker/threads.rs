@@ -39,6 +39,10 @@ impl Threads {
         for (id, ended) in self.running.extract_if(.., |_, running| running.thread.is_finished()) {
             let (was_asked_to_stop, task) = (ended.stop.is_set(), ended.task.clone());
             fenced |= ended.join() == Ended::Fenced && !was_asked_to_stop;
+            if was_asked_to_stop && !wanted.contains_key(&id) && !task.context.stop.is_set() {
+                let said = "stopped: the pipeline files no longer have this task";
+                tracing::info!(stage = task.status.name(), task = id.number, "{said}");
+            }
             // It was paused, or lost its permit. It may be allowed to run again by now.
             let is_wanted = wanted.get(&id).is_some_and(|wanted| Arc::ptr_eq(wanted, &task));
             let may_return = was_asked_to_stop && is_wanted && !task.context.stop.is_set();
