@@ -58,7 +58,8 @@ pub struct GroupConsumer {
 pub struct FillLimits {
     /// Maximum number of records.
     pub records: usize,
-    /// The round ends once it has this many bytes.
+    /// The round ends once it has this many bytes. With records of more than 1/64 of them, it ends
+    /// after 64 records or four times the bytes.
     pub bytes: usize,
     /// Maximum wait for the first record.
     pub wait: Duration,
@@ -142,7 +143,7 @@ impl GroupConsumer {
     pub fn fill(&self, limits: &FillLimits, batches: &mut PartitionBatches) -> Result<usize> {
         let deadline = Instant::now() + limits.wait;
         batches.recycle(KEPT_ROUNDS * limits.bytes);
-        let mut room = Room { records: limits.records, bytes: limits.bytes };
+        let mut room = Room::new(limits.records, limits.bytes);
         while !room.is_full() {
             // Events first: records of a partition follow the rebalance that assigned it.
             if self.serve()? {

@@ -21,11 +21,13 @@ impl PartitionBatches {
         self.batches.iter_mut().filter(|(_, batch)| !batch.is_empty()).map(|(partition, batch)| (&*partition, batch))
     }
 
-    /// Collects cleared batches for reuse, up to `max_bytes` of their memory.
+    /// Collects cleared batches for reuse, up to `max_bytes` of their memory, or one batch of up to
+    /// twice as many: a batch of large records.
     pub(super) fn recycle(&mut self, max_bytes: usize) {
         let mut kept: usize = self.spare.iter().map(Batch::capacity).sum();
         for (_, mut batch) in self.batches.extract_if(.., |(_, batch)| batch.is_empty()) {
-            if kept + batch.capacity() <= max_bytes {
+            let most = if kept == 0 { 2 * max_bytes } else { max_bytes };
+            if kept + batch.capacity() <= most {
                 kept += batch.capacity();
                 batch.reset();
                 self.spare.push(batch);

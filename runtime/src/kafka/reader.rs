@@ -33,7 +33,8 @@ const NEW_TOPIC_PAUSE: Duration = Duration::from_millis(50);
 const FETCH_BYTES: i32 = 1 << 20;
 
 /// Records that are handed over at once.
-const ROOM: Room = Room { records: 1_000, bytes: 1 << 20 };
+const ROOM: Room = Room::new(1_000, ROOM_BYTES);
+const ROOM_BYTES: usize = 1 << 20;
 
 /// A consumer outside any group. Connects when it is first used.
 pub(super) struct Reader {
@@ -215,7 +216,7 @@ impl Reader {
         each: &mut dyn FnMut(RecordRef<'_>) -> Result<ControlFlow<()>>,
     ) -> Result<ControlFlow<()>> {
         self.fetcher.progress()?;
-        self.batches.recycle(ROOM.bytes);
+        self.batches.recycle(ROOM_BYTES);
         self.fetcher.hand_over(&mut { ROOM }, &mut self.batches)?;
         let mut flow = ControlFlow::Continue(());
         for (_, batch) in self.batches.iter_mut() {

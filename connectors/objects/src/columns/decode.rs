@@ -23,8 +23,8 @@ use super::types::KnownTypes;
 const CHUNK_VALUES: usize = 1 << 16;
 const CHUNK_ROWS: usize = 4096;
 const MIN_CHUNK_ROWS: usize = 64;
-/// Bytes of JSON decoded at once, unless a single record has more.
-const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes of JSON decoded at once, unless a single record has more: 64 rows of 4,000 columns.
+const CHUNK_BYTES: usize = 4 << 20;
 /// Decoders kept for use again.
 const KEPT_DECODERS: usize = 8;
 /// Limit on the chunks that go to Arrow's decoder after one that the direct decoder refused.

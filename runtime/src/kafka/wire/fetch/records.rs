@@ -50,20 +50,37 @@ enum Source {
     Decompressed(Vec<u8>, usize, usize),
 }
 
-/// How much to read.
+/// How much to read: a number of records, and of bytes. With large records, the bytes would be few
+/// records, and each batch has a fixed cost, for example for each column of its rows. So a large
+/// record counts less than its bytes, up to a limit of all bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::kafka) struct Room {
     pub(in crate::kafka) records: usize,
-    pub(in crate::kafka) bytes: usize,
+    /// Bytes, of which each record counts `most_counted` at most.
+    counted_bytes: usize,
+    most_counted: usize,
+    bytes: usize,
 }
 
+/// Records that there is room for, whatever their size, unless all bytes reach their limit.
+const FEW_RECORDS: usize = 64;
+/// The limit of all bytes, as a multiple of the bytes that there is room for.
+const LARGE_RECORDS_FACTOR: usize = 4;
+
 impl Room {
+    /// Room for this number of records, and for these bytes or a few large records.
+    pub(in crate::kafka) const fn new(records: usize, bytes: usize) -> Self {
+        let most_counted = bytes.div_ceil(FEW_RECORDS);
+        Self { records, counted_bytes: bytes, most_counted, bytes: bytes.saturating_mul(LARGE_RECORDS_FACTOR) }
+    }
+
     pub(in crate::kafka) fn is_full(&self) -> bool {
-        self.records == 0 || self.bytes == 0
+        self.records == 0 || self.counted_bytes == 0 || self.bytes == 0
     }
 
     fn take(&mut self, bytes: usize) {
         self.records = self.records.saturating_sub(1);
+        self.counted_bytes = self.counted_bytes.saturating_sub(bytes.min(self.most_counted));
         self.bytes = self.bytes.saturating_sub(bytes);
     }
 }

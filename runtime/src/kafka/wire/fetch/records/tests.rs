@@ -85,7 +85,7 @@ fn read_in_steps(mut fetched: FetchedRecords, step: usize) -> Result<(Read, i64)
     let end = fetched.end();
     loop {
         let (before, position) = (batch.len(), fetched.position());
-        let mut room = Room { records: step, bytes: usize::MAX };
+        let mut room = Room::new(step, usize::MAX);
         let is_done = fetched.read(&mut decompressor, &mut room, &mut batch, (topic, 3))?;
         assert!(batch.len() - before <= step && fetched.position() >= position);
         if is_done {
@@ -299,7 +299,7 @@ fn no_bytes_make_it_panic() {
             let fetched = fetched(0, damaged(&whole, seed), &[(7, 3)]);
             let (mut decompressor, mut batch) = (Decompressor::default(), Batch::default());
             let mut fetched = fetched;
-            let (end, mut room) = (fetched.end(), Room { records: 1_000, bytes: usize::MAX });
+            let (end, mut room) = (fetched.end(), Room::new(1_000, usize::MAX));
             let _ = fetched.read(&mut decompressor, &mut room, &mut batch, (0, 0));
             assert!(end >= 0 && fetched.position() >= 0);
         }
@@ -328,5 +328,18 @@ proptest! {
         prop_assert_eq!(read.iter().map(|(offset, ..)| *offset).collect::<Vec<_>>(), expected.clone());
         prop_assert_eq!(values, expected.iter().map(i64::to_string).collect::<Vec<_>>());
         prop_assert_eq!(end, next.max(from));
+    }
+}
+
+#[test]
+fn a_round_has_bytes_or_a_few_large_records() {
+    for (size, expected) in [(300, 3_496), (16 << 10, 64), (20_000, 64), (65_536, 64), (100_000, 42), (5_000_000, 1)] {
+        let mut room = Room::new(10_000, 1 << 20);
+        let mut records = 0;
+        while !room.is_full() {
+            room.take(size);
+            records += 1;
+        }
+        assert_eq!(records, expected, "{size} bytes");
     }
 }
