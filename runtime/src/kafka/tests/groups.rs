@@ -8,8 +8,12 @@ use super::*;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Less than a session, so that only an event can have caused what happens within it.
-const AT_ONCE: Duration = Duration::from_secs(3);
+/// A session that is longer than the limit: only an event can have caused what happens within it.
+const LONG_SESSION: &str = "60000";
+/// The shortest session that brokers accept, and less than it: what takes longer can have waited
+/// for its end.
+const SHORT_SESSION: &str = "6000";
+const PART_OF_A_SESSION: Duration = Duration::from_secs(3);
 
 // Error codes of the protocol.
 const LOAD_IN_PROGRESS: i16 = 14;
@@ -24,6 +28,8 @@ struct Stage {
     name: &'static str,
     consumer: GroupConsumer,
     owned: BTreeSet<TopicPartition>,
+    /// How many partitions it has lost.
+    lost: usize,
 }
 
 impl Stage {
@@ -33,7 +39,7 @@ impl Stage {
 
     fn subscribe(cluster: &Cluster, name: &'static str, topic: &str) -> Self {
         let consumer = GroupConsumer::join(cluster, "g", name, &[topic.to_owned()], 1 << 20).unwrap();
-        Self { name, consumer, owned: BTreeSet::new() }
+        Self { name, consumer, owned: BTreeSet::new(), lost: 0 }
     }
 
     fn poll(&mut self, wait: Duration) {
@@ -48,6 +54,7 @@ impl Stage {
                     partitions.into_iter().for_each(|new| assert!(self.owned.insert(new), "it has the partition"));
                 }
                 RebalanceEvent::Revoked(partitions) => {
+                    self.lost += partitions.len();
                     partitions.iter().for_each(|old| assert!(self.owned.remove(old), "it does not have the partition"));
                 }
             }
@@ -83,10 +90,14 @@ fn share(stages: &[&mut Stage]) -> Vec<usize> {
     stages.iter().map(|stage| stage.owned.len()).collect()
 }
 
-/// A topic with this many partitions, and members with the shortest sessions that brokers accept.
+/// A topic with this many partitions, and members with short sessions.
 fn start(partitions: i32) -> (Fixture, Cluster) {
+    start_with(partitions, SHORT_SESSION)
+}
+
+fn start_with(partitions: i32, session: &str) -> (Fixture, Cluster) {
     let fixture = Fixture::start();
-    let settings = [("session.timeout.ms", "6000"), ("heartbeat.interval.ms", "50")];
+    let settings = [("session.timeout.ms", session), ("heartbeat.interval.ms", "50")];
     let cluster = fixture.cluster_with(&settings);
     Admin::new(&cluster).unwrap().ensure(&[spec("a", partitions, &[])]).unwrap();
     (fixture, cluster)
@@ -94,7 +105,7 @@ fn start(partitions: i32) -> (Fixture, Cluster) {
 
 #[test]
 fn a_revoked_partition_changes_its_owner_once_the_stage_has_handled_that() {
-    let (_fixture, cluster) = start(2);
+    let (_fixture, cluster) = start_with(2, LONG_SESSION);
     let mut first = Stage::join(&cluster, "g-1");
     poll_until("both partitions are assigned", &mut [&mut first], |stages| share(stages) == [2]);
     let generation = first.consumer.metadata().unwrap().generation;
@@ -113,13 +124,11 @@ fn a_revoked_partition_changes_its_owner_once_the_stage_has_handled_that() {
         assert!(second.owned.is_empty(), "the partition has two owners");
     }
     assert_eq!(first.consumer.metadata().unwrap(), identity);
-    let time = poll_until("the partition changes its owner", &mut [&mut first, &mut second], |s| share(s) == [1, 1]);
-    assert!(time < AT_ONCE, "{time:?}");
+    poll_until("the partition changes its owner", &mut [&mut first, &mut second], |s| share(s) == [1, 1]);
 
     second.consumer.leave();
     drop(second);
-    let time = poll_until("a member leaves", &mut [&mut first], |stages| share(stages) == [2]);
-    assert!(time < AT_ONCE, "{time:?}");
+    poll_until("a member leaves", &mut [&mut first], |stages| share(stages) == [2]);
 }
 
 #[test]
@@ -137,7 +146,7 @@ fn a_member_that_returns_within_its_session_has_its_partitions_without_a_rebalan
     drop(first);
     let mut second = Stage::join(&cluster, "g-2");
     let time = poll_until("the session ends", &mut [&mut second], |stages| share(stages) == [4]);
-    assert!(time > AT_ONCE, "{time:?}");
+    assert!(time > PART_OF_A_SESSION, "{time:?}");
 }
 
 #[test]
@@ -169,7 +178,7 @@ fn a_member_without_a_broker_gives_up_its_partitions_when_its_session_ends() {
     let port = broker.address().port();
     let _ = fixture.runtime.block_on(broker.stop());
     let time = poll_until("the session ends", &mut [&mut stage], |stages| share(stages) == [0]);
-    assert!(time > AT_ONCE, "{time:?}");
+    assert!(time > PART_OF_A_SESSION, "{time:?}");
     // Brokers refuse what it would commit.
     assert_eq!(stage.consumer.metadata().unwrap(), identity);
     let mut options = BrokerOptions::new(fixture._folder.path());
@@ -200,7 +209,7 @@ fn a_topic_that_is_created_later_is_assigned() {
 /// The coordinator gives a static member that returns what it had before, which was nothing.
 #[test]
 fn a_member_that_returns_gets_topics_that_were_created_meanwhile() {
-    let (_fixture, cluster) = start(1);
+    let (_fixture, cluster) = start_with(1, LONG_SESSION);
     let mut stage = Stage::subscribe(&cluster, "g-1", "later");
     let begun = Instant::now();
     while stage.consumer.metadata().is_err() || stage.consumer.other_members().unwrap().is_none() {
@@ -211,8 +220,7 @@ fn a_member_that_returns_gets_topics_that_were_created_meanwhile() {
     drop(stage);
     Admin::new(&cluster).unwrap().ensure(&[spec("later", 2, &[])]).unwrap();
     let mut stage = Stage::subscribe(&cluster, "g-1", "later");
-    let time = poll_until("the topic is assigned", &mut [&mut stage], |stages| share(stages) == [2]);
-    assert!(time < AT_ONCE, "{time:?}");
+    poll_until("the topic is assigned", &mut [&mut stage], |stages| share(stages) == [2]);
 }
 
 /// A stage that does not poll loses its partitions, and continues when it polls again.
@@ -231,8 +239,16 @@ fn a_stage_that_hangs_gives_its_partitions_to_the_others() {
         other.poll(Duration::from_millis(5));
     }
     hanging.poll(Duration::from_millis(5));
-    assert!(hanging.owned.is_empty());
-    poll_until("both have a partition", &mut [&mut hanging, &mut other], |stages| share(stages) == [1, 1]);
+    // It may be given some of them again within the same call.
+    assert!(hanging.lost >= 2);
+    // On a busy machine either may be taken for hanging, and does not know it yet: then both have
+    // a partition, for a moment the same one.
+    let begun = Instant::now();
+    while (hanging.owned.len(), other.owned.len()) != (1, 1) || hanging.owned == other.owned {
+        assert!(begun.elapsed() < LIMIT, "{:?} {:?}", hanging.owned, other.owned);
+        hanging.poll(Duration::from_millis(5));
+        other.poll(Duration::from_millis(5));
+    }
 }
 
 /// The workers of an earlier version are members by librdkafka: versions mix during an upgrade.
