@@ -1,5 +1,6 @@
 //! Expands the paths of a command to pipeline files.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use crate::config::{FileProblems, problem_at};
@@ -12,7 +13,7 @@ pub fn files_of(paths: &[PathBuf]) -> Vec<PathBuf> {
 /// The files that paths stand for: a file for itself, a folder for all `*.toml` in it by name. Each
 /// file once.
 pub(super) fn discover(paths: &[PathBuf]) -> (Vec<PathBuf>, Vec<FileProblems>) {
-    let mut files: Vec<PathBuf> = Vec::new();
+    let (mut files, mut known) = (Vec::new(), HashSet::new());
     let mut problems = Vec::new();
     for path in paths {
         let found = match path.is_dir() {
@@ -20,20 +21,16 @@ pub(super) fn discover(paths: &[PathBuf]) -> (Vec<PathBuf>, Vec<FileProblems>) {
             false => Ok(vec![path.clone()]),
         };
         match found {
-            Ok(found) => found.into_iter().for_each(|file| {
-                if !files.iter().any(|known| is_same_file(known, &file)) {
-                    files.push(file);
-                }
-            }),
+            Ok(found) => files.extend(found.into_iter().filter(|file| known.insert(real_path(file)))),
             Err(problem) => problems.push(problem),
         }
     }
     (files, problems)
 }
 
-/// `a.toml`, `./a.toml` and a link to it are the same file.
-fn is_same_file(one: &Path, other: &Path) -> bool {
-    one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+/// The same for `a.toml`, `./a.toml` and a link to it.
+fn real_path(file: &Path) -> PathBuf {
+    file.canonicalize().unwrap_or_else(|_| file.to_owned())
 }
 
 fn in_folder(folder: &Path) -> Result<Vec<PathBuf>, FileProblems> {
