@@ -188,6 +188,12 @@ impl GroupConsumer {
         partitions.into_iter().map(|partition| fetcher.position(partition)).collect()
     }
 
+    /// Whether this member has read a partition up to `end`, markers of transactions included.
+    /// `None` if the partition is not assigned, or paused before its position is known.
+    pub fn has_reached(&self, partition: &TopicPartition, end: i64) -> Option<bool> {
+        self.fetcher.borrow().has_reached(partition, end)
+    }
+
     /// A function that ends the current wait for records, or the next one, from any thread. It may
     /// outlive the consumer.
     pub fn waker(&self) -> impl Fn() + Send + Sync + use<> {

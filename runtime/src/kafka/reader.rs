@@ -32,14 +32,18 @@ const NEW_TOPIC_PAUSE: Duration = Duration::from_millis(50);
 /// Compressed bytes of an answer. Memory holds two of them.
 const FETCH_BYTES: i32 = 1 << 20;
 
+/// The same for single records. A larger batch that has the record comes all the same (KIP-74).
+const SINGLE_FETCH_BYTES: i32 = 64 << 10;
+
 /// Records that are handed over at once.
-const ROOM: Room = Room::new(1_000, ROOM_BYTES);
+const ROOM_RECORDS: usize = 1_000;
 const ROOM_BYTES: usize = 1 << 20;
 
 /// A consumer outside any group. Connects when it is first used.
 pub(super) struct Reader {
     fetcher: Fetcher,
     batches: PartitionBatches,
+    room: Room,
     isolation: Isolation,
     cluster: Cluster,
 }
@@ -47,19 +51,29 @@ pub(super) struct Reader {
 impl Reader {
     /// A reader of committed records, or of all records.
     pub(super) fn new(cluster: &Cluster, isolation: Isolation) -> Self {
+        Self::with_limits(cluster, isolation, FETCH_BYTES, ROOM_RECORDS)
+    }
+
+    /// A reader of single committed records.
+    pub(super) fn of_single_records(cluster: &Cluster) -> Self {
+        Self::with_limits(cluster, Isolation::Committed, SINGLE_FETCH_BYTES, 1)
+    }
+
+    fn with_limits(cluster: &Cluster, isolation: Isolation, bytes: i32, records: usize) -> Self {
         let config = cluster.config(&[]);
         let property = |name: &str| config.get(name).unwrap_or_default().to_owned();
         let options = FetchOptions {
             group: None,
             client_id: property("client.id"),
             rack: property("client.rack"),
-            limits: FetchLimits { partition_bytes: FETCH_BYTES, answer_bytes: FETCH_BYTES },
+            limits: FetchLimits { partition_bytes: bytes, answer_bytes: bytes },
             is_strict: false,
             isolation,
         };
         Self {
             fetcher: Fetcher::new(cluster, options),
             batches: PartitionBatches::default(),
+            room: Room::new(records, ROOM_BYTES),
             isolation,
             cluster: cluster.clone(),
         }
@@ -217,7 +231,7 @@ impl Reader {
     ) -> Result<ControlFlow<()>> {
         self.fetcher.progress()?;
         self.batches.recycle(ROOM_BYTES);
-        self.fetcher.hand_over(&mut { ROOM }, &mut self.batches)?;
+        self.fetcher.hand_over(&mut { self.room }, &mut self.batches)?;
         let mut flow = ControlFlow::Continue(());
         for (_, batch) in self.batches.iter_mut() {
             for record in batch.iter() {

@@ -190,7 +190,7 @@ pub struct RecordReader {
 impl RecordReader {
     /// Connects when it is first used.
     pub fn new(cluster: &Cluster) -> Self {
-        Self { reader: Reader::new(cluster, Isolation::Committed) }
+        Self { reader: Reader::of_single_records(cluster) }
     }
 
     /// Passes on the record at an offset. `false` if there is none, or no longer.
@@ -212,7 +212,7 @@ impl RecordReader {
 }
 
 /// Passes on the first record from an offset on, if there is one before `end`, or in the same
-/// answer.
+/// answer. For readers of single records.
 fn first_record(
     reader: &mut Reader,
     topic: &str,
@@ -250,7 +250,7 @@ pub struct EndProbe {
 impl EndProbe {
     /// Connects when it is first used.
     pub fn new(cluster: &Cluster) -> Self {
-        Self { reader: Reader::new(cluster, Isolation::Committed) }
+        Self { reader: Reader::of_single_records(cluster) }
     }
 
     /// The high watermark: every record written so far, committed or not, lies before it.

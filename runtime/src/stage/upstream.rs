@@ -61,13 +61,9 @@ impl<'a> Drain<'a> {
     /// The group has consumed and committed all records, by any of its members. Call it when no
     /// record is pending.
     pub(super) fn is_complete(&mut self, consumer: &GroupConsumer) -> Result<bool> {
-        if !self.upstream.is_over()
-            || self.asked.is_some_and(|at| at.elapsed() < ASK_AGAIN)
-            || self.is_reading(consumer)
-        {
+        if !self.upstream.is_over() || self.asked.is_some_and(|at| at.elapsed() < ASK_AGAIN) {
             return Ok(false);
         }
-        self.asked = Some(Instant::now());
         let probe = self.probe.get_or_insert_with(|| EndProbe::new(self.cluster));
         if self.targets.is_empty() {
             for partition in consumer.subscribed_partitions()? {
@@ -75,6 +71,11 @@ impl<'a> Drain<'a> {
                 self.targets.insert(partition, high);
             }
         }
+        // No broker has to be asked to know that this member has not reached an end.
+        if self.targets.iter().any(|(partition, target)| consumer.has_reached(partition, *target) == Some(false)) {
+            return Ok(false);
+        }
+        self.asked = Some(Instant::now());
         let partitions: Vec<TopicPartition> = self.targets.keys().cloned().collect();
         for (partition, committed) in partitions.iter().zip(consumer.committed(&partitions)?) {
             let target = self.targets[partition];
@@ -85,12 +86,5 @@ impl<'a> Drain<'a> {
             }
         }
         Ok(true)
-    }
-
-    /// Whether a partition of this member was not read up to its target. No broker has to be asked
-    /// to know that.
-    fn is_reading(&self, consumer: &GroupConsumer) -> bool {
-        let positions = consumer.positions(self.targets.keys());
-        positions.into_iter().zip(self.targets.values()).any(|(read, target)| read.is_some_and(|read| read < *target))
     }
 }

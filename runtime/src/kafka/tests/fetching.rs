@@ -169,6 +169,8 @@ fn a_consumer_that_its_stage_pauses_returns_nothing() {
     }
     producer.commit().unwrap();
     member.poll_until("the first records arrive", |member| member.read.len() == 2);
+    let has_reached = |end| member.consumer.has_reached(&member.assigned[0], end);
+    assert_eq!([has_reached(2), has_reached(3)], [Some(true), Some(false)]);
     // Four records were fetched already.
     member.consumer.pause();
     for _ in 0..3 {
@@ -179,6 +181,26 @@ fn a_consumer_that_its_stage_pauses_returns_nothing() {
     member.consumer.resume();
     member.poll_until("all records arrive", |member| member.read.len() == 6);
     assert_eq!(member.read.iter().map(|(_, offset, _)| *offset).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn a_member_knows_whether_it_has_reached_the_end() {
+    let (_fixture, cluster, mut producer) = start(1);
+    let partition = TopicPartition::new("a", 0);
+    send(&mut producer, 0, b"first");
+    producer.commit().unwrap();
+    let mut member = Member::join(&cluster, "g", "g-1");
+    assert_eq!(member.consumer.has_reached(&partition, 2), None, "it is not assigned");
+    member.poll_until("the partition is assigned", |member| !member.assigned.is_empty());
+    // Its position may not be known yet.
+    assert!(member.consumer.has_reached(&partition, 2) == Some(false) || !member.read.is_empty());
+    assert_eq!(member.consumer.has_reached(&partition, 0), Some(true), "there is nothing before the first offset");
+    // The marker is passed, too.
+    member.poll_until("the end is reached", |member| member.consumer.has_reached(&partition, 2) == Some(true));
+    assert_eq!(member.read.len(), 1);
+    assert_eq!(member.consumer.has_reached(&partition, 3), Some(false));
+    member.consumer.pause_partitions(std::slice::from_ref(&partition));
+    assert_eq!(member.consumer.has_reached(&partition, 3), Some(false), "its position is known");
 }
 
 #[test]

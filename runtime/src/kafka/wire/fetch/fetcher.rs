@@ -255,6 +255,16 @@ impl Fetcher {
         }
     }
 
+    /// Whether a partition was handed over, or passed, up to `end`. `None` if it is not assigned,
+    /// or paused before its position is known.
+    pub(in crate::kafka) fn has_reached(&self, partition: &TopicPartition, end: i64) -> Option<bool> {
+        let found = self.partitions.get(partition)?;
+        match found.position {
+            Position::At(offset) => Some(offset >= end),
+            Position::Committed | Position::First => (!found.is_paused).then_some(end <= 0),
+        }
+    }
+
     /// The offset after the last record of a partition, from the last answer.
     pub(in crate::kafka) fn high_watermark(&self, partition: &TopicPartition) -> Option<i64> {
         self.partitions.get(partition)?.high_watermark
