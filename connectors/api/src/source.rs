@@ -182,8 +182,8 @@ pub struct SourceContext {
     pub scratch: PathBuf,
 }
 
-/// A running source. It runs in its own thread and may block there, but not past the deadline of a
-/// call.
+/// A running source. It is called from threads of its stage, one at a time, and may block them, but
+/// not past the deadline of a call.
 pub trait Source: Send {
     /// Adds records to `out` until it is [full](SourceBatch::is_full), the deadline has passed, or
     /// no data is available. Without data it waits for data until the deadline, or for

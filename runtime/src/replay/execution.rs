@@ -18,8 +18,8 @@ use crate::dead_letters::Failed;
 use crate::kafka::{Admin, Cluster, GroupOffsets, TopicSpec};
 use crate::plan::{Pipeline, SinkPlan, TransformPlan};
 use crate::stage::{
-    Bounds, LiveWork, Names, Pace, SinkStage, Stage, StageKind, StageState, StageStatus, StopSignal, TaskRate,
-    TransformStage, Upstream, WorkerContext, component_name, supervise,
+    Backlogs, Bounds, LiveWork, Names, Pace, SinkStage, Stage, StageKind, StageState, StageStatus, StopSignal,
+    TaskRate, TransformStage, Upstream, WorkerContext, component_name, supervise,
 };
 use crate::telemetry::Tracer;
 use crate::worker::{DataDir, resource_share};
@@ -159,6 +159,7 @@ impl Job<'_> {
             scratch: data.scratch().to_owned(),
             state: settings.state_disk(),
             share: resource_share(memory, self.work.tasks() as usize),
+            backlogs: Backlogs::default(),
             tracer: Tracer::default(),
         })
     }

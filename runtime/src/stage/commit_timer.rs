@@ -37,6 +37,11 @@ impl CommitTimer {
         self.due.map_or(idle, |due| due.saturating_duration_since(Instant::now()))
     }
 
+    /// When the pending records are due; `None` while nothing is pending.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
     /// The earliest time of the next commit; `None` before the first one.
     pub(super) fn next(&self) -> Option<Instant> {
         self.not_before

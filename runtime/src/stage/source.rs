@@ -1,20 +1,19 @@
 //! A source task: commits records and position in one transaction (I1).
 //!
-//! The task has two threads. The *reader* owns the source and fills batches. The stage's thread
-//! applies transforms, produces, and commits every `commit_interval` ([`CommitTimer`]). A channel
-//! of two batches connects them: the next batch is filled while the last one is produced, and
-//! memory stays bounded. Without data both threads sleep: a batch without content is not handed
-//! over, and a request to stop wakes the source.
+//! The *reader* lets the source fill batches. The *writer* applies transforms, produces, and
+//! commits every `commit_interval` ([`CommitTimer`]). Both work in the stage's thread, one after
+//! the other. While the source has a backlog and there are processors for it, the reader has a
+//! thread of its own ([`read_ahead()`]): the next batch is filled while the last one is produced.
+//! Without data the stage sleeps in the source, and a request to stop wakes it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use trunkline_connector::{
-    Batch, Domain, Error, Placement, PositionChange, RecordRef, Result, Schema, SourceBatch, SourceContext, failpoint,
+    Batch, Domain, Placement, PositionChange, RecordRef, Result, Schema, SourceBatch, SourceContext, failpoint,
 };
 
 use super::careful::{Mark, RECORD_REJECTED, run_until_rejection};
@@ -25,8 +24,9 @@ use super::error_limits::ErrorLimits;
 use super::first_records;
 use super::output::Topics;
 use super::partitioner::partition_of;
+use super::read_ahead::read_ahead;
 use super::snapshot_deletes::{PendingDeletes, Search, without_entries};
-use super::source_reader::{Committed, Filled, Reader};
+use super::source_reader::{Committed, Filled, Reader, ReaderState};
 use super::status::StageStatus;
 use super::stop_signal::StopSignal;
 use super::supervise::Stage;
@@ -114,29 +114,27 @@ impl SourceStage {
         writer.commit()?;
         writer.delete_gone_rows()?;
 
-        let batch_bytes = context.share.batch_bytes;
-        let abandoned = AtomicBool::new(false);
-        let (full, filled) = sync_channel::<Result<Filled>>(2);
-        let (returned, empty) = std::sync::mpsc::channel::<SourceBatch>();
         let waker = source.waker();
-        let _stops_wait = waker.clone().map(|wake| stop.on_set(move || wake()));
-        std::thread::scope(|scope| {
-            let (budget, until_idle, abandoned) = (&context.budget, context.until_idle, &abandoned);
-            let reader =
-                Reader { source, one_by_one, batch_bytes, until_idle, budget, status, stop, abandoned, committed };
-            scope.spawn(move || reader.run(&full, &empty));
-            let outcome = writer.run(&filled, &returned, stop);
-            abandoned.store(true, Ordering::Relaxed);
-            // Wakes a reader that waits for room in the channel, or for data.
-            drop(filled);
-            waker.iter().for_each(|wake| wake());
-            if outcome.is_err() {
-                // Best effort: the next owner aborts the transaction too, but consumers would wait
-                // until then.
-                let _ = writer.producer.abort();
-            }
-            outcome
-        })
+        let _stops_wait = waker.map(|wake| stop.on_set(move || wake()));
+        let reader = Reader {
+            source,
+            one_by_one,
+            batch_bytes: context.share.batch_bytes,
+            until_idle: context.until_idle,
+            budget: &context.budget,
+            status,
+            stop,
+            backlogs: &context.backlogs,
+            committed,
+            state: ReaderState::default(),
+        };
+        let outcome = writer.run(reader);
+        if outcome.is_err() {
+            // Best effort: the next owner aborts the transaction too, but consumers would wait
+            // until then.
+            let _ = writer.producer.abort();
+        }
+        outcome
     }
 }
 
@@ -196,55 +194,85 @@ struct Writer<'a> {
     error_limits: ErrorLimits,
 }
 
+/// Whether a run goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Run {
+    GoesOn,
+    IsOver,
+}
+
 impl Writer<'_> {
-    fn run(
-        &mut self,
-        filled: &Receiver<Result<Filled>>,
-        returned: &Sender<SourceBatch>,
-        stop: &StopSignal,
-    ) -> Result<()> {
-        loop {
-            // The reader ends when the stage is stopped, which ends the wait.
-            match filled.recv_timeout(self.commit_timer.until_due(Duration::MAX)) {
-                Ok(Ok(mut filled)) => {
-                    if let Err(error) = self.chain.ready() {
-                        self.commit()?;
-                        return Err(error);
-                    }
-                    let (bytes, begun) = (filled.batch.bytes(), Instant::now());
-                    let is_empty = filled.batch.is_empty();
-                    self.produce_or_stop(&mut filled.batch)?;
-                    if !is_empty {
-                        self.status.processed(bytes, begun.elapsed());
-                        self.chain.report(self.status);
-                    }
-                    self.delete_gone_rows()?;
-                    filled.batch.clear();
-                    // The reader may have ended; the memory is then released.
-                    let _ = returned.send(filled.batch);
-                    if filled.caught_up && self.context.until_idle {
-                        return self.commit();
-                    }
+    fn run(&mut self, mut reader: Reader<'_>) -> Result<()> {
+        let mut spare = None;
+        while !self.stop.is_set() {
+            if reader.can_read_ahead() {
+                let run = read_ahead(&mut reader, |filled, returned| self.run_behind(&filled, &returned))?;
+                if run == Run::IsOver {
+                    return Ok(());
                 }
-                Ok(Err(error)) => {
-                    // The records from before the error are valid, and their position is known.
-                    self.commit()?;
-                    return Err(error);
+            } else {
+                let outcome = reader.next(spare.take(), self.commit_timer.due());
+                if let Some(filled) = outcome.transpose() {
+                    let (batch, run) = self.take(filled)?;
+                    if run == Run::IsOver {
+                        return Ok(());
+                    }
+                    spare = Some(batch);
                 }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    self.commit()?;
-                    return if stop.is_set() {
-                        Ok(())
-                    } else {
-                        Err(Error::internal("source.reader", "the reader ended by itself"))
-                    };
-                }
-            }
-            if self.commit_timer.is_due(self.producer.transaction_bytes()) {
-                self.commit()?;
+                self.commit_if_due()?;
             }
         }
+        self.commit()
+    }
+
+    /// Takes the batches of a reader that has its own thread, until that ends.
+    fn run_behind(&mut self, filled: &Receiver<Result<Filled>>, returned: &Sender<SourceBatch>) -> Result<Run> {
+        loop {
+            match filled.recv_timeout(self.commit_timer.until_due(Duration::MAX)) {
+                Ok(filled) => {
+                    let (batch, run) = self.take(filled)?;
+                    if run == Run::IsOver {
+                        return Ok(run);
+                    }
+                    // The reader may have ended; the memory is then released.
+                    let _ = returned.send(batch);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(Run::GoesOn),
+            }
+            self.commit_if_due()?;
+        }
+    }
+
+    /// Produces a batch, and returns its memory. After an error of the source, the records before
+    /// it are committed: they are valid, and their position is known.
+    fn take(&mut self, filled: Result<Filled>) -> Result<(SourceBatch, Run)> {
+        let ready = filled.and_then(|filled| self.chain.ready().map(|()| filled));
+        let Filled { mut batch, caught_up, _reservation } = match ready {
+            Ok(filled) => filled,
+            Err(error) => {
+                self.commit()?;
+                return Err(error);
+            }
+        };
+        let (bytes, begun) = (batch.bytes(), Instant::now());
+        let is_empty = batch.is_empty();
+        self.produce_or_stop(&mut batch)?;
+        if !is_empty {
+            self.status.processed(bytes, begun.elapsed());
+            self.chain.report(self.status);
+        }
+        self.delete_gone_rows()?;
+        batch.clear();
+        if caught_up && self.context.until_idle {
+            self.commit()?;
+            return Ok((batch, Run::IsOver));
+        }
+        Ok((batch, Run::GoesOn))
+    }
+
+    fn commit_if_due(&mut self) -> Result<()> {
+        if self.commit_timer.is_due(self.producer.transaction_bytes()) { self.commit() } else { Ok(()) }
     }
 
     /// Produces a batch. If its only record is rejected and stops the source, the records before it
@@ -427,7 +455,7 @@ impl Writer<'_> {
         let own = self.pending.counters.of(&self.stage.plan.name);
         own.records_in += deletes.len() as u64;
         own.out += deletes.len() as u64;
-        if self.commit_timer.is_due(self.producer.transaction_bytes()) { self.commit() } else { Ok(()) }
+        self.commit_if_due()
     }
 
     fn publish_schema(&mut self, schema: &Arc<Schema>) -> Result<()> {

@@ -1,11 +1,15 @@
-//! The thread of a source task that owns the source: fills batches for the writer.
+//! Lets a source fill batches, in the thread of its stage or in a second one
+//! ([`super::read_ahead`]).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
-use trunkline_connector::{Fill, MemoryBudget, PositionChange, Reservation, Result, Source, SourceBatch};
+use trunkline_connector::{
+    Error, Fill, MemoryBudget, PositionChange, Reservation, Result, Source, SourceBatch, SourceWaker,
+};
 
+use super::read_ahead::{Backlog, Backlogs};
 use super::status::StageStatus;
 use super::stop_signal::StopSignal;
 
@@ -17,7 +21,7 @@ const POLL: Duration = Duration::from_millis(100);
 const IDLE_WAIT: Duration = Duration::from_secs(5);
 
 /// A source that has caught up and gave fewer bytes than this fills its next batch shortly before
-/// the next commit: what it reads earlier becomes visible no sooner, and each batch wakes threads.
+/// the next commit: what it reads earlier becomes visible no sooner.
 const GATHERED_BYTES: usize = 64 << 10;
 
 /// How long before the next commit that batch is filled.
@@ -28,6 +32,9 @@ const MAX_GATHERING: Duration = Duration::from_millis(250);
 
 /// Limit on the records of a batch.
 const BATCH_RECORDS: usize = 10_000;
+
+/// A source has a backlog after as many batches in a row that were not the end of its data.
+const BACKLOG_BATCHES: u32 = 4;
 
 /// What the writer has committed.
 pub(super) struct Committed {
@@ -56,62 +63,114 @@ pub(super) struct Reader<'a> {
     pub(super) budget: &'a MemoryBudget,
     pub(super) status: &'a StageStatus,
     pub(super) stop: &'a StopSignal,
-    /// The writer has ended.
-    pub(super) abandoned: &'a AtomicBool,
+    pub(super) backlogs: &'a Backlogs,
     /// What the writer has committed.
     pub(super) committed: Receiver<Committed>,
+    pub(super) state: ReaderState,
+}
+
+/// What a reader remembers of the batches before.
+#[derive(Default)]
+pub(super) struct ReaderState {
+    /// The earliest time of the next commit.
+    next_commit: Option<Instant>,
+    /// The next batch is filled shortly before that.
+    gathers: bool,
+    /// Batches in a row that were not the end of the source's data.
+    unfinished: u32,
+    /// Counts the source while it has a backlog.
+    backlog: Option<Backlog>,
+    /// An error that follows a batch.
+    error: Option<Error>,
 }
 
 impl Reader<'_> {
-    /// Fills batches until stopped, and hands over those with content. An error is the last
-    /// message.
-    pub(super) fn run(mut self, full: &SyncSender<Result<Filled>>, empty: &Receiver<SourceBatch>) {
-        let max_wait = if self.source.waker().is_some() { IDLE_WAIT } else { Duration::ZERO };
-        let max_records = if self.one_by_one { 1 } else { BATCH_RECORDS };
-        let can_gather = !max_wait.is_zero() && !self.one_by_one && !self.until_idle;
-        let (mut next_commit, mut gathers) = (None, false);
-        while !self.stop.is_set() && !self.abandoned.load(Ordering::Relaxed) {
-            if let Err(error) = self.learn_of_commits(&mut next_commit) {
-                let _ = full.send(Err(error));
-                return;
-            }
-            if std::mem::take(&mut gathers) && self.stop.wait(gathering_time(next_commit)) {
-                return;
-            }
-            // A small reservation waits while the budget is exhausted; the fill then sets the true
-            // size.
-            let Some(mut reservation) = self.budget.reserve(64 << 10, Instant::now() + POLL) else { continue };
-            let mut batch = empty.try_recv().unwrap_or_default();
-            (batch.max_bytes, batch.max_records, batch.max_wait) = (self.batch_bytes, max_records, max_wait);
-            let outcome = self.source.fill(&mut batch, Instant::now() + POLL);
-            reservation.resize(batch.bytes());
-            let (caught_up, error) = match outcome {
-                Ok(fill) => (fill == Fill::CaughtUp, None),
-                Err(error) => (false, Some(error)),
-            };
-            self.status.set_lag(self.source.lag());
-            self.status.set_memory_bytes(reservation.bytes());
-            gathers = can_gather && caught_up && batch.bytes() < GATHERED_BYTES && !batch.carries_nothing();
-            if batch.carries_nothing() && !(caught_up && self.until_idle) {
+    /// Ends a wait of the source, see [`Source::waker`].
+    pub(super) fn waker(&self) -> Option<SourceWaker> {
+        self.source.waker()
+    }
+
+    /// Whether a second thread makes the source faster: it has a backlog, and there are processors.
+    pub(super) fn can_read_ahead(&self) -> bool {
+        self.state.backlog.is_some() && self.backlogs.fit_processors()
+    }
+
+    /// Fills batches while that [is faster](Reader::can_read_ahead), and hands over those with
+    /// content. An error is the last message.
+    pub(super) fn run(
+        &mut self,
+        full: SyncSender<Result<Filled>>,
+        empty: &Receiver<SourceBatch>,
+        is_abandoned: &AtomicBool,
+    ) {
+        while self.can_read_ahead() && !self.stop.is_set() && !is_abandoned.load(Ordering::Relaxed) {
+            let outcome = self.next(empty.try_recv().ok(), None);
+            let is_last = outcome.is_err();
+            let Some(message) = outcome.transpose() else {
                 // The source is idle: the memory of earlier batches is released.
                 empty.try_iter().for_each(drop);
-            } else if full.send(Ok(Filled { batch, caught_up, _reservation: reservation })).is_err() {
-                return;
-            }
-            if let Some(error) = error {
-                // The writer has the records from before the error. It may have ended, which does
-                // not matter.
-                let _ = full.send(Err(error));
+                continue;
+            };
+            if full.send(message).is_err() || is_last {
                 return;
             }
         }
     }
 
-    /// Passes what was committed to the source. `next_commit` becomes the earliest time of the
-    /// next commit.
-    fn learn_of_commits(&mut self, next_commit: &mut Option<Instant>) -> Result<()> {
+    /// Fills a batch, in the memory of `spare`; returns at the time `due` at the latest. `None` if
+    /// there is nothing to hand over. The batch before an error has the records from before it.
+    pub(super) fn next(&mut self, spare: Option<SourceBatch>, due: Option<Instant>) -> Result<Option<Filled>> {
+        if let Some(error) = self.state.error.take() {
+            return Err(error);
+        }
+        self.learn_of_commits()?;
+        let left = || due.map_or(Duration::MAX, |due| due.saturating_duration_since(Instant::now()));
+        if std::mem::take(&mut self.state.gathers) && self.stop.wait(gathering_time(self.state.next_commit).min(left()))
+        {
+            return Ok(None);
+        }
+        let deadline = Instant::now() + POLL.min(left());
+        // A small reservation waits while the budget is exhausted; the fill then sets the true
+        // size.
+        let Some(mut reservation) = self.budget.reserve(64 << 10, deadline) else { return Ok(None) };
+        let mut batch = spare.unwrap_or_default();
+        let can_wait = self.source.waker().is_some();
+        batch.max_wait = if can_wait { IDLE_WAIT.min(left()) } else { Duration::ZERO };
+        (batch.max_bytes, batch.max_records) = (self.batch_bytes, if self.one_by_one { 1 } else { BATCH_RECORDS });
+        let outcome = self.source.fill(&mut batch, deadline);
+        reservation.resize(batch.bytes());
+        let (caught_up, error) = match outcome {
+            Ok(fill) => (fill == Fill::CaughtUp, None),
+            Err(error) => (false, Some(error)),
+        };
+        self.status.set_lag(self.source.lag());
+        self.status.set_memory_bytes(reservation.bytes());
+        let is_empty = batch.carries_nothing();
+        self.note_backlog(!caught_up && !is_empty);
+        let can_gather = can_wait && !self.one_by_one && !self.until_idle;
+        self.state.gathers = can_gather && caught_up && batch.bytes() < GATHERED_BYTES && !is_empty;
+        if !is_empty || (caught_up && self.until_idle) {
+            self.state.error = error;
+            return Ok(Some(Filled { batch, caught_up, _reservation: reservation }));
+        }
+        error.map_or(Ok(None), Err)
+    }
+
+    /// Notes whether the source may have more data than it has just returned.
+    fn note_backlog(&mut self, has_more: bool) {
+        let state = &mut self.state;
+        state.unfinished = if has_more { state.unfinished.saturating_add(1) } else { 0 };
+        if state.unfinished == 0 {
+            state.backlog = None;
+        } else if state.unfinished >= BACKLOG_BATCHES && !self.one_by_one {
+            state.backlog.get_or_insert_with(|| self.backlogs.begin());
+        }
+    }
+
+    /// Passes what was committed to the source.
+    fn learn_of_commits(&mut self) -> Result<()> {
         for Committed { changes, next } in self.committed.try_iter() {
-            *next_commit = next;
+            self.state.next_commit = next;
             self.source.committed(&changes)?;
         }
         Ok(())
@@ -130,15 +189,17 @@ mod tests {
     use std::sync::Arc;
     use std::sync::mpsc::{channel, sync_channel};
 
-    use trunkline_connector::{Error, SourceLag, SourceWaker};
+    use trunkline_connector::SourceLag;
 
     use super::*;
     use crate::stage::StageKind;
+    use crate::stage::read_ahead::read_ahead;
 
     /// Returns these fills one after the other. Each has this many records and this lag.
     struct Scripted {
         fills: VecDeque<(usize, u64)>,
         lag: u64,
+        end: Fill,
         waker: Option<SourceWaker>,
         waits: SyncSender<Duration>,
     }
@@ -153,7 +214,7 @@ mod tests {
                 record.finish();
             }
             self.lag = lag;
-            Ok(Fill::CaughtUp)
+            Ok(self.end)
         }
 
         fn waker(&self) -> Option<SourceWaker> {
@@ -165,37 +226,59 @@ mod tests {
         }
     }
 
-    /// The number of records of each batch that the writer gets, the lag that is reported in the
-    /// end, and how long the source was allowed to wait.
+    struct Fixture {
+        status: StageStatus,
+        stop: StopSignal,
+        budget: MemoryBudget,
+        backlogs: Backlogs,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            Self {
+                status: StageStatus::new("p", "web", StageKind::Source),
+                stop: StopSignal::default(),
+                budget: MemoryBudget::new(1 << 20),
+                backlogs: Backlogs::new(1),
+            }
+        }
+
+        /// A reader that knows that the next commit is in 10 s.
+        fn reader(&self, source: impl Source + 'static, until_idle: bool) -> Reader<'_> {
+            let (acknowledge, committed) = channel();
+            let next = Some(Instant::now() + Duration::from_secs(10));
+            acknowledge.send(Committed { changes: Vec::new(), next }).unwrap();
+            Reader {
+                source: Box::new(source),
+                one_by_one: false,
+                batch_bytes: 1 << 20,
+                until_idle,
+                budget: &self.budget,
+                status: &self.status,
+                stop: &self.stop,
+                backlogs: &self.backlogs,
+                committed,
+                state: ReaderState::default(),
+            }
+        }
+    }
+
+    /// The number of records of each batch that the writer gets until the source fails, the lag
+    /// that is reported in the end, and how long the source was allowed to wait.
     fn handed_over(
         fills: &[(usize, u64)],
         until_idle: bool,
         waker: Option<SourceWaker>,
     ) -> (Vec<usize>, Option<u64>, Vec<Duration>) {
-        let (full, filled) = sync_channel(fills.len() + 2);
-        let (_returned, empty) = channel();
-        let (acknowledge, committed) = channel();
-        let next = Some(Instant::now() + Duration::from_secs(10));
-        acknowledge.send(Committed { changes: Vec::new(), next }).unwrap();
         let (waits, waited) = sync_channel(fills.len() + 1);
-        let status = StageStatus::new("p", "web", StageKind::Source);
-        let reader = Reader {
-            source: Box::new(Scripted { fills: fills.iter().copied().collect(), lag: 0, waker, waits }),
-            one_by_one: false,
-            batch_bytes: 1 << 20,
-            until_idle,
-            budget: &MemoryBudget::new(1 << 20),
-            status: &status,
-            stop: &StopSignal::default(),
-            abandoned: &AtomicBool::new(false),
-            committed,
-        };
-        reader.run(&full, &empty);
-        drop(full);
-        let messages: Vec<Result<Filled>> = filled.iter().collect();
-        assert!(messages.last().is_some_and(Result::is_err), "the error is the last message");
-        let batches = messages.into_iter().flatten().map(|filled| filled.batch.records.len()).collect();
-        (batches, status.snapshot().lag.bytes, waited.iter().collect())
+        let fixture = Fixture::new();
+        let source = Scripted { fills: fills.iter().copied().collect(), lag: 0, end: Fill::CaughtUp, waker, waits };
+        let mut reader = fixture.reader(source, until_idle);
+        let mut batches = Vec::new();
+        while let Ok(filled) = reader.next(None, None) {
+            batches.extend(filled.map(|filled| filled.batch.records.len()));
+        }
+        (batches, fixture.status.snapshot().lag.bytes, waited.iter().take(fills.len() + 1).collect())
     }
 
     #[test]
@@ -228,5 +311,50 @@ mod tests {
         let begun = Instant::now();
         handed_over(&[(1, 0); 100], true, waker());
         assert!(begun.elapsed() < 100 * MAX_GATHERING, "{:?}", begun.elapsed());
+    }
+    #[test]
+    fn a_source_with_a_backlog_reads_ahead_while_there_are_processors() {
+        let fixture = Fixture::new();
+        let source = |batches: usize, end: Fill| {
+            let (waits, _) = sync_channel(batches + 1);
+            Scripted { fills: vec![(1, 0); batches].into(), lag: 0, end, waker: None, waits }
+        };
+        let mut caught_up = fixture.reader(source(100, Fill::CaughtUp), false);
+        let mut behind = fixture.reader(source(100, Fill::More), false);
+        for _ in 0..BACKLOG_BATCHES {
+            assert!(!caught_up.can_read_ahead() && !behind.can_read_ahead());
+            caught_up.next(None, None).unwrap();
+            behind.next(None, None).unwrap();
+        }
+        assert!(!caught_up.can_read_ahead() && behind.can_read_ahead());
+        // The batches arrive in their order, and the error of the source at the end.
+        let mut other = fixture.reader(source(10, Fill::More), false);
+        let received = read_ahead(&mut behind, |filled, _| {
+            let batches: Vec<_> = filled.iter().take(20).collect();
+            (0..BACKLOG_BATCHES).for_each(|_| drop(other.next(None, None)));
+            batches.len() + filled.iter().count()
+        });
+        // A second source has a backlog, and there is one processor.
+        assert!((20..100).contains(&received), "{received}");
+        assert!(!behind.can_read_ahead());
+        drop(other);
+        let left = read_ahead(&mut behind, |filled, _| filled.iter().collect::<Vec<_>>());
+        assert!(left.last().is_some_and(Result::is_err));
+        assert_eq!(received + left.len() - 1 + BACKLOG_BATCHES as usize, 100);
+    }
+
+    #[test]
+    fn a_batch_is_filled_before_the_next_commit_is_due() {
+        let fixture = Fixture::new();
+        let (waits, waited) = sync_channel(9);
+        let fills = vec![(1, 0), (0, 0)].into();
+        let waker = Some(Arc::new(|| {}) as SourceWaker);
+        let mut reader = fixture.reader(Scripted { fills, lag: 0, end: Fill::CaughtUp, waker, waits }, false);
+        let due = Instant::now() + Duration::from_millis(30);
+        assert!(reader.next(None, Some(due)).unwrap().is_some());
+        // This call would gather for longer.
+        assert!(reader.next(None, Some(due)).unwrap().is_none());
+        assert!(due.elapsed() < Duration::from_millis(200));
+        assert!(waited.iter().take(2).all(|wait| wait <= Duration::from_millis(30)));
     }
 }

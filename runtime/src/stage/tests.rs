@@ -70,6 +70,7 @@ impl Fixture {
             scratch: self.path("scratch"),
             state: StateDisk::new(&self.path("state"), 0),
             share: ResourceShare { client_buffer_bytes: 1 << 20, batch_bytes: 1 << 20 },
+            backlogs: Backlogs::default(),
             tracer: crate::telemetry::Tracer::default(),
         }
     }
@@ -86,6 +87,10 @@ impl Fixture {
         let loaded = load_each(&[file], &host, &settings, &Registry::new());
         assert!(loaded.problems.is_empty(), "{}", loaded.problems[0]);
         loaded.pipelines[0].sources[0].clone()
+    }
+
+    fn stage(&self) -> SourceStage {
+        SourceStage { pipeline: "p".to_owned(), dead_letters: "p.dead-letters".to_owned(), plan: self.source() }
     }
 
     /// The values in the topic of the source.
@@ -130,8 +135,7 @@ fn wait_until(what: &str, mut is_true: impl FnMut() -> bool) {
 fn run_source(fixture: &Fixture, during: impl FnOnce(&StageStatus, &StopSignal, &dyn Fn() -> bool)) -> Result<()> {
     let stop = StopSignal::default();
     let context = fixture.context(&stop);
-    let stage =
-        SourceStage { pipeline: "p".to_owned(), dead_letters: "p.dead-letters".to_owned(), plan: fixture.source() };
+    let stage = fixture.stage();
     let status = StageStatus::new("p", "web", StageKind::Source);
     std::thread::scope(|scope| {
         let run = scope.spawn(|| stage.run(&context, &stop, &status));
@@ -167,4 +171,25 @@ fn an_idle_source_that_was_replaced_is_fenced() {
     assert_eq!((error.domain, error.code), (Domain::Fenced, "kafka.fenced"), "{error}");
     let records = fixture.records();
     assert_eq!(records.len(), 1, "the replaced task sent nothing: {records:?}");
+}
+
+#[test]
+fn a_backlog_arrives_once_and_in_order_with_one_thread_and_with_two() {
+    let lines: Vec<String> = (0..5_000).map(|number| format!("line {number} of a log with a backlog")).collect();
+    let values: Vec<String> = lines.iter().map(|line| format!("{{\"message\":\"{line}\"}}")).collect();
+    for processors in [0, 1] {
+        let fixture = Fixture::start();
+        std::fs::write(fixture.path("app.log"), lines.join("\n")).unwrap();
+        let stop = StopSignal::default();
+        let context = WorkerContext {
+            until_idle: true,
+            backlogs: Backlogs::new(processors),
+            share: ResourceShare { client_buffer_bytes: 1 << 20, batch_bytes: 16 << 10 },
+            ..fixture.context(&stop)
+        };
+        let status = StageStatus::new("p", "web", StageKind::Source);
+        fixture.stage().run(&context, &stop, &status).unwrap();
+        assert!(fixture.records() == values, "{} records with {processors} processors", fixture.records().len());
+        assert_eq!(fixture.positions().counters.0["web"].out, 5_000);
+    }
 }

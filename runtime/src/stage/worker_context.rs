@@ -8,6 +8,7 @@ use trunkline_connector::{MemoryBudget, Result, io_error};
 use trunkline_transform_host::StateDisk;
 
 use super::names::Names;
+use super::read_ahead::Backlogs;
 use super::stop_signal::StopSignal;
 use crate::checkpoint::{Schemas, TopicOwners};
 use crate::config::TopicSettings;
@@ -51,6 +52,8 @@ pub struct WorkerContext {
     pub state: StateDisk,
     /// This stage's share of the memory.
     pub share: ResourceShare,
+    /// The sources that have a backlog.
+    pub backlogs: Backlogs,
     /// Traces commits and deliveries.
     pub tracer: Tracer,
 }

@@ -46,7 +46,7 @@ use crate::config::Settings;
 use crate::kafka::embedded::EMBEDDED;
 use crate::kafka::{Admin, Cluster, DUPLICATE_WORKER, TopicSpec};
 use crate::plan::Pipeline;
-use crate::stage::{Names, ResourceShare, StageState, StageStatus, StopSignal, WorkerContext};
+use crate::stage::{Backlogs, Names, ResourceShare, StageState, StageStatus, StopSignal, WorkerContext};
 use crate::telemetry::Tracer;
 
 /// With `--until-idle`, the run ends if no broker answers within this time.
@@ -168,6 +168,7 @@ pub fn run(options: WorkerOptions, data: &DataDir) -> Result<RunReport> {
         scratch: data.scratch().to_owned(),
         state: settings.state_disk(),
         share: resource_share(memory, 1),
+        backlogs: Backlogs::default(),
         tracer: options.tracer.clone(),
     };
     context.state.remove_older_than(MAX_STATE_AGE);

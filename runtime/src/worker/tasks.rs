@@ -316,7 +316,7 @@ mod tests {
     use crate::config::{Settings, TopicSettings};
     use crate::kafka::{Admin, Cluster};
     use crate::plan::{Registry, load_each};
-    use crate::stage::{Names, ResourceShare, StopSignal};
+    use crate::stage::{Backlogs, Names, ResourceShare, StopSignal};
 
     fn fixture() -> (tokio::runtime::Runtime, tempfile::TempDir) {
         (tokio::runtime::Builder::new_current_thread().build().unwrap(), tempfile::tempdir().unwrap())
@@ -342,6 +342,7 @@ mod tests {
             scratch: std::env::temp_dir(),
             state: StateDisk::new(&std::env::temp_dir(), 0),
             share: ResourceShare { client_buffer_bytes: 1 << 20, batch_bytes: 1 << 20 },
+            backlogs: Backlogs::default(),
             tracer: crate::telemetry::Tracer::default(),
         }
     }
