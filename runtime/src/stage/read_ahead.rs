@@ -59,9 +59,9 @@ impl Drop for Backlog {
     }
 }
 
-/// Lets `reader` fill batches in a second thread while `produce` takes them, and returns empty ones.
-/// The thread ends when `produce` does, or by itself as [`Reader::run`] says: then the receiver is
-/// disconnected.
+/// Lets `reader` fill batches in a second thread while `produce` takes them, and returns empty
+/// ones. The thread ends when `produce` does, or by itself as [`Reader::run`] says: then the
+/// receiver is disconnected.
 pub(super) fn read_ahead<R>(
     reader: &mut Reader<'_>,
     produce: impl FnOnce(Receiver<Result<Filled>>, Sender<SourceBatch>) -> R,
@@ -71,7 +71,7 @@ pub(super) fn read_ahead<R>(
     let (returned, empty) = channel();
     let is_abandoned = &is_abandoned;
     std::thread::scope(|scope| {
-        // `produce` drops its ends of the channels before, which wakes a reader that waits for room.
+        // `produce` drops its ends of the channels before: that wakes a reader that waits for room.
         let _abandons = Abandons { is_abandoned, waker: reader.waker() };
         scope.spawn(move || reader.run(full, &empty, is_abandoned));
         produce(filled, returned)
