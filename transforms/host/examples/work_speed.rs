@@ -1,7 +1,11 @@
 //! Compares a plugin that parses, filters, masks and serialises with the same native code.
 //!
 //! `cargo run --release --workspace --example work_speed -- TESTING.wasm.. --seconds 3`
-//! (`--trusted`: without the time limit)
+//! - `--trusted`: without the time limit
+//! - `--records 200,1000`: sizes of the batches that the host gets
+//! - `--call-bytes 65536`: most bytes of a call of the plugin
+//! - `--cache FOLDER`: keeps compiled plugins there; a profile of a second run has no compilation,
+//!   and finds the functions of the plugin in the file
 //!
 //! `transforms/plugins/build testing` builds the plugin. The calls of native code and of the
 //! modules alternate, and the fast tenth of each counts, so that ratios are comparable on a busy
@@ -22,44 +26,75 @@ use trunkline_transform_host::{Host, HostOptions, Instance, Limits};
 
 type Failure = Box<dyn std::error::Error>;
 
-/// Few records, so that a call is rarely interrupted.
-const BATCH: usize = 200;
+/// What is measured.
+struct Options {
+    modules: Vec<String>,
+    seconds: u64,
+    limits: Limits,
+    sizes: Vec<usize>,
+    host: HostOptions,
+}
+
+/// Batches of one size, and the nanoseconds per record of each call.
+struct Measured {
+    original: Batch,
+    native: Vec<f64>,
+    plugins: Vec<Vec<f64>>,
+}
 
 fn main() -> Result<(), Failure> {
-    let (mut modules, mut seconds, mut limits) = (Vec::new(), 3, Limits::default());
+    let options = options()?;
+    let host = Host::new(options.host.clone())?;
+    let mut instances: Vec<Instance> = Vec::new();
+    for module in &options.modules {
+        instances.push(host.load(Path::new(module))?.start(&json!({ "work": true }), &options.limits)?);
+    }
+    let plugins = vec![Vec::new(); instances.len()];
+    let sizes = options.sizes.iter();
+    let mut sizes: Vec<Measured> =
+        sizes.map(|size| Measured { original: records(*size), native: Vec::new(), plugins: plugins.clone() }).collect();
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(options.seconds) {
+        for Measured { original, native, plugins } in &mut sizes {
+            native.push(call(original, natively)?);
+            for (times, instance) in plugins.iter_mut().zip(&mut instances) {
+                times.push(call(original, |batch| run(instance, batch))?);
+            }
+        }
+    }
+    for Measured { original, native, plugins } in &mut sizes {
+        let native = fast(native);
+        println!("{:>5} records: {native:>6.0} ns for each in native code", original.len());
+        for (module, times) in options.modules.iter().zip(plugins) {
+            let plugin = fast(times);
+            println!("{plugin:>22.0} ns {:.2} times as much, in {module}", plugin / native);
+        }
+    }
+    Ok(())
+}
+
+fn options() -> Result<Options, Failure> {
+    let (limits, host) = (Limits::default(), HostOptions::default());
+    let mut options = Options { modules: Vec::new(), seconds: 3, limits, sizes: vec![200, 1000], host };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
+        let mut next = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
         match argument.as_str() {
-            "--seconds" => seconds = arguments.next().ok_or("--seconds needs a number")?.parse()?,
-            "--trusted" => limits.trusted = true,
-            _ => modules.push(argument),
+            "--seconds" => options.seconds = next()?.parse()?,
+            "--records" => options.sizes = next()?.split(',').map(str::parse).collect::<Result<_, _>>()?,
+            "--call-bytes" => options.limits.batch_bytes = next()?.parse()?,
+            "--cache" => options.host.cache_dirs = vec![next()?.into()],
+            "--trusted" => options.limits.trusted = true,
+            _ => options.modules.push(argument),
         }
     }
-    let host = Host::new(HostOptions::default())?;
-    let original = records();
-    let mut instances: Vec<Instance> = Vec::new();
-    for module in &modules {
-        instances.push(host.load(Path::new(module))?.start(&json!({ "work": true }), &limits)?);
-    }
-    let (mut native, mut plugins) = (Vec::new(), vec![Vec::new(); modules.len()]);
-    let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(seconds) {
-        native.push(call(&original, |batch| {
-            let mut out = Vec::new();
-            let kept = batch.iter().filter(|record| work::work(record.value().unwrap_or_default(), &mut out));
-            black_box((kept.count(), &out));
-            Ok(())
-        })?);
-        for (times, instance) in plugins.iter_mut().zip(&mut instances) {
-            times.push(call(&original, |batch| run(instance, batch))?);
-        }
-    }
-    let native = fast(&mut native);
-    println!("{native:>6.0} ns for each record in native code");
-    for (module, times) in modules.iter().zip(&mut plugins) {
-        let plugin = fast(times);
-        println!("{plugin:>6.0} ns {:.2} times as much, in {module}", plugin / native);
-    }
+    Ok(options)
+}
+
+fn natively(batch: &mut Batch) -> Result<(), Failure> {
+    let mut out = Vec::new();
+    let kept = batch.iter().filter(|record| work::work(record.value().unwrap_or_default(), &mut out));
+    black_box((kept.count(), &out));
     Ok(())
 }
 
@@ -76,7 +111,7 @@ fn call(original: &Batch, work: impl FnOnce(&mut Batch) -> Result<(), Failure>) 
     work(&mut batch)?;
     let elapsed = started.elapsed();
     black_box(&batch);
-    Ok(elapsed.as_nanos() as f64 / BATCH as f64)
+    Ok(elapsed.as_nanos() as f64 / original.len() as f64)
 }
 
 /// A tenth of the times are at most this.
@@ -85,10 +120,10 @@ fn fast(times: &mut [f64]) -> f64 {
     times.get(times.len() / 10).copied().unwrap_or(f64::NAN)
 }
 
-fn records() -> Batch {
+fn records(count: usize) -> Batch {
     let mut batch = Batch::default();
     let topic = batch.topic_index("web");
-    for id in 0..BATCH {
+    for id in 0..count {
         let mut record = batch.record();
         record.timestamp(1_700_000_000_000).read_from(topic, 0, id as i64).value(sample::value(id).as_bytes());
         record.finish();
