@@ -70,24 +70,43 @@ impl CompileCache {
         None
     }
 
-    pub(crate) fn get(&self, engine: &Engine, wasm: &[u8]) -> Option<Component> {
-        let code = self.entry_path(engine, wasm);
-        let seal = code.with_extension(SEAL);
-        if !seal.exists() {
-            return None;
-        }
-        if let Err(problem) = check_entry(&code, &seal, wasm) {
-            tracing::warn!(entry = %code.display(), problem, "compile cache entry is not used; compiling the plugin again");
-            return None;
-        }
+    /// The hash of the plugin's bytes, and the compiled plugin if there is an entry for it.
+    pub(crate) fn get(&self, engine: &Engine, wasm: &[u8]) -> (u128, Option<Component>) {
+        // Of a plugin of a language runtime, the SHA-256 takes as long as all the rest: 10 ms.
+        let (hash, code, checked) = std::thread::scope(|scope| {
+            let sha256 = scope.spawn(|| Sha256::digest(wasm));
+            let hash = xxh3_128(wasm);
+            let code = self.entry_path(engine, hash);
+            let checked = match (read_entry(&code), sha256.join()) {
+                (Ok(None), _) => Ok(false),
+                (Ok(Some(entry)), Ok(sha256)) if entry.belongs_to(&sha256) => Ok(true),
+                (Ok(Some(_)), Ok(_)) => Err("it is damaged".to_owned()),
+                (Ok(Some(_)), Err(_)) => Err("the plugin cannot be hashed".to_owned()),
+                (Err(problem), _) => Err(problem),
+            };
+            (hash, code, checked)
+        });
+        let component = match checked {
+            Ok(is_found) => is_found.then(|| Self::load(engine, &code)).flatten(),
+            Err(problem) => {
+                let entry = code.display();
+                tracing::warn!(%entry, problem, "compile cache entry is not used; compiling the plugin again");
+                None
+            }
+        };
+        (hash, component)
+    }
+
+    /// Loads the code of an entry that was checked.
+    fn load(engine: &Engine, code: &Path) -> Option<Component> {
         // SAFETY: the bytes must be the unchanged output of `Component::serialize`. The directory
         // belongs to this user and no other one may write to it (checked when the cache was
         // opened), and neither may another one write to the file (checked above). Files appear only
         // by rename, and the checksum just read matches the bytes that were written. wasmtime
         // itself checks that this engine version wrote them.
-        match unsafe { Component::deserialize_file(engine, &code) } {
+        match unsafe { Component::deserialize_file(engine, code) } {
             Ok(component) => {
-                note_use(&seal);
+                note_use(&code.with_extension(SEAL));
                 Some(component)
             }
             Err(error) => {
@@ -101,8 +120,9 @@ impl CompileCache {
         }
     }
 
-    pub(crate) fn put(&self, engine: &Engine, wasm: &[u8], component: &Component) {
-        let entry = self.entry_path(engine, wasm);
+    /// Stores a compiled plugin. `hash`: the one that [`CompileCache::get`] returned.
+    pub(crate) fn put(&self, engine: &Engine, hash: u128, wasm: &[u8], component: &Component) {
+        let entry = self.entry_path(engine, hash);
         let written = component.serialize().map_err(|error| io::Error::other(format!("{error:#}"))).and_then(|code| {
             let seal = seal(code.len() as u64, xxh3_128(&code), &Sha256::digest(wasm));
             self.make_room((code.len() + seal.len()) as u64, &entry);
@@ -114,10 +134,10 @@ impl CompileCache {
         }
     }
 
-    fn entry_path(&self, engine: &Engine, wasm: &[u8]) -> PathBuf {
+    fn entry_path(&self, engine: &Engine, hash: u128) -> PathBuf {
         let mut compatibility = Xxh3::new();
         engine.precompile_compatibility_hash().hash(&mut compatibility);
-        self.dir.join(format!("{:032x}-{:016x}.{CODE}", xxh3_128(wasm), compatibility.finish()))
+        self.dir.join(format!("{hash:032x}-{:016x}.{CODE}", compatibility.finish()))
     }
 
     /// Removes the entries that were not used for the longest time until `bytes` fit, and what
@@ -151,23 +171,33 @@ impl CompileCache {
     }
 }
 
-/// Checks that the files of an entry were written by this user, and belong to the plugin.
-fn check_entry(code: &Path, seal_path: &Path, wasm: &[u8]) -> Result<(), String> {
-    let mut expected = String::new();
-    let read = open_own(seal_path).and_then(|mut file| file.read_to_string(&mut expected));
+/// What the files of an entry contain. This user has written them.
+struct Entry {
+    code_len: u64,
+    code_checksum: u128,
+    seal: String,
+}
+
+impl Entry {
+    /// Whether the seal was written for this code, and for the plugin with this SHA-256.
+    fn belongs_to(&self, plugin: &[u8]) -> bool {
+        seal(self.code_len, self.code_checksum, plugin) == self.seal
+    }
+}
+
+/// Reads the entry with this code. `None` if there is no seal. The error states why the entry must
+/// not be used.
+fn read_entry(code: &Path) -> Result<Option<Entry>, String> {
+    let seal_path = code.with_extension(SEAL);
+    if !seal_path.exists() {
+        return Ok(None);
+    }
+    let mut seal = String::new();
+    let read = open_own(&seal_path).and_then(|mut file| file.read_to_string(&mut seal));
     read.map_err(|error| format!("its seal cannot be read: {error}"))?;
-    // Each hash takes some milliseconds for a plugin of a language runtime.
-    let (checksum, plugin) = std::thread::scope(|scope| {
-        let checksum = scope.spawn(|| open_own(code).and_then(checksum_of));
-        let plugin = Sha256::digest(wasm);
-        (checksum.join(), plugin)
-    });
-    let (len, checksum) = match checksum {
-        Ok(Ok(checksum)) => checksum,
-        Ok(Err(error)) => return Err(format!("its code cannot be read: {error}")),
-        Err(_) => return Err("its code cannot be read".to_owned()),
-    };
-    if seal(len, checksum, &plugin) == expected { Ok(()) } else { Err("it is damaged".to_owned()) }
+    let checksum = open_own(code).and_then(checksum_of);
+    let (code_len, code_checksum) = checksum.map_err(|error| format!("its code cannot be read: {error}"))?;
+    Ok(Some(Entry { code_len, code_checksum, seal }))
 }
 
 /// The content of a seal.
@@ -279,20 +309,20 @@ mod tests {
         let killed = folder.path().join("x.tmp-1-1");
         fs::write(&killed, "half").unwrap();
         File::options().write(true).open(&killed).unwrap().set_modified(old).unwrap();
-        cache.put(&engine, &first, &compiled);
+        cache.put(&engine, xxh3_128(&first), &first, &compiled);
         assert_eq!(files(folder.path(), TEMPORARY), 0);
         let others: Vec<_> = (1..3).map(|number| component(&engine, number)).collect();
         for (wasm, compiled) in &others {
-            cache.put(&engine, wasm, compiled);
+            cache.put(&engine, xxh3_128(wasm), wasm, compiled);
         }
         for seal in fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()) {
             File::options().write(true).open(seal).unwrap().set_modified(old).unwrap();
         }
         // Its use makes the first one the newest.
-        assert!(cache.get(&engine, &first).is_some());
+        assert!(cache.get(&engine, &first).1.is_some());
         let (last, compiled) = component(&engine, 3);
-        cache.put(&engine, &last, &compiled);
-        assert!(cache.get(&engine, &first).is_some() && cache.get(&engine, &last).is_some());
+        cache.put(&engine, xxh3_128(&last), &last, &compiled);
+        assert!(cache.get(&engine, &first).1.is_some() && cache.get(&engine, &last).1.is_some());
         assert_eq!((files(folder.path(), CODE), files(folder.path(), SEAL)), (3, 3));
     }
 
@@ -303,25 +333,25 @@ mod tests {
         let engine = Engine::default();
         let cache = CompileCache { dir: folder.path().to_owned(), max_bytes: MAX_BYTES };
         let ((one, compiled), (two, _)) = (component(&engine, 1), component(&engine, 2));
-        cache.put(&engine, &one, &compiled);
+        cache.put(&engine, xxh3_128(&one), &one, &compiled);
         // As if the hashes in the names were equal.
         for extension in [CODE, SEAL] {
-            let path = |wasm: &[u8]| cache.entry_path(&engine, wasm).with_extension(extension);
+            let path = |wasm: &[u8]| cache.entry_path(&engine, xxh3_128(wasm)).with_extension(extension);
             fs::copy(path(&one), path(&two)).unwrap();
         }
-        assert!(cache.get(&engine, &two).is_none() && cache.get(&engine, &one).is_some());
+        assert!(cache.get(&engine, &two).1.is_none() && cache.get(&engine, &one).1.is_some());
         for extension in [CODE, SEAL] {
-            let path = cache.entry_path(&engine, &one).with_extension(extension);
+            let path = cache.entry_path(&engine, xxh3_128(&one)).with_extension(extension);
             fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
-            assert!(cache.get(&engine, &one).is_none());
+            assert!(cache.get(&engine, &one).1.is_none());
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
             // A link leads out of the folder.
             let elsewhere = folder.path().join("elsewhere");
             fs::rename(&path, &elsewhere).unwrap();
             std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
-            assert!(cache.get(&engine, &one).is_none());
+            assert!(cache.get(&engine, &one).1.is_none());
             fs::rename(&elsewhere, &path).unwrap();
-            assert!(cache.get(&engine, &one).is_some());
+            assert!(cache.get(&engine, &one).1.is_some());
         }
     }
 
@@ -341,11 +371,11 @@ mod tests {
         let engine = Engine::default();
         let (wasm, compiled) = component(&engine, 7);
         let cache = CompileCache { dir: folder.path().to_owned(), max_bytes: MAX_BYTES };
-        cache.put(&engine, &wasm, &compiled);
+        cache.put(&engine, xxh3_128(&wasm), &wasm, &compiled);
         std::thread::scope(|scope| {
             for _ in 0..2 {
-                scope.spawn(|| (0..50).for_each(|_| cache.put(&engine, &wasm, &compiled)));
-                scope.spawn(|| (0..50).for_each(|_| assert!(cache.get(&engine, &wasm).is_some())));
+                scope.spawn(|| (0..50).for_each(|_| cache.put(&engine, xxh3_128(&wasm), &wasm, &compiled)));
+                scope.spawn(|| (0..50).for_each(|_| assert!(cache.get(&engine, &wasm).1.is_some())));
             }
         });
         assert_eq!((files(folder.path(), CODE), files(folder.path(), TEMPORARY)), (1, 0));

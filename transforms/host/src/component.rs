@@ -13,6 +13,7 @@ use wasmtime::Engine;
 use wasmtime::component::types::{ComponentFunc, ComponentItem, Type};
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 use wit_component::ComponentEncoder;
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::WIT_VERSION;
 use crate::cache::CompileCache;
@@ -111,6 +112,7 @@ pub(crate) struct Exports {
 
 /// A compiled plugin with resolved imports and exports.
 pub(crate) struct CompiledPlugin {
+    hash: u128,
     instance_pre: InstancePre<GuestState>,
     exports: Exports,
 }
@@ -125,13 +127,13 @@ impl CompiledPlugin {
         cache: Option<&CompileCache>,
     ) -> Result<Self, LoadError> {
         let kind = WasmKind::detect(wasm).map_err(|found| LoadError::NotWasm { name: name.to_owned(), found })?;
-        let cached = cache.and_then(|cache| cache.get(engine, wasm));
+        let (hash, cached) = cache.map_or_else(|| (xxh3_128(wasm), None), |cache| cache.get(engine, wasm));
         let component = match cached {
             Some(component) => component,
             None => {
                 let compiled = compile_with_log(name, kind, wasm, engine)?;
                 if let Some(cache) = cache {
-                    cache.put(engine, wasm, &compiled);
+                    cache.put(engine, hash, wasm, &compiled);
                 }
                 compiled
             }
@@ -140,7 +142,7 @@ impl CompiledPlugin {
         let instance_pre = linker
             .instantiate_pre(&component)
             .map_err(|error| LoadError::Imports { name: name.to_owned(), detail: format!("{error:#}") })?;
-        Ok(Self { instance_pre, exports })
+        Ok(Self { hash, instance_pre, exports })
     }
 
     /// The interface version and the imports of the plugin.
@@ -172,6 +174,11 @@ impl CompiledPlugin {
         let component = self.instance_pre.component();
         let ty = component.component_type();
         ty.imports(component.engine()).any(|(name, _)| name.starts_with(interface))
+    }
+
+    /// The hash (XXH3) of the file's bytes.
+    pub(crate) fn hash(&self) -> u128 {
+        self.hash
     }
 
     pub(crate) fn engine(&self) -> &Engine {

@@ -4,8 +4,6 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use xxhash_rust::xxh3::xxh3_64;
-
 use crate::bundled;
 use crate::component::{CompiledPlugin, Contents, LoadError};
 use crate::config_schema;
@@ -35,7 +33,6 @@ pub struct Plugin {
 struct Inner {
     host: Arc<HostInner>,
     name: Arc<str>,
-    hash: u64,
     wasm: Cow<'static, [u8]>,
     /// A bundled file with several transforms: the name of this one. Its configuration is passed
     /// as `{"variant": config}`.
@@ -58,15 +55,7 @@ impl Plugin {
         wasm: Cow<'static, [u8]>,
         interruptible: Arc<CompiledPlugin>,
     ) -> Self {
-        let inner = Inner {
-            host,
-            name: name.into(),
-            hash: xxh3_64(&wasm),
-            wasm,
-            variant,
-            interruptible,
-            trusted: OnceLock::new(),
-        };
+        let inner = Inner { host, name: name.into(), wasm, variant, interruptible, trusted: OnceLock::new() };
         Self { inner: Arc::new(inner) }
     }
 
@@ -77,7 +66,8 @@ impl Plugin {
 
     /// Hash of the file's bytes. It differs if the plugin changed.
     pub fn hash(&self) -> u64 {
-        self.inner.hash
+        // The lower half is the hash of 64 bits.
+        self.inner.interruptible.hash() as u64
     }
 
     /// The file's bytes.
@@ -178,7 +168,7 @@ impl PartialEq for Plugin {
 
 impl fmt::Debug for Plugin {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hash = format!("{:016x}", self.inner.hash);
+        let hash = format!("{:016x}", self.hash());
         formatter.debug_struct("Plugin").field("name", &self.inner.name).field("hash", &hash).finish_non_exhaustive()
     }
 }

@@ -49,6 +49,10 @@ fn plugins_are_loaded_by_path() {
     fs::write(&path, testing_wasm()).unwrap();
     let plugin = host().load(&path).unwrap();
     assert_eq!((plugin.name(), plugin.hash()), ("mine.wasm", testing_plugin().hash()));
+    // With a cache, too, the hash is the one of 64 bits.
+    let cached = Host::new(HostOptions { cache_dirs: vec![folder.path().join("cache")] }).unwrap();
+    assert_eq!(cached.load(&path).unwrap().hash(), xxhash_rust::xxh3::xxh3_64(testing_wasm()));
+    assert_eq!(plugin.hash(), xxhash_rust::xxh3::xxh3_64(testing_wasm()));
     assert!(host().bundled("mine.wasm").is_none());
 }
 
