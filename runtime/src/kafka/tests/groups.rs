@@ -238,9 +238,11 @@ fn a_stage_that_hangs_gives_its_partitions_to_the_others() {
         assert!(begun.elapsed() < LIMIT, "{:?}", other.owned);
         other.poll(Duration::from_millis(5));
     }
-    hanging.poll(Duration::from_millis(5));
     // It may be given some of them again within the same call.
-    assert!(hanging.lost >= 2);
+    while hanging.lost < 2 {
+        assert!(begun.elapsed() < LIMIT, "{:?}", hanging.owned);
+        hanging.poll(Duration::from_millis(5));
+    }
     // On a busy machine either may be taken for hanging, and does not know it yet: then both have
     // a partition, for a moment the same one.
     let begun = Instant::now();
