@@ -7,7 +7,7 @@
 //! of the batch. Their calls alternate.
 
 #[path = "../../transforms/plugins/testing/sample.rs"]
-mod sample;
+pub(crate) mod sample;
 #[path = "../../transforms/plugins/testing/src/work.rs"]
 mod work;
 

@@ -27,6 +27,7 @@ use crate::client::{self, LIMIT, PARTITIONS, StoredRecord};
 use crate::measure::{Sampling, median};
 use crate::peer::Bento;
 use crate::pipeline::{self, Run, alternate};
+use crate::plugin::sample;
 use crate::table::{Row, Target};
 
 /// The rows with peers.
@@ -40,20 +41,6 @@ const SAMPLE: u64 = 60_000;
 const TARGET: Target = Target::AtMostShare(0.2);
 /// Starts of a plugin in a round.
 const STARTS: usize = 20;
-
-/// A row of 300 bytes.
-fn record(number: u64) -> String {
-    format!(
-        "{{\"id\":\"request-{number:08}\",\"time\":\"2026-11-29T02:30:00.000Z\",\"host\":\"web-{}.example.org\",\"user\":{{\"name\":\
-         \"user-{:05}\",\"country\":\"DE\"}},\"method\":\"GET\",\"path\":\"/products/{}/reviews\",\"status\":{},\"ms\":{}.25,\
-         \"agent\":\"Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0\"}}",
-        number % 7,
-        number % 50_000,
-        number % 999,
-        200 + (number % 20) * 20,
-        number % 300,
-    )
-}
 
 /// A transform, in both languages.
 struct Mapping {
@@ -137,7 +124,7 @@ fn mapping_rows(kafka: &Kafka, sampling: Sampling, mapping: &Mapping) -> Result<
 /// A file of JSON lines.
 fn log(folder: &Path, name: &str, lines: u64) -> PathBuf {
     let path = folder.join(name).with_extension("log");
-    let sample: Vec<String> = (0..SAMPLE).map(record).collect();
+    let sample: Vec<String> = (0..SAMPLE).map(|number| sample::value(number as usize)).collect();
     let mut text = String::new();
     for line in sample.iter().cycle().take(lines as usize) {
         // Writing to a string cannot fail.
@@ -200,7 +187,7 @@ fn count_rows(kafka: &Kafka, sampling: Sampling) -> Result<[Row; 2], Skip> {
         .map(|number| {
             let status = 200 + (number % 20) * 20;
             let partition = (number % 20) as i32 % PARTITIONS;
-            StoredRecord::new(partition, record(number).into_bytes()).with_key(status.to_string())
+            StoredRecord::new(partition, sample::value(number as usize).into_bytes()).with_key(status.to_string())
         })
         .collect();
     let short = pipeline::backlog(kafka, "count-short", &sample, SHORT);

@@ -2,11 +2,12 @@
 //!
 //! The *reader* lets the source fill batches. The *writer* applies transforms, produces, and
 //! commits every `commit_interval` ([`CommitTimer`]). Both work in the stage's thread, one after
-//! the other. While the source has a backlog and there are processors for it, the reader has a
-//! thread of its own ([`read_ahead()`]): the next batch is filled while the last one is produced.
+//! the other. While the source has a backlog and there are processors for it, the reader works in a
+//! second thread ([`read_ahead()`]): the next batch is filled while the last one is produced.
 //! Without data the stage sleeps in the source, and a request to stop wakes it.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -194,27 +195,20 @@ struct Writer<'a> {
     error_limits: ErrorLimits,
 }
 
-/// Whether a run goes on.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Run {
-    GoesOn,
-    IsOver,
-}
-
 impl Writer<'_> {
     fn run(&mut self, mut reader: Reader<'_>) -> Result<()> {
         let mut spare = None;
         while !self.stop.is_set() {
             if reader.can_read_ahead() {
-                let run = read_ahead(&mut reader, |filled, returned| self.run_behind(&filled, &returned))?;
-                if run == Run::IsOver {
+                let flow = read_ahead(&mut reader, |filled, returned| self.run_behind(&filled, &returned))?;
+                if flow.is_break() {
                     return Ok(());
                 }
             } else {
                 let outcome = reader.next(spare.take(), self.commit_timer.due());
                 if let Some(filled) = outcome.transpose() {
-                    let (batch, run) = self.take(filled)?;
-                    if run == Run::IsOver {
+                    let (batch, flow) = self.take(filled)?;
+                    if flow.is_break() {
                         return Ok(());
                     }
                     spare = Some(batch);
@@ -225,28 +219,34 @@ impl Writer<'_> {
         self.commit()
     }
 
-    /// Takes the batches of a reader that has its own thread, until that ends.
-    fn run_behind(&mut self, filled: &Receiver<Result<Filled>>, returned: &Sender<SourceBatch>) -> Result<Run> {
+    /// Takes the batches of a reader in a second thread, until that ends. Breaks when the stage has
+    /// nothing left to do.
+    fn run_behind(
+        &mut self,
+        filled: &Receiver<Result<Filled>>,
+        returned: &Sender<SourceBatch>,
+    ) -> Result<ControlFlow<()>> {
         loop {
             match filled.recv_timeout(self.commit_timer.until_due(Duration::MAX)) {
                 Ok(filled) => {
-                    let (batch, run) = self.take(filled)?;
-                    if run == Run::IsOver {
-                        return Ok(run);
+                    let (batch, flow) = self.take(filled)?;
+                    if flow.is_break() {
+                        return Ok(flow);
                     }
                     // The reader may have ended; the memory is then released.
                     let _ = returned.send(batch);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Ok(Run::GoesOn),
+                Err(RecvTimeoutError::Disconnected) => return Ok(ControlFlow::Continue(())),
             }
             self.commit_if_due()?;
         }
     }
 
-    /// Produces a batch, and returns its memory. After an error of the source, the records before
-    /// it are committed: they are valid, and their position is known.
-    fn take(&mut self, filled: Result<Filled>) -> Result<(SourceBatch, Run)> {
+    /// Produces a batch, and returns its memory. Breaks when the stage has nothing left to do.
+    /// After an error of the source, the records before it are committed: they are valid, and their
+    /// position is known.
+    fn take(&mut self, filled: Result<Filled>) -> Result<(SourceBatch, ControlFlow<()>)> {
         let ready = filled.and_then(|filled| self.chain.ready().map(|()| filled));
         let Filled { mut batch, caught_up, _reservation } = match ready {
             Ok(filled) => filled,
@@ -266,9 +266,9 @@ impl Writer<'_> {
         batch.clear();
         if caught_up && self.context.until_idle {
             self.commit()?;
-            return Ok((batch, Run::IsOver));
+            return Ok((batch, ControlFlow::Break(())));
         }
-        Ok((batch, Run::GoesOn))
+        Ok((batch, ControlFlow::Continue(())))
     }
 
     fn commit_if_due(&mut self) -> Result<()> {

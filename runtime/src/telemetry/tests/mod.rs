@@ -219,12 +219,12 @@ fn nothing_waits_for_a_collector_that_hangs() {
     for _ in 0..traces {
         tracer.begin("commit", &fixture.stage).finish(&Ok(()));
     }
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     let dropped = fixture.counts.snapshot().spans_dropped;
     assert!((1..traces).contains(&dropped), "{dropped}");
     let stopping = Instant::now();
     fixture.telemetry.stop(&fixture.runtime);
-    assert!(stopping.elapsed() < LAST_REQUESTS + Duration::from_secs(20), "{:?}", stopping.elapsed());
+    assert!(stopping.elapsed() < LAST_REQUESTS + Duration::from_secs(2), "{:?}", stopping.elapsed());
     fixture.runtime.shutdown_background();
 }
 
